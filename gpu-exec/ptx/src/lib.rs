@@ -1,0 +1,1 @@
+//! Parses PTX and runs it on the CPU.

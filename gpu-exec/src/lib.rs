@@ -1,0 +1,1 @@
+//! Server side: supervisor, executors, devices.

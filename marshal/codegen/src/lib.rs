@@ -1,0 +1,1 @@
+//! Reads the catalogue of driver calls and generates code from it.

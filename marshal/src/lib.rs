@@ -1,0 +1,1 @@
+//! The catalogue of CUDA driver calls, their wire records, and module images.

@@ -1,0 +1,1 @@
+//! The replacement libnvidia-ml.so.1.

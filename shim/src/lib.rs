@@ -1,0 +1,1 @@
+//! The replacement libcuda.so.1.

@@ -1,0 +1,1 @@
+//! Moves opaque frames between two processes: TCP, shared memory, verbs, simulation.
