@@ -1,0 +1,136 @@
+//! What the two sides can choose, and the limits that they negotiate.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// Which backend a client takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// The best that both sides have.
+    #[default]
+    Auto,
+    /// TCP only.
+    Tcp,
+    /// Shared memory only: client and server on one host.
+    Shm,
+    /// RDMA only.
+    Verbs,
+}
+
+/// Sizes of one direction, announced in the handshake. The smaller `frame_bytes_max` of both
+/// sides holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest payload of one frame, and so of one record. A multiple of 8.
+    pub frame_bytes_max: u32,
+    /// Memory of the send ring: what may be unacknowledged at once. A power of two of at
+    /// least 64 KiB and at least twice `frame_bytes_max`.
+    pub ring_bytes: u32,
+    /// What the peer may send ahead of this side's handler. At least twice
+    /// `frame_bytes_max`.
+    pub window_bytes: u32,
+}
+
+impl Limits {
+    /// Checks that a session can work with these sizes.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.frame_bytes_max >= 64
+            && self.frame_bytes_max.is_multiple_of(8)
+            && self.frame_bytes_max <= 16 << 20
+            && self.ring_bytes.is_power_of_two()
+            && (1 << 16..=1 << 30).contains(&self.ring_bytes)
+            && u64::from(self.ring_bytes) >= 2 * u64::from(self.frame_bytes_max)
+            && self.window_bytes <= 1 << 30
+            && u64::from(self.window_bytes) >= 2 * u64::from(self.frame_bytes_max)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { frame_bytes_max: 256 << 10, ring_bytes: 1 << 20, window_bytes: 1 << 20 }
+    }
+}
+
+/// How an endpoint waits and gathers; the same on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// How long a wait polls before it sleeps.
+    pub spin: Duration,
+    /// How long a record may gather while something is in flight.
+    pub gather: Duration,
+    /// Gathered bytes that leave at once.
+    pub batch_bytes: u32,
+    /// Delay added to every round trip, for tests and measurements.
+    pub added_rtt: Duration,
+    /// How long [`crate::Endpoint::close`] waits for the peer to acknowledge what is pending.
+    pub close_timeout: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            spin: Duration::from_micros(60),
+            gather: Duration::from_micros(10),
+            batch_bytes: 32 << 10,
+            added_rtt: Duration::ZERO,
+            close_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a client needs to open a session.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// `host:port`, IPv4, IPv6 (`[::1]:7474`) or a name.
+    pub server: String,
+    /// Secret that the server checks.
+    pub token: Option<String>,
+    /// Opaque hello of the application, at most [`crate::PAYLOAD_BYTES_MAX`].
+    pub payload: Vec<u8>,
+    /// Bound on the whole of [`crate::connect`].
+    pub connect_timeout: Duration,
+    /// Which backend.
+    pub transport: TransportChoice,
+    /// Sizes.
+    pub limits: Limits,
+    /// Waiting and gathering.
+    pub tuning: Tuning,
+}
+
+impl ConnectOptions {
+    /// Defaults for a server.
+    #[must_use]
+    pub fn new(server: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            token: None,
+            payload: Vec::new(),
+            connect_timeout: Duration::from_secs(5),
+            transport: TransportChoice::default(),
+            limits: Limits::default(),
+            tuning: Tuning::default(),
+        }
+    }
+}
+
+/// What a listener allows.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenOptions {
+    /// A client that has not sent its hello by then is dropped.
+    pub handshake_timeout: Duration,
+    /// Connections that may be in their handshake at once; the oldest is dropped for a new one.
+    pub pending_max: usize,
+    /// Sizes offered to clients.
+    pub limits: Limits,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            pending_max: 256,
+            limits: Limits::default(),
+        }
+    }
+}
