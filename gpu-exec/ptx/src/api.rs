@@ -1,0 +1,220 @@
+//! The public types.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::error::{Fault, LoadError, PtxError};
+
+/// A compiled PTX module, independent of where its globals will live.
+#[derive(Debug)]
+pub struct Module {
+    pub(crate) kernels: Vec<KernelInfo>,
+    pub(crate) globals: Vec<GlobalInfo>,
+}
+
+impl Module {
+    /// Parses and compiles PTX text. Total: any input gives a module or an error.
+    ///
+    /// # Errors
+    /// Names the line and, inside a function, the instruction that cannot be compiled.
+    pub fn parse(_text: &str) -> Result<Self, PtxError> {
+        Err(PtxError::new(0, 0, "the compiler is not in place yet"))
+    }
+
+    /// The kernels (`.entry`) in the order of the text.
+    pub fn kernels(&self) -> impl Iterator<Item = &KernelInfo> {
+        self.kernels.iter()
+    }
+
+    /// The module-scope `.global` and `.const` variables in the order of the text.
+    pub fn globals(&self) -> impl Iterator<Item = &GlobalInfo> {
+        self.globals.iter()
+    }
+}
+
+/// What a launch needs to know about a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// Name as in the text (mangled for C++).
+    pub name: String,
+    /// Parameters in order.
+    pub params: Vec<ParamInfo>,
+    /// Size of the parameter image in bytes: end of the last parameter.
+    pub param_bytes: u32,
+    /// Static shared memory in bytes.
+    pub shared_static_bytes: u32,
+    /// Local memory of one thread in bytes.
+    pub local_bytes: u32,
+    /// Estimate of 32-bit registers per thread.
+    pub registers: u32,
+    /// Most threads a block may have (`.maxntid`, else 1024).
+    pub max_threads_per_block: u32,
+    /// The exact block shape that `.reqntid` asks for.
+    pub reqntid: Option<[u32; 3]>,
+}
+
+/// Place of one kernel parameter in the parameter image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Offset in bytes.
+    pub offset_bytes: u32,
+    /// Size in bytes.
+    pub size_bytes: u32,
+    /// Alignment in bytes.
+    pub align_bytes: u32,
+}
+
+/// Where a module-scope variable lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GlobalSpace {
+    /// `.global`: writable by kernels.
+    Global,
+    /// `.const`: read-only to kernels.
+    Const,
+}
+
+/// A module-scope variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GlobalInfo {
+    /// Name as in the text.
+    pub name: String,
+    /// Size in bytes; 0 for an `.extern` array without a size.
+    pub bytes: u64,
+    /// Alignment in bytes, a power of two.
+    pub align_bytes: u64,
+    /// Address space.
+    pub space: GlobalSpace,
+    /// Declared `.extern`: another module defines it.
+    pub external: bool,
+    /// Declared `.attribute(.managed)`.
+    pub managed: bool,
+    /// Initial bytes before relocation; shorter than `bytes` when the rest is zero.
+    pub init: Vec<u8>,
+}
+
+/// A module whose globals have addresses.
+#[derive(Debug)]
+pub struct LoadedModule {
+    _module: Arc<Module>,
+}
+
+impl LoadedModule {
+    /// Asks `place` for the address of every global (`.extern` ones too) and resolves
+    /// all references to them.
+    ///
+    /// # Errors
+    /// A global without an address, or at one that its alignment forbids.
+    pub fn load(
+        module: Arc<Module>,
+        _place: &mut dyn FnMut(&GlobalInfo) -> Option<u64>,
+    ) -> Result<Self, LoadError> {
+        Ok(Self { _module: module })
+    }
+
+    /// Initial images of all globals that this module defines: (address, bytes), zeros included,
+    /// relocations resolved. The caller writes them before the first launch.
+    pub fn images(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        std::iter::empty()
+    }
+
+    /// Address and size in bytes of a global.
+    pub fn global(&self, _name: &str) -> Option<(u64, u64)> {
+        None
+    }
+
+    /// A kernel by name.
+    pub fn kernel(&self, _name: &str) -> Option<Kernel> {
+        None
+    }
+}
+
+/// A kernel that can be launched. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    info: Arc<KernelInfo>,
+}
+
+impl Kernel {
+    /// What the kernel expects.
+    pub fn info(&self) -> &KernelInfo {
+        &self.info
+    }
+}
+
+/// An allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Whether kernels may write.
+    pub writable: bool,
+}
+
+/// The caller's allocations in device memory.
+///
+/// # Safety
+/// A range that [`find`](Self::find) returned must stay mapped readable (and writable, if it says so) in this
+/// process until the launch that was given this map has returned, and nothing in this process
+/// may hold a Rust reference into it during that time.
+pub unsafe trait MemoryMap: Send + Sync {
+    /// The allocation that contains `addr`. Called rarely: hits are cached per instruction.
+    fn find(&self, addr: u64) -> Option<Region>;
+}
+
+/// One kernel launch.
+#[derive(Clone)]
+pub struct Launch<'a> {
+    /// What to run.
+    pub kernel: &'a Kernel,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub dynamic_shared_bytes: u32,
+    /// The parameter image, laid out as [`KernelInfo::params`] says.
+    pub params: &'a [u8],
+    /// What the kernel may touch.
+    pub memory: Arc<dyn MemoryMap>,
+    /// Raise it to end the launch early with [`FaultKind::Cancelled`](crate::FaultKind::Cancelled).
+    pub cancel: Arc<AtomicBool>,
+    /// All blocks make progress together, so that they may wait for each other.
+    pub cooperative: bool,
+}
+
+/// What a finished launch did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchReport {
+    /// Instructions, counted once per thread that executed them.
+    pub thread_instructions: u64,
+    /// Bytes that `printf` wrote.
+    pub printf: Vec<u8>,
+    /// Wall time in nanoseconds.
+    pub elapsed_ns: u64,
+}
+
+/// Runs launches on a pool of worker threads, which start with the first launch that needs them.
+#[derive(Debug)]
+pub struct Engine {
+    _workers: usize,
+}
+
+impl Engine {
+    /// An engine that runs blocks on up to `workers` threads, the caller of [`launch`](Self::launch)
+    /// being one of them. Starts no thread.
+    pub fn new(workers: usize) -> Self {
+        Self {
+            _workers: workers.max(1),
+        }
+    }
+
+    /// Runs a kernel. Blocks until every block of the grid is done or one has faulted.
+    ///
+    /// # Errors
+    /// The first fault; blocks that had not started by then never run.
+    pub fn launch(&self, _launch: &Launch<'_>) -> Result<LaunchReport, Box<Fault>> {
+        Ok(LaunchReport::default())
+    }
+}
