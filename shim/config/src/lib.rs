@@ -1,0 +1,23 @@
+//! What the shim libraries and the `farcall` command are told: which server, which token, how many
+//! devices, how much memory.
+//!
+//! Environment variables ([`vars`]) come first, then one file ([`ClientConfig::load`] says which),
+//! then defaults. Reading it opens files and allocates; it is done once per process.
+//!
+//! Sizes ([`parse_size`]) and server addresses ([`parse_server`]) have one syntax everywhere.
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod address;
+mod error;
+mod file;
+mod load;
+mod size;
+mod values;
+pub mod vars;
+
+pub use address::{DEFAULT_PORT, DEFAULT_SERVER, parse_server};
+pub use error::ConfigError;
+pub use load::{ClientConfig, Origin};
+pub use size::{SizeError, format_size, parse_size};
+pub use values::{LogLevel, Secret, TraceTarget, Transport, parse_devices, read_token_file};

@@ -1,0 +1,228 @@
+//! Puts environment, file and defaults together.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::file::{self, ConfigFile, NumberOrText};
+use crate::{
+    ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
+    parse_server, parse_size, read_token_file, vars,
+};
+
+/// What a client process is told.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ClientConfig {
+    /// `HOST:PORT`.
+    pub server: String,
+    /// Who said so; for messages.
+    pub server_origin: Origin,
+    /// What the server checks.
+    pub token: Option<Secret>,
+    /// How many devices; `None` = all that the server gives.
+    pub devices: Option<u32>,
+    /// Device memory limit per device, in bytes; `None` = all.
+    pub memory_bytes: Option<u64>,
+    /// How long a wait polls before it sleeps; `None` = the transport's default.
+    pub spin: Option<Duration>,
+    /// Which transport.
+    pub transport: Transport,
+    /// What is logged.
+    pub log: LogLevel,
+    /// Where statistics go at exit.
+    pub stats: Option<PathBuf>,
+    /// Where the trace goes.
+    pub trace: Option<TraceTarget>,
+    /// Whether the steps of each call are traced too.
+    pub trace_steps: bool,
+    /// The configuration file that was read.
+    pub file: Option<PathBuf>,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// An environment variable, by name.
+    Variable(&'static str),
+    /// A file, by path.
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("the default"),
+            Self::Variable(name) => f.write_str(name),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl ClientConfig {
+    /// Reads the configuration of this process. Blocks on files, allocates.
+    ///
+    /// # Errors
+    /// See [`ClientConfig::load`].
+    pub fn from_process() -> Result<Self, ConfigError> {
+        // A value that is no UTF-8 is replaced, not dropped, so that it is refused by name.
+        Self::load(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// Reads variables through `env`, and one file: `$FARCALL_CONFIG`, else the first that exists of
+    /// `$XDG_CONFIG_HOME/farcall/client.toml` (or `$HOME/.config/...`) and `/etc/farcall/client.toml`.
+    /// A variable wins over the file; an empty one counts as unset.
+    ///
+    /// # Errors
+    /// A file that is named or exists cannot be read or has an unknown key, or a value cannot be used.
+    pub fn load(env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let env = |name: &str| env(name).filter(|value| !value.trim().is_empty());
+        let (path, file) = match file::find(&env)? {
+            Some((path, file)) => (Some(path), file),
+            None => (None, ConfigFile::default()),
+        };
+        let token = token(&env, path.as_deref(), &file)?;
+        let read = Reader {
+            env: &env,
+            path: path.as_deref(),
+        };
+        let server = read.setting(vars::SERVER, "server", file.server, parse_server)?;
+        let (server, server_origin) =
+            server.unwrap_or((DEFAULT_SERVER.to_owned(), Origin::Default));
+        let number = |value: Option<NumberOrText>| value.map(NumberOrText::into_text);
+        let size = |text: &str| parse_size(text).map_err(|error| error.to_string());
+        Ok(Self {
+            server,
+            server_origin,
+            token,
+            devices: read
+                .value(
+                    vars::DEVICES,
+                    "devices",
+                    number(file.devices),
+                    parse_devices,
+                )?
+                .flatten(),
+            memory_bytes: read.value(vars::MEMORY, "memory", number(file.memory), size)?,
+            spin: read.value(vars::SPIN_US, "spin_us", number(file.spin_us), parse_spin)?,
+            transport: read
+                .value(
+                    vars::TRANSPORT,
+                    "transport",
+                    file.transport,
+                    parse_transport,
+                )?
+                .unwrap_or_default(),
+            log: read
+                .value(vars::LOG, "log", file.log, parse_log)?
+                .unwrap_or_default(),
+            stats: env(vars::STATS).map(PathBuf::from),
+            trace: env(vars::TRACE).map(|text| TraceTarget::parse(&text)),
+            trace_steps: env(vars::TRACE_STEPS).is_some_and(|text| text != "0"),
+            file: path,
+        })
+    }
+}
+
+struct Reader<'a, E> {
+    env: &'a E,
+    path: Option<&'a Path>,
+}
+
+impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
+    fn value<T>(
+        &self,
+        variable: &'static str,
+        key: &str,
+        in_file: Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        Ok(self
+            .setting(variable, key, in_file, parse)?
+            .map(|(value, _)| value))
+    }
+
+    fn setting<T>(
+        &self,
+        variable: &'static str,
+        key: &str,
+        in_file: Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<(T, Origin)>, ConfigError> {
+        let (text, origin, name) = match ((self.env)(variable), in_file) {
+            (Some(text), _) => (text, Origin::Variable(variable), variable.to_owned()),
+            (None, Some(text)) => {
+                let path = self.path.unwrap_or(Path::new(""));
+                (
+                    text,
+                    Origin::File(path.to_owned()),
+                    format!("{}: {key}", path.display()),
+                )
+            }
+            (None, None) => return Ok(None),
+        };
+        match parse(&text) {
+            Ok(value) => Ok(Some((value, origin))),
+            Err(message) => Err(ConfigError::Value {
+                origin: name,
+                message,
+            }),
+        }
+    }
+}
+
+/// The variables' token wins over the file's, and a token over a token file.
+fn token(
+    env: &impl Fn(&str) -> Option<String>,
+    path: Option<&Path>,
+    file: &ConfigFile,
+) -> Result<Option<Secret>, ConfigError> {
+    if let Some(token) = env(vars::TOKEN) {
+        return Ok(Some(Secret::new(token.trim())));
+    }
+    if let Some(token_path) = env(vars::TOKEN_FILE) {
+        return read_token_file(Path::new(&token_path)).map(Some);
+    }
+    match (&file.token, &file.token_file) {
+        (Some(_), Some(_)) => Err(ConfigError::Value {
+            origin: path.unwrap_or(Path::new("")).display().to_string(),
+            message: "has both token and token_file; keep one of them".to_owned(),
+        }),
+        (Some(token), None) => Ok(Some(Secret::new(token.trim()))),
+        (None, Some(token_path)) => {
+            // A relative path means the same for every program that reads the file.
+            let directory = path.and_then(Path::parent).unwrap_or(Path::new(""));
+            read_token_file(&directory.join(token_path)).map(Some)
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Spinning longer than this burns a core for nothing.
+const SPIN_US_MAX: u64 = 1_000_000;
+
+fn parse_spin(text: &str) -> Result<Duration, String> {
+    match text.trim().parse::<u64>() {
+        Ok(us) if us <= SPIN_US_MAX => Ok(Duration::from_micros(us)),
+        _ => Err(format!(
+            "{text:?} is not a time in microseconds from 0 to {SPIN_US_MAX}"
+        )),
+    }
+}
+
+fn parse_transport(text: &str) -> Result<Transport, String> {
+    Transport::parse(text.trim())
+        .ok_or_else(|| format!("{text:?} is not one of {}", Transport::ALLOWED))
+}
+
+fn parse_log(text: &str) -> Result<LogLevel, String> {
+    LogLevel::parse(text.trim())
+        .ok_or_else(|| format!("{text:?} is not one of {}", LogLevel::ALLOWED))
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

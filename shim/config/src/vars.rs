@@ -1,0 +1,29 @@
+//! Names of the environment variables that farcall reads.
+#![forbid(unsafe_code)]
+
+/// Path of the configuration file to read instead of the usual ones.
+pub const CONFIG: &str = "FARCALL_CONFIG";
+/// `HOST:PORT` of the server.
+pub const SERVER: &str = "FARCALL_SERVER";
+/// Token that the server checks.
+pub const TOKEN: &str = "FARCALL_TOKEN";
+/// File that holds the token.
+pub const TOKEN_FILE: &str = "FARCALL_TOKEN_FILE";
+/// How many devices the program gets; `all` or a number.
+pub const DEVICES: &str = "FARCALL_DEVICES";
+/// Device memory that the program may use, per device; a size.
+pub const MEMORY: &str = "FARCALL_MEMORY";
+/// How long a waiting call polls before it sleeps, in microseconds.
+pub const SPIN_US: &str = "FARCALL_SPIN_US";
+/// `auto`, `tcp`, `shm` or `verbs`.
+pub const TRANSPORT: &str = "FARCALL_TRANSPORT";
+/// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+pub const LOG: &str = "FARCALL_LOG";
+/// File that gets the statistics, as JSON, at exit.
+pub const STATS: &str = "FARCALL_STATS";
+/// File that gets one JSON line per driver call; `-` is stderr.
+pub const TRACE: &str = "FARCALL_TRACE";
+/// `1`: trace the steps of each call as well.
+pub const TRACE_STEPS: &str = "FARCALL_TRACE_STEPS";
+/// Directory that holds the shim libraries; read by the `farcall` command.
+pub const LIB_DIR: &str = "FARCALL_LIB_DIR";
