@@ -50,8 +50,7 @@ pub(super) fn zstd_frames(stored: &[u8], expanded_bytes: usize) -> Result<Vec<u8
     {
         return Err(CORRUPT);
     }
-    let expanded =
-        zstd::bulk::decompress(stored, expanded_bytes).map_err(|_unspecific| CORRUPT)?;
+    let expanded = zstd::bulk::decompress(stored, expanded_bytes).map_err(|_unspecific| CORRUPT)?;
     if expanded.len() == expanded_bytes {
         Ok(expanded)
     } else {
@@ -64,12 +63,17 @@ const LZ4_RATIO_MAX: usize = 255;
 
 fn lz4(stored: &[u8], expanded_bytes: usize) -> Result<Vec<u8>, ImageError> {
     const CORRUPT: ImageError = ImageError::CorruptCompression { what: "LZ4" };
-    if expanded_bytes > stored.len().saturating_mul(LZ4_RATIO_MAX).saturating_add(64) {
+    if expanded_bytes
+        > stored
+            .len()
+            .saturating_mul(LZ4_RATIO_MAX)
+            .saturating_add(64)
+    {
         return Err(CORRUPT);
     }
     let mut expanded = vec![0; expanded_bytes];
-    let written = lz4_flex::block::decompress_into(stored, &mut expanded)
-        .map_err(|_unspecific| CORRUPT)?;
+    let written =
+        lz4_flex::block::decompress_into(stored, &mut expanded).map_err(|_unspecific| CORRUPT)?;
     if written == expanded_bytes {
         Ok(expanded)
     } else {

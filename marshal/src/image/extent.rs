@@ -56,15 +56,17 @@ pub fn extent(prefix: &[u8]) -> Result<Extent, ImageError> {
     }
 }
 
-/// Whether an image that begins so is text. PTX may begin with blank lines and comments.
+/// Whether an image that begins so is text. PTX may begin with blank lines and comments, and a
+/// text may be shorter than the four bytes that are looked at.
 pub(super) fn looks_like_text(prefix: &[u8]) -> bool {
-    let shown = prefix.iter().take(TEXT_PROBE_BYTES);
-    let mut text = shown.take_while(|&&byte| byte != 0).peekable();
-    text.peek().is_some()
-        && text.all(|&byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || byte >= 0x80)
+    let mut text = prefix
+        .iter()
+        .take(4)
+        .take_while(|&&byte| byte != 0)
+        .peekable();
+    text.peek().is_some() && text.all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
 }
 
-const TEXT_PROBE_BYTES: usize = 64;
 const LTO_IR_MAGIC: u32 = 0x7f4e_43ed;
 const LLVM_BITCODE_MAGIC: u32 = 0xdec0_4342;
 
@@ -99,22 +101,21 @@ fn elf_extent(prefix: &[u8]) -> Result<Extent, ImageError> {
     let Some(header) = elf::Header::read(prefix)? else {
         return Ok(Extent::NeedMore(elf::HEADER_BYTES));
     };
-    // The section table is at the end, or close to it, and sections can lie beyond it.
-    let Some(sections_end) = header.sections_end(prefix) else {
-        let first_end = header.first_section_end();
-        return need(prefix, "the first section header", first_end);
+    let Some(count) = header.section_count(prefix) else {
+        return total("a section header", header.table_end(1)).map(more);
     };
-    let sections_end = sections_end?;
-    let Some(table) = prefix.get(..sections_end) else {
-        return need(prefix, "the section table", Some(sections_end as u64));
-    };
-    total("a cubin", header.file_end(table))
+    // The section table is at the end, or close to it.
+    let table_end = total("a section table", header.table_end(count))?;
+    match table_end {
+        Extent::Total(bytes) if bytes > prefix.len() => Ok(Extent::NeedMore(bytes)),
+        _ => total("a cubin", header.file_end(prefix, count)),
+    }
 }
 
-fn need(prefix: &[u8], what: &'static str, end: Option<u64>) -> Result<Extent, ImageError> {
-    match total(what, end)? {
-        Extent::Total(bytes) if bytes > prefix.len() => Ok(Extent::NeedMore(bytes)),
-        _ => Err(ImageError::Malformed { what }),
+fn more(extent: Extent) -> Extent {
+    match extent {
+        Extent::Total(bytes) => Extent::NeedMore(bytes),
+        other => other,
     }
 }
 
