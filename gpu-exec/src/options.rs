@@ -1,0 +1,128 @@
+//! What a server is told at its start.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Which device the administrator asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU; an error if there is none. Never `soft` by itself.
+    #[default]
+    Auto,
+    /// The real driver.
+    Cuda,
+    /// The CPU device that runs PTX.
+    Soft,
+    /// Memory works, kernels do nothing.
+    Null,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cuda" => Ok(Self::Cuda),
+            "soft" => Ok(Self::Soft),
+            "null" => Ok(Self::Null),
+            other => Err(format!("no device `{other}`: it is one of auto, cuda, soft, null")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cuda => "cuda",
+            Self::Soft => "soft",
+            Self::Null => "null",
+        })
+    }
+}
+
+/// Which device serves. The numbers travel in `session_welcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u32)]
+pub enum DeviceKind {
+    /// The real driver.
+    Cuda = 1,
+    /// The CPU device that runs PTX.
+    Soft = 2,
+    /// Memory works, kernels do nothing.
+    Null = 3,
+}
+
+impl DeviceKind {
+    /// From its number in `session_welcome`.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::Cuda, Self::Soft, Self::Null].into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cuda => "cuda",
+            Self::Soft => "soft",
+            Self::Null => "null",
+        })
+    }
+}
+
+/// What a server offers, to whom, and how much of it.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// `host:port`; port 0 takes any free one.
+    pub listen: String,
+    /// Which device serves.
+    pub device: DeviceChoice,
+    /// How many devices: all GPUs, or one soft or null device, where it is `None`.
+    pub device_count: Option<u32>,
+    /// Memory of each soft or null device in bytes. `None`: half of the host's memory, shared evenly.
+    pub memory_bytes: Option<u64>,
+    /// Secret that clients must show.
+    pub token: Option<String>,
+    /// Sessions at once.
+    pub sessions_max: u32,
+    /// Executors that stand ready for the next session.
+    pub warm_executors: u32,
+    /// Name that clients see; the host's name by default.
+    pub server_name: String,
+    /// Where modules are kept across sessions. `None`: `$XDG_CACHE_HOME/farcall/modules`, else below
+    /// `$HOME/.cache`, else a directory of this server's own.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes of modules kept; the least recently used go first. 0 keeps none.
+    pub cache_bytes_max: u64,
+    /// Program and arguments that start an executor; `None`: this program with
+    /// [`crate::EXECUTOR_COMMAND`].
+    pub executor: Option<Vec<OsString>>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7474".to_owned(),
+            device: DeviceChoice::Auto,
+            device_count: None,
+            memory_bytes: None,
+            token: None,
+            sessions_max: 64,
+            warm_executors: 2,
+            server_name: host_name(),
+            cache_dir: None,
+            cache_bytes_max: 2 << 30,
+            executor: None,
+        }
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "farcall".to_owned())
+}
