@@ -100,3 +100,8 @@ venv() {
 
 # site_packages NAME: where that environment's packages lie.
 site_packages() { echo "$CACHE/$1"/lib/python3*/site-packages; }
+
+# target_dir: where cargo puts what it builds.
+target_dir() {
+    cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
