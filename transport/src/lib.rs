@@ -1,11 +1,30 @@
 //! Moves opaque frames between two processes: TCP, shared memory, verbs, simulation.
-mod error;
-mod options;
-mod skeleton;
+//!
+//! A client calls [`connect`]; a server takes connections from a [`Listener`] and makes
+//! sessions of them with [`Endpoint::adopt`], perhaps in another process. Both sides then hold
+//! an [`Endpoint`]: records appended on one side arrive at the other side's [`Handler`] in
+//! order, exactly once, in whole frames. Large buffers go beside them, on the bulk plane.
 
-pub use error::*;
-pub use options::*;
-pub use skeleton::*;
+mod connect;
+mod endpoint;
+mod error;
+mod handshake;
+mod listener;
+mod num;
+mod options;
+pub mod session;
+mod stream;
+mod sys;
+
+pub use connect::connect;
+pub use endpoint::{BulkDone, Endpoint, Handler, Seq, Stats};
+pub use error::{
+    AcceptError, AdoptError, BulkError, CloseReason, ConnectError, HelloError, RefuseCode,
+    SendError, Violation, WaitError,
+};
+pub use handshake::{SessionId, constant_time_eq};
+pub use listener::{Incoming, IncomingKind, Listener};
+pub use options::{ConnectOptions, Limits, ListenOptions, TransportChoice, Tuning};
 
 /// Version of the handshake and of the frames.
 pub const PROTOCOL_VERSION: u16 = 1;

@@ -1,0 +1,86 @@
+//! Whole messages over a stream, with a deadline: only for handshakes.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::error::RefuseCode;
+use crate::handshake::ServerHead;
+use crate::stream::{Stream, recv_into};
+use crate::stream::tcp::TcpStream;
+use crate::sys::poll::PollSet;
+
+/// Bound where the caller gives none: a peer that takes nothing must not hold us.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Sends all parts.
+///
+/// # Errors
+/// `TimedOut`, or the stream's error.
+pub(crate) fn send_all(
+    stream: &dyn Stream,
+    parts: &[&[u8]],
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + DEADLINE_DEFAULT);
+    let bytes = parts.concat();
+    let mut at = 0;
+    while at < bytes.len() {
+        match stream.send(&[IoSlice::new(&bytes[at..])]) {
+            Ok(sent) => at += sent,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                sleep(stream, false, deadline)?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Fills the buffer.
+///
+/// # Errors
+/// `TimedOut`, `UnexpectedEof`, or the stream's error.
+pub(crate) fn recv_exact(
+    stream: &dyn Stream,
+    buffer: &mut [u8],
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + DEADLINE_DEFAULT);
+    let mut at = 0;
+    while at < buffer.len() {
+        let rest = &mut buffer[at..];
+        match recv_into(stream, rest) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => at += got,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => sleep(stream, true, deadline)?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Tells a connection that names a session without the right to it that there is none.
+pub(crate) fn refuse_quietly(fd: OwnedFd) {
+    let message = b"no such session";
+    let head = ServerHead::refusal(RefuseCode::SESSION, 15);
+    if let Ok(stream) = TcpStream::new(fd, None) {
+        // Fits any fresh socket's buffer; a peer that is gone needs no answer.
+        let _ = stream.send(&[IoSlice::new(&head.bytes()), IoSlice::new(message)]);
+        stream.shutdown();
+    }
+}
+
+fn sleep(stream: &dyn Stream, read: bool, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut set = PollSet::new();
+    if stream.arm(&mut set, read, !read) {
+        set.wait(Some(left))?;
+    }
+    stream.disarm();
+    Ok(())
+}

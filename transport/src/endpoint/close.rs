@@ -1,0 +1,103 @@
+//! The end of a session, whoever brings it about.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
+use std::time::{Duration, Instant};
+
+use super::send::CTL_CLOSE;
+use super::stats::Flush;
+use super::{Endpoint, Shared};
+use crate::error::CloseReason;
+
+/// How long to wait for the flusher thread to notice that it should end.
+const FLUSHER_PATIENCE: Duration = Duration::from_millis(200);
+
+impl Endpoint {
+    /// Ends the session: sends what is pending, waits until the peer has it (at most
+    /// [`crate::Tuning::close_timeout`]), says goodbye. Other threads' calls end with
+    /// [`CloseReason::Local`]. Calling it again does nothing.
+    ///
+    /// Fit for `atexit` handlers: waits for no thread that may be gone. From inside a handler
+    /// it does not wait for the peer.
+    pub fn close(&self) {
+        let shared = &*self.shared;
+        if !shared.mark.is_set() {
+            return;
+        }
+        if !shared.closing.swap(true, AcqRel) && self.check().is_ok() {
+            self.transmit(Flush::Forced);
+            if !shared.rx.is_mine() {
+                let deadline = Instant::now() + shared.tuning.close_timeout;
+                let mut drained = || shared.is_drained();
+                let result = self.wait_core(&mut drained, false, Some(deadline));
+                if result.is_err() && self.check().is_ok() {
+                    log::warn!(
+                        "session {}: closed with {} bytes that the peer did not acknowledge",
+                        shared.session,
+                        shared.unacked_bytes()
+                    );
+                }
+            }
+            if self.check().is_ok() {
+                self.send_control(CTL_CLOSE);
+                shared.stream.shutdown();
+                self.fail(CloseReason::Local);
+            }
+        }
+        if !shared.rx.is_mine() {
+            self.stop_flusher(FLUSHER_PATIENCE);
+        }
+    }
+
+    /// Why the session is over, if it is.
+    #[must_use]
+    pub fn closed(&self) -> Option<CloseReason> {
+        self.check().err()
+    }
+
+    /// Ends the session at once, for the first reason given.
+    pub(super) fn fail(&self, why: CloseReason) {
+        let shared = &*self.shared;
+        let graceful = matches!(why, CloseReason::Local);
+        if shared.reason.set(why.clone()).is_err() {
+            return;
+        }
+        // SYNC: Release pairs with the Acquire in `check`.
+        shared.closed.store(true, Release);
+        if !graceful {
+            shared.stream.shutdown();
+        }
+        self.fail_bulk(&why);
+        shared.events.advance();
+        self.wake_leader();
+        if let Some(trailing) = &shared.trailing {
+            trailing.wake();
+        }
+        shared.handler.on_closed(self, &why);
+    }
+}
+
+impl Shared {
+    /// The reason, once `closed` is set.
+    pub(super) fn reason(&self) -> CloseReason {
+        self.reason.get().cloned().unwrap_or(CloseReason::Local)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // SYNC: AcqRel as for any count of owners: the last one sees what the others did.
+        if !self.counted || self.shared.handles.fetch_sub(1, AcqRel) != 1 {
+            return;
+        }
+        if !self.shared.mark.is_set() {
+            return;
+        }
+        // The flusher must not be the one to run this: it holds an uncounted handle only.
+        debug_assert!(Arc::strong_count(&self.shared) > 0);
+        self.shared.handles.store(1, Relaxed);
+        self.close();
+        self.shared.handles.store(0, SeqCst);
+    }
+}

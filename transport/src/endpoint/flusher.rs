@@ -1,0 +1,258 @@
+//! The trailing edge: a thread of the client that sends what gathered when the program makes
+//! no further call, and receives when nobody waits. It sleeps when there is nothing to do.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::stats::Flush;
+use super::Endpoint;
+use crate::sys::event::EventFd;
+use crate::sys::poll::{IN, PollSet, precise_timers};
+
+/// While the program is active, how often to look for frames that nobody waits for.
+const TICK: Duration = Duration::from_millis(10);
+/// The same while bulk data is expected.
+const TICK_BULK: Duration = Duration::from_millis(1);
+/// Rounds without work before a busy flusher sleeps again: waking it costs a system call.
+const LINGER_ROUNDS: u32 = 20;
+
+const ASLEEP: u32 = 0;
+const AWAKE: u32 = 1;
+/// Asleep until the present leader leaves.
+const DELEGATED: u32 = 2;
+
+/// What the flusher shares with the threads that kick it.
+#[derive(Debug)]
+pub(super) struct Trailing {
+    state: AtomicU32,
+    wake: EventFd,
+    stop: AtomicBool,
+    exited: AtomicBool,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Counts turns at leading, to tell an active program from a quiet one.
+    activity: AtomicU64,
+}
+
+impl Trailing {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            state: AtomicU32::new(ASLEEP),
+            wake: EventFd::new()?,
+            stop: AtomicBool::new(false),
+            exited: AtomicBool::new(false),
+            thread: Mutex::new(None),
+            activity: AtomicU64::new(0),
+        })
+    }
+}
+
+impl Trailing {
+    /// Makes the flusher look at everything again.
+    pub(super) fn wake(&self) {
+        self.wake.set();
+    }
+
+    /// A thread of the program leads. Called by the leader only.
+    pub(super) fn note_activity(&self) {
+        self.activity.store(self.activity.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+impl Endpoint {
+    pub(super) fn start_flusher(&self) -> io::Result<()> {
+        let own = Self { shared: Arc::clone(&self.shared), counted: false };
+        let thread = std::thread::Builder::new()
+            .name("farcall-flush".into())
+            .stack_size(256 << 10)
+            .spawn(move || own.flusher_loop())?;
+        if let Some(trailing) = &self.shared.trailing {
+            *trailing.thread.lock() = Some(thread);
+        }
+        Ok(())
+    }
+
+    /// Makes whoever looks after trailing edges look.
+    pub(super) fn kick_trailing(&self) {
+        let Some(trailing) = &self.shared.trailing else {
+            return self.wake_leader();
+        };
+        // SYNC: Dekker with the flusher's going to sleep: it sets ASLEEP, then looks for work.
+        fence(SeqCst);
+        if trailing.state.load(SeqCst) != AWAKE && trailing.state.swap(AWAKE, SeqCst) != AWAKE {
+            trailing.wake.set();
+        }
+    }
+
+    /// After leadership was dropped: someone who waits should take it, and a flusher that
+    /// relied on the leader looks after the connection again.
+    pub(super) fn release_lead(&self) {
+        self.shared.events.advance();
+        if let Some(trailing) = &self.shared.trailing
+            && trailing.state.load(SeqCst) == DELEGATED
+        {
+            self.kick_trailing();
+        }
+    }
+
+    /// Ends the flusher thread and waits for it a little. A thread that the end of the process
+    /// took away already is not waited for.
+    pub(super) fn stop_flusher(&self, patience: Duration) {
+        let Some(trailing) = &self.shared.trailing else { return };
+        trailing.stop.store(true, SeqCst);
+        trailing.wake.set();
+        let Some(thread) = trailing.thread.lock().take() else { return };
+        if thread.thread().id() == std::thread::current().id() {
+            return;
+        }
+        let deadline = Instant::now() + patience;
+        while !trailing.exited.load(Acquire) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        if trailing.exited.load(Acquire) {
+            // It has nothing left to do but return.
+            let _ = thread.join();
+        }
+    }
+
+    fn flusher_loop(&self) {
+        precise_timers();
+        let Some(trailing) = &self.shared.trailing else { return };
+        let mut quiet_rounds = 0;
+        let mut seen_activity = 0;
+        while !trailing.stop.load(SeqCst) {
+            if self.trailing_round() {
+                quiet_rounds = 0;
+                continue;
+            }
+            quiet_rounds += 1;
+            if quiet_rounds < LINGER_ROUNDS && trailing.state.load(SeqCst) == AWAKE {
+                self.nap(self.shared.tuning.gather, false);
+                continue;
+            }
+            trailing.state.store(ASLEEP, SeqCst);
+            fence(SeqCst);
+            if !self.has_trailing_work() {
+                let activity = trailing.activity.load(Relaxed);
+                let active = activity != seen_activity;
+                seen_activity = activity;
+                self.long_sleep(active);
+            }
+            if trailing.state.load(SeqCst) == AWAKE {
+                quiet_rounds = 0;
+            }
+        }
+        trailing.exited.store(true, SeqCst);
+    }
+
+    fn has_trailing_work(&self) -> bool {
+        self.shared.gathered.load(SeqCst) || self.shared.want_write.load(SeqCst)
+    }
+
+    /// Waits for the acknowledgement or the end of the gathering time, then sends. Returns
+    /// whether there was anything to do.
+    fn trailing_round(&self) -> bool {
+        let shared = &*self.shared;
+        if shared.closed.load(Acquire) || !self.has_trailing_work() {
+            return false;
+        }
+        let start = Instant::now();
+        while self.has_trailing_work() && start.elapsed() < shared.tuning.gather {
+            // Receiving the acknowledgement sends what gathered.
+            let moved = matches!(self.poll(), Ok(true));
+            if !moved && shared.gathered.load(Acquire) {
+                let left = shared.tuning.gather.saturating_sub(start.elapsed());
+                self.nap(left, true);
+            } else if shared.want_write.load(SeqCst) {
+                self.nap(TICK, true);
+                self.transmit(Flush::Forced);
+            }
+        }
+        self.flush_for(Flush::Timer);
+        true
+    }
+
+    /// Sleeps for a moment; with `socket` also until the connection moves, if nobody leads.
+    fn nap(&self, time: Duration, socket: bool) {
+        let shared = &*self.shared;
+        let Some(trailing) = &shared.trailing else { return };
+        let mut set = PollSet::new();
+        set.add(trailing.wake.raw(), IN);
+        let watch = socket && !shared.rx.is_held();
+        let write = shared.want_write.load(SeqCst);
+        let idle = !(watch || write) || shared.stream.arm(&mut set, watch, write);
+        if idle {
+            let _ = set.wait(Some(time));
+        }
+        if watch || write {
+            shared.stream.disarm();
+            self.pass_on();
+        }
+        if set.ready(0) {
+            trailing.wake.clear();
+        }
+    }
+
+    /// Sleeps until kicked. While the program is `active`, its own threads receive, and this
+    /// one only looks now and then; when it has gone quiet, the connection is watched.
+    fn long_sleep(&self, active: bool) {
+        let shared = &*self.shared;
+        let Some(trailing) = &shared.trailing else { return };
+        let mut set = PollSet::new();
+        set.add(trailing.wake.raw(), IN);
+        let bulk = shared.bulk_posted.load(Relaxed) > 0;
+        let over = shared.closed.load(SeqCst);
+        let delegated = !active && !over && self.delegate(trailing);
+        let watch = !active && !over && !delegated;
+        let idle = if watch {
+            self.acknowledge();
+            shared.stream.arm(&mut set, true, false)
+        } else {
+            true
+        };
+        let timeout = match (active && !over, bulk && !over) {
+            (_, true) => Some(TICK_BULK),
+            (true, false) => Some(TICK),
+            (false, false) => None,
+        };
+        if idle {
+            let _ = set.wait(timeout);
+        }
+        if watch {
+            shared.stream.disarm();
+        }
+        if set.ready(0) {
+            trailing.wake.clear();
+        }
+        if !shared.closed.load(SeqCst) && !shared.rx.is_held() {
+            let _ = self.poll();
+        } else if watch {
+            self.pass_on();
+        }
+    }
+
+    /// Leaves the connection to a thread that leads already. False if there is none.
+    fn delegate(&self, trailing: &Trailing) -> bool {
+        if !self.shared.rx.is_held() {
+            return false;
+        }
+        let delegated =
+            trailing.state.compare_exchange(ASLEEP, DELEGATED, SeqCst, SeqCst).is_ok();
+        // SYNC: Dekker with `release_lead`: it drops the lead, then looks for DELEGATED.
+        fence(SeqCst);
+        // A kick meanwhile makes the wake descriptor readable: no sleep then either.
+        delegated && self.shared.rx.is_held()
+    }
+
+    /// A wake-up that this thread took may have been meant for a leader that sleeps.
+    fn pass_on(&self) {
+        if self.shared.rx.is_held() {
+            self.wake_leader();
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! One session between two processes, from either side.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::{io, thread};
+
+use parking_lot::Mutex;
+
+use crate::error::{AdoptError, CloseReason};
+use crate::handshake::{Handover, HandoverKind, SessionId, SessionKey};
+use crate::num::{to_u64, to_usize};
+use crate::options::{Limits, Tuning};
+use crate::session::{Receiver, Sender};
+use crate::stream::Stream;
+use crate::sys::event::{EventCount, EventFd};
+use crate::sys::fork::ForkMark;
+use crate::sys::lead::LeadCell;
+use crate::sys::mirror::Mirror;
+
+mod bulk;
+mod bulk_wire;
+mod close;
+mod flusher;
+mod memory;
+mod receive;
+mod send;
+mod stats;
+mod wait;
+
+pub use bulk::BulkDone;
+pub(crate) use bulk::BulkConnector;
+pub use stats::Stats;
+
+use bulk::{BulkIn, BulkOut};
+use receive::Rx;
+use send::{Tx, Wire};
+use stats::Counters;
+
+/// Receives what the peer sends. Called by whichever thread receives, one call at a time per
+/// endpoint.
+pub trait Handler: Send + Sync {
+    /// One frame: 8-byte aligned, length a multiple of 8, borrowed until return. It holds the
+    /// records that the peer gathered, one after the other. May append, flush and `bulk_send`
+    /// on `endpoint`, also when that has to wait for room, but not wait for further frames.
+    fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]);
+
+    /// The session is over. Called once, perhaps from inside a call that noticed it.
+    fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
+        let _ = (endpoint, why);
+    }
+}
+
+/// Position in the stream just after a record; compare it with [`Endpoint::acked`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// A session. Clones share it; it closes when the last clone goes, or at
+/// [`Endpoint::close`].
+///
+/// # Thread safety
+/// Every method may be called from every thread at once. There is no receive thread on the
+/// path of a call: one of the threads that wait receives for all.
+///
+/// # Fork
+/// In a forked child every call fails with [`CloseReason::Forked`] and touches nothing that
+/// the parent uses.
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    /// Whether this handle keeps the session open (the flusher's does not).
+    counted: bool,
+}
+
+pub(crate) struct Shared {
+    mark: ForkMark,
+    tuning: Tuning,
+    single_cpu: bool,
+    /// Acknowledge as soon as nothing more is there, not only before sleeping.
+    prompt_ack: bool,
+    session: SessionId,
+    key: SessionKey,
+    frame_bytes_max: u32,
+    window_bytes: u64,
+    handler: Arc<dyn Handler>,
+    stream: Arc<dyn Stream>,
+
+    /// Set with `reason`; read by every call.
+    closed: AtomicBool,
+    closing: AtomicBool,
+    reason: OnceLock<CloseReason>,
+    /// Sending failed; the receive side decides what that means.
+    send_error: OnceLock<CloseReason>,
+    handles: AtomicUsize,
+
+    // Sending: `tx` is held for the length of a memory copy, `wire` during system calls.
+    tx_ring: Mirror,
+    tx: Mutex<Tx>,
+    wire: Mutex<Wire>,
+    /// Sent up to here: the kernel is done with the ring's bytes before.
+    sent: AtomicU64,
+    /// Records are gathered that nobody has sent.
+    gathered: AtomicBool,
+    /// Someone wanted to transmit while another did.
+    again: AtomicBool,
+    /// The stream took less than there is.
+    want_write: AtomicBool,
+    /// Control frames to send: `send::CTL_*`.
+    control: AtomicU32,
+    pong: AtomicU64,
+
+    // Receiving.
+    rx_ring: Mirror,
+    rx: LeadCell<Rx>,
+    /// What the next header tells the peer; written by the leader.
+    rx_ack: AtomicU64,
+    rx_credit: AtomicU64,
+    /// What the peer was last told; written under `tx`.
+    told_ack: AtomicU64,
+    told_credit: AtomicU64,
+
+    // Waiting.
+    events: EventCount,
+    wake: EventFd,
+    leader_sleeps: AtomicBool,
+    trailing: Option<flusher::Trailing>,
+
+    bulk_out: Mutex<BulkOut>,
+    bulk_in: Mutex<BulkIn>,
+    /// Destinations that wait for data.
+    bulk_posted: AtomicUsize,
+    bulk_stalled: AtomicBool,
+
+    counters: Counters,
+}
+
+/// What both sides agreed on, from one side's view.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Agreed {
+    pub(crate) session: SessionId,
+    pub(crate) key: SessionKey,
+    pub(crate) local: Limits,
+    pub(crate) remote: Limits,
+}
+
+/// Room in the receive ring beyond the window, for control frames between data frames.
+const CONTROL_RESERVE_BYTES: usize = 64 << 10;
+
+impl Endpoint {
+    /// Makes a session on a connection whose handshake is done.
+    pub(crate) fn start(
+        stream: Arc<dyn Stream>,
+        agreed: &Agreed,
+        tuning: &Tuning,
+        handler: Arc<dyn Handler>,
+        connector: Option<BulkConnector>,
+    ) -> io::Result<Self> {
+        let client = connector.is_some();
+        let frame_bytes_max = agreed.local.frame_bytes_max.min(agreed.remote.frame_bytes_max);
+        let window_bytes = u64::from(agreed.local.window_bytes);
+        let ring_bytes = agreed.local.ring_bytes as usize;
+        let rx_bytes = (to_usize(window_bytes) + CONTROL_RESERVE_BYTES).next_power_of_two();
+        let credit = u64::from(agreed.remote.window_bytes);
+        let shared = Arc::new(Shared {
+            mark: ForkMark::current(),
+            tuning: *tuning,
+            single_cpu: thread::available_parallelism().is_ok_and(|n| n.get() == 1),
+            prompt_ack: !client,
+            session: agreed.session,
+            key: agreed.key,
+            frame_bytes_max,
+            window_bytes,
+            handler,
+            stream: Arc::clone(&stream),
+            closed: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            reason: OnceLock::new(),
+            send_error: OnceLock::new(),
+            handles: AtomicUsize::new(1),
+            tx_ring: Mirror::new(ring_bytes)?,
+            tx: Mutex::new(Tx::new(Sender::new(to_u64(ring_bytes), credit, frame_bytes_max))),
+            wire: Mutex::new(Wire::new(Arc::clone(&stream))),
+            sent: AtomicU64::new(0),
+            gathered: AtomicBool::new(false),
+            again: AtomicBool::new(false),
+            want_write: AtomicBool::new(false),
+            control: AtomicU32::new(0),
+            pong: AtomicU64::new(0),
+            rx_ring: Mirror::new(rx_bytes)?,
+            rx: LeadCell::new(Rx::new(stream, Receiver::new(window_bytes))),
+            rx_ack: AtomicU64::new(0),
+            rx_credit: AtomicU64::new(window_bytes),
+            told_ack: AtomicU64::new(0),
+            told_credit: AtomicU64::new(window_bytes),
+            events: EventCount::default(),
+            wake: EventFd::new()?,
+            leader_sleeps: AtomicBool::new(false),
+            trailing: if client { Some(flusher::Trailing::new()?) } else { None },
+            bulk_out: Mutex::new(BulkOut::new(connector)),
+            bulk_in: Mutex::new(BulkIn::default()),
+            bulk_posted: AtomicUsize::new(0),
+            bulk_stalled: AtomicBool::new(false),
+            counters: Counters::default(),
+        });
+        let endpoint = Self { shared, counted: true };
+        if client {
+            endpoint.start_flusher()?;
+        }
+        Ok(endpoint)
+    }
+
+    /// Server side, in the executor: makes the session of a new client. `fd` and `state` come
+    /// from [`crate::Incoming::into_parts`]; `welcome` is the application's answer to the
+    /// client's payload.
+    ///
+    /// Blocks for as long as the answer takes to leave (a full socket buffer at worst).
+    ///
+    /// # Errors
+    /// [`AdoptError`].
+    pub fn adopt(
+        fd: OwnedFd,
+        state: &[u8],
+        welcome: &[u8],
+        tuning: &Tuning,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, AdoptError> {
+        let handover = Handover::decode(state)?;
+        if handover.kind != HandoverKind::New {
+            return Err(AdoptError::WrongSession);
+        }
+        let stream = handover.welcome(fd, welcome)?;
+        Ok(Self::start(stream, &handover.agreed, tuning, handler, None)?)
+    }
+
+    /// Everything before this position has arrived at the peer.
+    #[must_use]
+    pub fn acked(&self) -> Seq {
+        if !self.shared.mark.is_set() {
+            return Seq(0);
+        }
+        Seq(self.shared.tx.lock().sender.acked())
+    }
+
+    /// Which backend carries the session: `tcp`, `shm`, ...
+    #[must_use]
+    pub fn transport_name(&self) -> &'static str {
+        self.shared.stream.name()
+    }
+
+    /// The peer's address, if it has one.
+    #[must_use]
+    pub fn peer(&self) -> Option<std::net::SocketAddr> {
+        self.shared.stream.peer()
+    }
+
+    /// The session's name, the same on both sides.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.shared.session
+    }
+
+    /// Largest record, in bytes.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> usize {
+        self.shared.frame_bytes_max as usize
+    }
+
+    /// For a `pthread_atfork` child handler. Not needed for safety, as endpoints notice a fork
+    /// themselves; but a child that lives on without exec keeps the connection's descriptors
+    /// open, and the server would not notice the parent's death. This lets go of them.
+    /// Async-signal-safe.
+    pub fn after_fork_child(&self) {
+        let shared = &self.shared;
+        shared.mark.clear();
+        shared.stream.abandon();
+    }
+}
+
+impl Clone for Endpoint {
+    fn clone(&self) -> Self {
+        self.shared.handles.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(&self.shared), counted: true }
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("session", &self.shared.session)
+            .field("transport", &self.shared.stream.name())
+            .finish_non_exhaustive()
+    }
+}

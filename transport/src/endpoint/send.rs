@@ -1,0 +1,401 @@
+//! Appending records, and getting them onto the wire.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::fence;
+use std::time::Instant;
+
+use parking_lot::MutexGuard;
+
+use super::stats::Flush;
+use super::{Endpoint, Seq, Shared};
+use crate::error::{CloseReason, SendError, Violation, WaitError};
+use crate::num::{to_u64, to_usize};
+use crate::session::{Claim, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Sender};
+use crate::stream::Stream;
+
+/// Send an acknowledgement alone.
+pub(super) const CTL_ACK: u32 = 1;
+/// Answer a ping.
+pub(super) const CTL_PONG: u32 = 2;
+/// Say that the stream ends.
+pub(super) const CTL_CLOSE: u32 = 4;
+
+/// Where records gather.
+pub(super) struct Tx {
+    pub(super) sender: Sender,
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
+    /// When the frame that ends at this position left, to estimate the round trip.
+    probe: Option<(u64, Instant)>,
+    pub(super) rtt_ns: u64,
+}
+
+impl Tx {
+    pub(super) fn new(sender: Sender) -> Self {
+        Self { sender, frames: 0, bytes: 0, probe: None, rtt_ns: 0 }
+    }
+}
+
+/// The sending half of the connection.
+pub(super) struct Wire {
+    stream: Arc<dyn Stream>,
+    /// Bytes of the stream that were sent.
+    pub(super) sent: u64,
+    /// A control frame that left in part: its bytes from `rest_at` on.
+    rest: [u8; FRAME_HEADER_BYTES],
+    rest_at: usize,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Arc<dyn Stream>) -> Self {
+        Self { stream, sent: 0, rest: [0; FRAME_HEADER_BYTES], rest_at: FRAME_HEADER_BYTES }
+    }
+
+    /// Sends what is left of a control frame; true when nothing is.
+    fn finish_control(&mut self) -> io::Result<bool> {
+        if self.rest_at < FRAME_HEADER_BYTES {
+            let sent = would_block(self.stream.send(&[IoSlice::new(&self.rest[self.rest_at..])]))?;
+            self.rest_at += sent;
+        }
+        Ok(self.rest_at == FRAME_HEADER_BYTES)
+    }
+}
+
+/// What an append leaves to do.
+enum Leave {
+    Gather { first: bool },
+    Now(Flush),
+}
+
+impl Endpoint {
+    /// Appends a record of `len` bytes to the stream: `fill` writes it where it will be sent
+    /// from. It leaves at once when nothing is in flight, else together with others (see
+    /// [`crate::Tuning`]); [`Endpoint::flush`] makes it leave now.
+    ///
+    /// Records keep the order of the calls, across threads. The record occupies a multiple of
+    /// 8 bytes; the padding is zero. `fill` runs under a lock: it must not call the endpoint.
+    ///
+    /// Blocks only when the ring or the peer's credits are exhausted, and receives meanwhile.
+    /// Allocates nothing. Costs a system call when nothing is in flight, or once per batch.
+    ///
+    /// # Errors
+    /// [`SendError::TooLong`], or [`SendError::Closed`].
+    #[inline]
+    pub fn append(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Seq, SendError> {
+        self.append_with(len, |bytes| {
+            fill(bytes);
+            len
+        })
+    }
+
+    /// As [`Endpoint::append`] for a record whose length is known only after it is written:
+    /// `fill` gets `len_max` bytes and returns how many it used. More counts as `len_max`.
+    ///
+    /// # Errors
+    /// As [`Endpoint::append`].
+    #[inline]
+    pub fn append_with(
+        &self,
+        len_max: usize,
+        fill: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<Seq, SendError> {
+        let shared = &*self.shared;
+        let limit = shared.frame_bytes_max as usize;
+        if len_max > limit {
+            return Err(SendError::TooLong { bytes: len_max, limit });
+        }
+        let (mut tx, at) = self.claim(len_max)?;
+        let len = shared.fill_record(&mut tx, at, len_max, fill).min(len_max);
+        if len < len_max {
+            shared.pad_record(&mut tx, at, len);
+        }
+        let (end, opened) = tx.sender.commit(at, len);
+        let leave = shared.leave(&tx, end, opened);
+        drop(tx);
+        match leave {
+            Leave::Gather { first: false } => {}
+            Leave::Gather { first: true } => self.trailing_edge(),
+            Leave::Now(why) => self.transmit(why),
+        }
+        Ok(Seq(end))
+    }
+
+    /// Makes everything appended leave now.
+    ///
+    /// Does not block: what the connection does not take at once follows as soon as it does.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`].
+    pub fn flush(&self) -> Result<(), SendError> {
+        self.check()?;
+        self.flush_for(Flush::Forced);
+        Ok(())
+    }
+
+    /// Flushes what is gathered, if anything is.
+    #[inline]
+    pub(super) fn flush_for(&self, why: Flush) {
+        if self.shared.gathered.load(Acquire) || self.shared.want_write.load(Relaxed) {
+            self.transmit(why);
+        }
+    }
+
+    #[inline]
+    fn claim(&self, len: usize) -> Result<(MutexGuard<'_, Tx>, u64), SendError> {
+        let shared = &*self.shared;
+        loop {
+            self.check()?;
+            let mut tx = shared.tx.lock();
+            match shared.try_claim(&mut tx, len) {
+                Some(at) => return Ok((tx, at)),
+                None => drop(tx),
+            }
+            self.wait_for_room(len)?;
+        }
+    }
+
+    /// Waits until the ring and the credits have room for a record.
+    #[cold]
+    fn wait_for_room(&self, len: usize) -> Result<(), SendError> {
+        let shared = &*self.shared;
+        shared.counters.add(&shared.counters.blocked, 1);
+        self.transmit(Flush::Full);
+        let mut has_room = || shared.try_claim(&mut shared.tx.lock(), len).is_some();
+        match self.wait_core(&mut has_room, false, None) {
+            Ok(()) => Ok(()),
+            Err(WaitError::Closed(why)) => Err(SendError::Closed(why)),
+            // Neither happens: there is no deadline, and waiting for room delivers no frame.
+            Err(WaitError::TimedOut | WaitError::InHandler) => Ok(()),
+        }
+    }
+
+    /// The first record of a batch gathers: sees to it that it leaves even if the program
+    /// makes no further call.
+    #[cold]
+    fn trailing_edge(&self) {
+        // The acknowledgement may be here already, unread.
+        if let Some(lead) = self.shared.rx.try_lead() {
+            self.pump_acks(&lead);
+            drop(lead);
+            self.release_lead();
+        }
+        if self.shared.gathered.load(Acquire) {
+            self.kick_trailing();
+        }
+    }
+
+    /// Sends what is sealed, and what is gathered, and control frames that are due. One
+    /// thread at a time does it for all: a second one leaves its work to the first.
+    pub(super) fn transmit(&self, why: Flush) {
+        let shared = &*self.shared;
+        loop {
+            let Some(mut wire) = shared.wire.try_lock() else {
+                // SYNC: Dekker with the holder's unlock: either the fence there sees `again`,
+                // or `is_locked` here sees the unlocked mutex.
+                shared.again.store(true, SeqCst);
+                fence(SeqCst);
+                if shared.wire.is_locked() {
+                    return;
+                }
+                continue;
+            };
+            shared.again.store(false, SeqCst);
+            let result = shared.push(&mut wire, why);
+            drop(wire);
+            match result {
+                Ok(blocked) => {
+                    if blocked && !shared.want_write.swap(true, SeqCst) {
+                        self.wake_writer();
+                    } else if !blocked && shared.want_write.load(Relaxed) {
+                        shared.want_write.store(false, SeqCst);
+                    }
+                }
+                Err(error) => return self.send_failed(error),
+            }
+            fence(SeqCst);
+            if !shared.again.load(SeqCst) {
+                return;
+            }
+        }
+    }
+
+    /// Sends control frames of these kinds.
+    pub(super) fn send_control(&self, bits: u32) {
+        self.shared.control.fetch_or(bits, AcqRel);
+        self.transmit(Flush::Forced);
+    }
+
+    fn send_failed(&self, error: io::Error) {
+        let shared = &*self.shared;
+        let _ = shared.send_error.set(CloseReason::lost(error));
+        shared.gathered.store(false, Release);
+        shared.want_write.store(false, Release);
+        // Whoever receives finds out whether the peer closed in good order before.
+        self.wake_receiver();
+    }
+
+    /// Fails when the session is over or belongs to another process.
+    #[inline]
+    pub(super) fn check(&self) -> Result<(), CloseReason> {
+        if !self.shared.mark.is_set() {
+            return Err(CloseReason::Forked);
+        }
+        // SYNC: Acquire pairs with the Release in `fail`, which sets the reason first.
+        if self.shared.closed.load(Acquire) {
+            return Err(self.shared.reason());
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The flush policy: whether a record that ends at `end` leaves now.
+    #[inline]
+    fn leave(&self, tx: &MutexGuard<'_, Tx>, end: u64, opened: bool) -> Leave {
+        if opened && !tx.sender.in_flight() {
+            return Leave::Now(Flush::Idle);
+        }
+        let unsent = end - self.sent.load(Relaxed);
+        if unsent >= u64::from(self.tuning.batch_bytes) && !self.want_write.load(Relaxed) {
+            return Leave::Now(Flush::Full);
+        }
+        // SYNC: Release pairs with the Acquire of whoever flushes for us.
+        Leave::Gather { first: opened && !self.gathered.swap(true, Release) }
+    }
+
+    /// Room for a record, sealing the open frame if it has none.
+    #[inline]
+    fn try_claim(&self, tx: &mut MutexGuard<'_, Tx>, len: usize) -> Option<u64> {
+        loop {
+            // SYNC: Acquire pairs with the Release in `push`: the kernel has read these bytes.
+            let released = tx.sender.acked().min(self.sent.load(Acquire));
+            match tx.sender.claim(len, released) {
+                Claim::At(at) => return Some(at),
+                Claim::SealFirst => self.seal(tx),
+                Claim::Blocked => return None,
+            }
+        }
+    }
+
+    /// Ends the open frame, if there is one.
+    fn seal(&self, tx: &mut MutexGuard<'_, Tx>) {
+        let (ack, credit) = self.tell();
+        if let Some((at, header)) = tx.sender.seal(ack, credit) {
+            self.write_header(tx, at, &header);
+            tx.frames += 1;
+            tx.bytes += to_u64(FRAME_HEADER_BYTES) + u64::from(header.len());
+        }
+    }
+
+    /// Acknowledgement and credit for a header that leaves now.
+    fn tell(&self) -> (u64, u64) {
+        let ack = self.rx_ack.load(Acquire);
+        let credit = self.rx_credit.load(Acquire);
+        self.told_ack.store(ack, Relaxed);
+        self.told_credit.store(credit, Relaxed);
+        (ack, credit)
+    }
+
+    /// One round of sending; true when the connection took less than there is.
+    fn push(&self, wire: &mut Wire, why: Flush) -> io::Result<bool> {
+        if self.send_error.get().is_some() {
+            return Ok(false);
+        }
+        if !wire.finish_control()? {
+            return Ok(true);
+        }
+        let sealed = {
+            let mut tx = self.tx.lock();
+            if tx.sender.is_open() {
+                self.counters.flushed(why);
+                self.seal(&mut tx);
+            }
+            self.gathered.store(false, Release);
+            if tx.probe.is_none() && wire.sent < tx.sender.sealed() {
+                tx.probe = Some((tx.sender.sealed(), Instant::now()));
+            }
+            tx.sender.sealed()
+        };
+        if wire.sent < sealed {
+            let bytes = self.unsent(wire, sealed);
+            let sent = would_block(wire.stream.send(&[IoSlice::new(bytes)]))?;
+            wire.sent += to_u64(sent);
+            // SYNC: Release pairs with the Acquire in `try_claim`.
+            self.sent.store(wire.sent, Release);
+        }
+        if wire.sent < sealed {
+            return Ok(true);
+        }
+        self.push_control(wire, sealed)
+    }
+
+    /// Sends due control frames; the stream stands at a frame boundary.
+    fn push_control(&self, wire: &mut Wire, sealed: u64) -> io::Result<bool> {
+        let due = self.control.swap(0, AcqRel);
+        for bit in [CTL_ACK, CTL_PONG, CTL_CLOSE] {
+            if due & bit == 0 {
+                continue;
+            }
+            if !wire.finish_control()? {
+                // Still due.
+                self.control.fetch_or(due & !(bit - 1), AcqRel);
+                return Ok(true);
+            }
+            let told = (self.told_ack.load(Relaxed), self.told_credit.load(Relaxed));
+            let (ack, credit) = self.tell();
+            let (kind, seq) = match bit {
+                // A data frame carried it meanwhile.
+                CTL_ACK if told == (ack, credit) => continue,
+                CTL_ACK => (FrameKind::Ack, 0),
+                CTL_PONG => (FrameKind::Pong, self.pong.load(Acquire)),
+                _ => (FrameKind::Close, sealed),
+            };
+            wire.rest = FrameHeader::new(kind, 0, seq, ack, credit).bytes();
+            wire.rest_at = 0;
+            self.counters.add(&self.counters.controls_out, 1);
+        }
+        Ok(!wire.finish_control()?)
+    }
+
+    /// Takes over what the peer acknowledged and granted. Returns whether either moved.
+    pub(super) fn on_ack(&self, ack: u64, credit: u64) -> Result<bool, Violation> {
+        let mut tx = self.tx.lock();
+        let moved = tx.sender.on_ack(ack, credit)?;
+        if let Some((end, left)) = tx.probe
+            && ack >= end
+        {
+            let sample = u64::try_from(left.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            tx.rtt_ns = smooth_rtt(tx.rtt_ns, sample);
+            tx.probe = None;
+        }
+        Ok(moved)
+    }
+
+    /// Everything sealed has left and is acknowledged, and nothing is gathered.
+    pub(super) fn is_drained(&self) -> bool {
+        let tx = self.tx.lock();
+        !tx.sender.is_open() && !tx.sender.in_flight()
+    }
+
+    /// Bytes that were appended and not acknowledged.
+    pub(super) fn unacked_bytes(&self) -> usize {
+        let tx = self.tx.lock();
+        to_usize(tx.sender.tail() - tx.sender.acked())
+    }
+}
+
+/// Follows the fastest round trips: a late acknowledgement says little about the path.
+fn smooth_rtt(rtt_ns: u64, sample_ns: u64) -> u64 {
+    if rtt_ns == 0 || sample_ns < rtt_ns { sample_ns } else { rtt_ns + (sample_ns - rtt_ns) / 64 }
+}
+
+/// "Nothing now" as a count.
+fn would_block(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}

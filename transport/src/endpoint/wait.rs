@@ -1,0 +1,293 @@
+//! Waiting: one of the waiting threads leads and receives for all; each polls for a while
+//! and then sleeps.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::time::{Duration, Instant};
+
+use super::receive::Rx;
+use super::stats::Flush;
+use super::Endpoint;
+use crate::error::{CloseReason, WaitError};
+use crate::sys::lead::Lead;
+use crate::sys::poll::{IN, PollSet};
+
+/// How long a thread that does not lead polls before it sleeps: the leader does the work.
+const FOLLOW_SPIN: Duration = Duration::from_micros(5);
+/// How often a sleeping follower that waits for bulk room looks whether it may lead.
+const FOLLOW_BULK: Duration = Duration::from_millis(1);
+
+/// How a turn at leading ended.
+enum Turn {
+    Done,
+    TimedOut,
+    Closed,
+}
+
+impl Endpoint {
+    /// Waits until `done` says so, flushing first and receiving meanwhile. `done` is looked at
+    /// after every batch of frames that arrives and after [`Endpoint::notify`].
+    ///
+    /// Blocks: polls for [`crate::Tuning::spin`], then sleeps. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`WaitError`]; `done` is looked at once more before any of them is returned.
+    pub fn wait_until(
+        &self,
+        done: &dyn Fn() -> bool,
+        timeout: Option<Duration>,
+    ) -> Result<(), WaitError> {
+        if done() {
+            return Ok(());
+        }
+        self.check()?;
+        if self.shared.rx.is_mine() {
+            return Err(WaitError::InHandler);
+        }
+        self.flush_for(Flush::Forced);
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut done = || done();
+        self.wait_core(&mut done, false, deadline)
+    }
+
+    /// The loop of a server: receives until the session is over, acknowledging as soon as
+    /// nothing more is there, and sending what other threads appended.
+    ///
+    /// Blocks until the session is over, which any thread can bring about with
+    /// [`Endpoint::close`].
+    pub fn run(&self) -> CloseReason {
+        let mut never = || false;
+        loop {
+            match self.wait_core(&mut never, false, None) {
+                Err(WaitError::Closed(why)) => return why,
+                Err(WaitError::InHandler) => return CloseReason::Local,
+                Ok(()) | Err(WaitError::TimedOut) => {}
+            }
+        }
+    }
+
+    /// Makes every waiting thread look at its condition again: for when something else than a
+    /// frame made it true.
+    pub fn notify(&self) {
+        if self.shared.mark.is_set() {
+            self.shared.events.advance();
+            self.wake_leader();
+        }
+    }
+
+    /// Waits for `done`; with `bulk_write` also wakes when the bulk plane takes more. May be
+    /// called from inside a handler, if `done` does not depend on delivered frames.
+    pub(super) fn wait_core(
+        &self,
+        done: &mut dyn FnMut() -> bool,
+        bulk_write: bool,
+        deadline: Option<Instant>,
+    ) -> Result<(), WaitError> {
+        let shared = &*self.shared;
+        loop {
+            let turn = if let Some(lead) = shared.rx.nested() {
+                self.lead(&lead, done, bulk_write, deadline)
+            } else if let Some(lead) = shared.rx.try_lead() {
+                if let Some(trailing) = &shared.trailing {
+                    trailing.note_activity();
+                }
+                let turn = self.lead(&lead, done, bulk_write, deadline);
+                drop(lead);
+                self.release_lead();
+                turn
+            } else {
+                match self.follow(done, bulk_write, deadline) {
+                    Some(turn) => turn,
+                    None => continue,
+                }
+            };
+            return match turn {
+                Turn::Done => Ok(()),
+                _ if done() => Ok(()),
+                Turn::TimedOut => Err(WaitError::TimedOut),
+                Turn::Closed => Err(WaitError::Closed(shared.reason())),
+            };
+        }
+    }
+
+    fn lead(
+        &self,
+        lead: &Lead<'_, Rx>,
+        done: &mut dyn FnMut() -> bool,
+        bulk_write: bool,
+        deadline: Option<Instant>,
+    ) -> Turn {
+        let shared = &*self.shared;
+        let mut idle = Idle::default();
+        loop {
+            if shared.closed.load(Acquire) {
+                return Turn::Closed;
+            }
+            let moved = self.pump(lead);
+            if done() {
+                return Turn::Done;
+            }
+            if moved {
+                idle = Idle::default();
+                continue;
+            }
+            if idle.since.is_none() && shared.prompt_ack {
+                self.flush_for(Flush::Forced);
+                self.acknowledge();
+            } else {
+                self.flush_stale(&mut idle);
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|at| now >= at) {
+                return Turn::TimedOut;
+            }
+            let since = *idle.since.get_or_insert(now);
+            if now - since < shared.tuning.spin {
+                self.relax();
+                continue;
+            }
+            self.flush_for(Flush::Forced);
+            self.acknowledge();
+            self.sleep_leading(lead, done, bulk_write, deadline.map(|at| at - now));
+            // Whatever it was that ended the sleep, poll a little for more of it.
+            idle = Idle { since: Some(Instant::now()), ..idle };
+        }
+    }
+
+    /// Sends what gathered for too long, and retries what the connection did not take.
+    fn flush_stale(&self, idle: &mut Idle) {
+        let shared = &*self.shared;
+        if shared.want_write.load(Relaxed) {
+            self.transmit(Flush::Forced);
+        }
+        if !shared.gathered.load(Acquire) {
+            idle.gathering = None;
+        } else if shared.prompt_ack {
+            self.transmit(Flush::Timer);
+        } else {
+            let since = *idle.gathering.get_or_insert_with(Instant::now);
+            if since.elapsed() >= shared.tuning.gather {
+                self.transmit(Flush::Timer);
+                idle.gathering = None;
+            }
+        }
+    }
+
+    fn sleep_leading(
+        &self,
+        lead: &Lead<'_, Rx>,
+        done: &mut dyn FnMut() -> bool,
+        bulk_write: bool,
+        timeout: Option<Duration>,
+    ) {
+        let shared = &*self.shared;
+        // SYNC: Dekker with `wake_leader`: either it sees that we sleep and wakes us, or we see
+        // below what it announced.
+        shared.leader_sleeps.store(true, SeqCst);
+        std::sync::atomic::fence(SeqCst);
+        let delay = lead.with(|rx| rx.delay_left(shared.tuning.added_rtt));
+        let room = lead.with(|rx| rx.room(shared.rx_ring.bytes()) > 0);
+        let timeout = match (timeout, delay) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let mut set = PollSet::new();
+        set.add(shared.wake.raw(), IN);
+        let idle = shared.stream.arm(&mut set, room, shared.want_write.load(SeqCst))
+            & self.arm_bulk(&mut set, bulk_write);
+        let stop = done() || shared.closed.load(SeqCst) || shared.gathered.load(SeqCst);
+        if idle && !stop {
+            shared.counters.add(&shared.counters.sleeps, 1);
+            // An error here (no memory for the call) only means polling on.
+            let _ = set.wait(timeout);
+        }
+        shared.stream.disarm();
+        self.disarm_bulk();
+        shared.leader_sleeps.store(false, SeqCst);
+        if set.ready(0) {
+            shared.wake.clear();
+        }
+    }
+
+    /// Waits while another thread leads. None: try to lead.
+    fn follow(
+        &self,
+        done: &mut dyn FnMut() -> bool,
+        bulk_write: bool,
+        deadline: Option<Instant>,
+    ) -> Option<Turn> {
+        let shared = &*self.shared;
+        let start = Instant::now();
+        shared.events.enter();
+        let turn = loop {
+            let seen = shared.events.epoch();
+            if done() {
+                break Some(Turn::Done);
+            }
+            if shared.closed.load(SeqCst) {
+                break Some(Turn::Closed);
+            }
+            if !shared.rx.is_held() {
+                break None;
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|at| now >= at) {
+                break Some(Turn::TimedOut);
+            }
+            if now - start < FOLLOW_SPIN {
+                self.relax();
+                continue;
+            }
+            let left = deadline.map(|at| at - now);
+            if bulk_write {
+                let mut set = PollSet::new();
+                if self.arm_bulk_write(&mut set) {
+                    let _ = set.wait(Some(left.map_or(FOLLOW_BULK, |l| l.min(FOLLOW_BULK))));
+                }
+                self.disarm_bulk();
+            } else {
+                shared.counters.add(&shared.counters.sleeps, 1);
+                shared.events.sleep(seen, left);
+            }
+        };
+        shared.events.leave();
+        turn
+    }
+
+    fn relax(&self) {
+        if self.shared.single_cpu {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Wakes the leader if it sleeps.
+    pub(super) fn wake_leader(&self) {
+        std::sync::atomic::fence(SeqCst);
+        if self.shared.leader_sleeps.load(SeqCst) {
+            self.shared.wake.set();
+        }
+    }
+
+    /// Sees to it that someone waits for the connection to take more.
+    pub(super) fn wake_writer(&self) {
+        if self.shared.rx.is_mine() {
+            return;
+        }
+        self.wake_leader();
+        self.kick_trailing();
+    }
+
+    /// Sees to it that someone receives soon.
+    pub(super) fn wake_receiver(&self) {
+        self.wake_writer();
+    }
+}
+
+/// Since when a leader had nothing to do.
+#[derive(Default)]
+struct Idle {
+    since: Option<Instant>,
+    gathering: Option<Instant>,
+}

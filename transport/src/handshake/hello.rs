@@ -1,0 +1,322 @@
+//! The first bytes of a connection, in both directions.
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::{SessionId, SessionKey};
+use crate::error::{HelloError, RefuseCode};
+use crate::options::Limits;
+use crate::{PAYLOAD_BYTES_MAX, PROTOCOL_VERSION};
+
+/// First bytes of every connection.
+const MAGIC: [u8; 8] = *b"FARCALL\0";
+/// Longest token.
+pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// Bytes of [`ClientHead`] on the wire.
+pub(crate) const HELLO_HEAD_BYTES: usize = 96;
+/// Bytes of [`ServerHead`] on the wire.
+pub(crate) const SERVER_HEAD_BYTES: usize = 96;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HelloKind {
+    New,
+    Bulk,
+    Resume,
+}
+
+/// The client's first bytes; token and payload follow. Magic, version and their places are
+/// the same in every version of the protocol.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct ClientHead {
+    magic: [u8; 8],
+    version: U16,
+    kind: u8,
+    reserved: [u8; 5],
+    session: [u8; 16],
+    key: [u8; 16],
+    limits: WireLimits,
+    token_len: U32,
+    payload_len: U32,
+    /// `Resume`: what this side has received of the stream.
+    position: U64,
+    bulk_position: U64,
+    reserved2: [u8; 12],
+}
+
+/// The server's answer; the payload (welcome, or the message of a refusal) follows.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct ServerHead {
+    magic: [u8; 8],
+    version: U16,
+    /// 0, or a [`RefuseCode`].
+    refused: U16,
+    reserved: [u8; 4],
+    session: [u8; 16],
+    key: [u8; 16],
+    limits: WireLimits,
+    payload_len: U32,
+    reserved2: [u8; 4],
+    position: U64,
+    bulk_position: U64,
+    reserved3: [u8; 12],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct WireLimits {
+    frame_bytes_max: U32,
+    ring_bytes: U32,
+    window_bytes: U32,
+}
+
+const _: () = assert!(size_of::<ClientHead>() == HELLO_HEAD_BYTES);
+const _: () = assert!(size_of::<ServerHead>() == SERVER_HEAD_BYTES);
+
+impl WireLimits {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            frame_bytes_max: U32::new(limits.frame_bytes_max),
+            ring_bytes: U32::new(limits.ring_bytes),
+            window_bytes: U32::new(limits.window_bytes),
+        }
+    }
+
+    fn checked(&self) -> Result<Limits, HelloError> {
+        let limits = Limits {
+            frame_bytes_max: self.frame_bytes_max.get(),
+            ring_bytes: self.ring_bytes.get(),
+            window_bytes: self.window_bytes.get(),
+        };
+        if limits.is_valid() { Ok(limits) } else { Err(HelloError::Limits) }
+    }
+}
+
+fn check_preamble(magic: [u8; 8], version: U16) -> Result<(), HelloError> {
+    if magic != MAGIC {
+        return Err(HelloError::Magic);
+    }
+    if version.get() != PROTOCOL_VERSION {
+        return Err(HelloError::Version(version.get()));
+    }
+    Ok(())
+}
+
+impl ClientHead {
+    pub(crate) fn new(kind: HelloKind, limits: &Limits, token_len: u32, payload_len: u32) -> Self {
+        let kind = match kind {
+            HelloKind::New => 1,
+            HelloKind::Bulk => 2,
+            HelloKind::Resume => 3,
+        };
+        Self {
+            magic: MAGIC,
+            version: U16::new(PROTOCOL_VERSION),
+            kind,
+            reserved: [0; 5],
+            session: [0; 16],
+            key: [0; 16],
+            limits: WireLimits::new(limits),
+            token_len: U32::new(token_len),
+            payload_len: U32::new(payload_len),
+            position: U64::ZERO,
+            bulk_position: U64::ZERO,
+            reserved2: [0; 12],
+        }
+    }
+
+    /// Names the session that a bulk or resume connection belongs to.
+    pub(crate) fn with_session(mut self, session: SessionId, key: SessionKey) -> Self {
+        self.session = session.0;
+        self.key = key.0;
+        self
+    }
+
+    /// Checks the first bytes of a client. Total.
+    pub(crate) fn decode(bytes: &[u8; HELLO_HEAD_BYTES]) -> Result<Self, HelloError> {
+        let head: Self = zerocopy::transmute!(*bytes);
+        check_preamble(head.magic, head.version)?;
+        let kind = head.kind()?;
+        let reserved = head.reserved != [0; 5] || head.reserved2 != [0; 12];
+        let unused = kind == HelloKind::New && (head.session != [0; 16] || head.key != [0; 16])
+            || kind != HelloKind::Resume
+                && (head.position != U64::ZERO || head.bulk_position != U64::ZERO);
+        if reserved || unused {
+            return Err(HelloError::Reserved);
+        }
+        head.limits.checked()?;
+        if head.token_len() > TOKEN_BYTES_MAX || head.payload_len() > PAYLOAD_BYTES_MAX {
+            let sum = u64::from(head.token_len.get()) + u64::from(head.payload_len.get());
+            return Err(HelloError::TooLong(sum));
+        }
+        Ok(head)
+    }
+
+    pub(crate) fn kind(&self) -> Result<HelloKind, HelloError> {
+        match self.kind {
+            1 => Ok(HelloKind::New),
+            2 => Ok(HelloKind::Bulk),
+            3 => Ok(HelloKind::Resume),
+            other => Err(HelloError::Kind(other)),
+        }
+    }
+
+    pub(crate) fn session(&self) -> SessionId {
+        SessionId(self.session)
+    }
+
+    pub(crate) fn key(&self) -> SessionKey {
+        SessionKey(self.key)
+    }
+
+    pub(crate) fn limits(&self) -> Result<Limits, HelloError> {
+        self.limits.checked()
+    }
+
+    pub(crate) fn token_len(&self) -> usize {
+        self.token_len.get() as usize
+    }
+
+    pub(crate) fn payload_len(&self) -> usize {
+        self.payload_len.get() as usize
+    }
+
+    pub(crate) fn bytes(&self) -> [u8; HELLO_HEAD_BYTES] {
+        zerocopy::transmute!(*self)
+    }
+}
+
+impl std::fmt::Debug for ClientHead {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientHead").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl ServerHead {
+    /// Lets a client in.
+    pub(crate) fn welcome(
+        session: SessionId,
+        key: SessionKey,
+        limits: &Limits,
+        payload_len: u32,
+    ) -> Self {
+        Self {
+            magic: MAGIC,
+            version: U16::new(PROTOCOL_VERSION),
+            refused: U16::ZERO,
+            reserved: [0; 4],
+            session: session.0,
+            key: key.0,
+            limits: WireLimits::new(limits),
+            payload_len: U32::new(payload_len),
+            reserved2: [0; 4],
+            position: U64::ZERO,
+            bulk_position: U64::ZERO,
+            reserved3: [0; 12],
+        }
+    }
+
+    /// Sends a client away.
+    pub(crate) fn refusal(code: RefuseCode, message_len: u32) -> Self {
+        let nobody = (SessionId([0; 16]), SessionKey([0; 16]));
+        let mut head = Self::welcome(nobody.0, nobody.1, &Limits::default(), message_len);
+        head.refused = U16::new(code.0);
+        head
+    }
+
+    /// Checks the first bytes of a server. Total. A refusal of another version is one that can
+    /// be read: the server knew ours.
+    pub(crate) fn decode(bytes: &[u8; SERVER_HEAD_BYTES]) -> Result<Self, HelloError> {
+        let head: Self = zerocopy::transmute!(*bytes);
+        check_preamble(head.magic, head.version)?;
+        if head.reserved != [0; 4] || head.reserved2 != [0; 4] || head.reserved3 != [0; 12] {
+            return Err(HelloError::Reserved);
+        }
+        head.limits.checked()?;
+        if head.payload_len() > PAYLOAD_BYTES_MAX {
+            return Err(HelloError::TooLong(u64::from(head.payload_len.get())));
+        }
+        Ok(head)
+    }
+
+    /// Checks what every version's first bytes begin with, of either side. `bytes` must hold
+    /// at least magic and version.
+    pub(crate) fn check_preamble(bytes: &[u8]) -> Result<(), HelloError> {
+        let (magic, rest) = bytes.split_first_chunk().ok_or(HelloError::Length)?;
+        let (version, _) = rest.split_first_chunk::<2>().ok_or(HelloError::Length)?;
+        check_preamble(*magic, U16::from_bytes(*version))
+    }
+
+    pub(crate) fn refused(&self) -> Option<RefuseCode> {
+        (self.refused != U16::ZERO).then(|| RefuseCode(self.refused.get()))
+    }
+
+    pub(crate) fn session(&self) -> SessionId {
+        SessionId(self.session)
+    }
+
+    pub(crate) fn key(&self) -> SessionKey {
+        SessionKey(self.key)
+    }
+
+    pub(crate) fn limits(&self) -> Result<Limits, HelloError> {
+        self.limits.checked()
+    }
+
+    pub(crate) fn payload_len(&self) -> usize {
+        self.payload_len.get() as usize
+    }
+
+    pub(crate) fn bytes(&self) -> [u8; SERVER_HEAD_BYTES] {
+        zerocopy::transmute!(*self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hello() -> [u8; HELLO_HEAD_BYTES] {
+        ClientHead::new(HelloKind::New, &Limits::default(), 3, 5).bytes()
+    }
+
+    fn changed(at: usize, value: u8) -> Option<HelloError> {
+        let mut bytes = hello();
+        bytes[at] = value;
+        ClientHead::decode(&bytes).err()
+    }
+
+    #[test]
+    fn bad_hellos_are_named() {
+        assert!(ClientHead::decode(&hello()).is_ok());
+        assert_eq!(changed(0, b'f'), Some(HelloError::Magic));
+        assert_eq!(changed(8, 9), Some(HelloError::Version(9)));
+        assert_eq!(changed(10, 7), Some(HelloError::Kind(7)));
+        assert_eq!(changed(11, 1), Some(HelloError::Reserved));
+        assert_eq!(changed(16, 1), Some(HelloError::Reserved), "a new client names no session");
+        assert_eq!(changed(48, 1), Some(HelloError::Limits));
+        assert_eq!(changed(63, 1), Some(HelloError::TooLong((1 << 24) + 3 + 5)));
+        assert_eq!(changed(95, 1), Some(HelloError::Reserved));
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_is_total(bytes in prop::collection::vec(any::<u8>(), 96), keep in 0usize..96) {
+            let mut mixed = hello();
+            mixed[keep..].copy_from_slice(&bytes[keep..]);
+            if let Ok(head) = ClientHead::decode(&mixed) {
+                prop_assert_eq!(head.bytes(), mixed);
+            }
+            let mut mixed = ServerHead::refusal(RefuseCode::TOKEN, 4).bytes();
+            mixed[keep..].copy_from_slice(&bytes[keep..]);
+            if let Ok(head) = ServerHead::decode(&mixed) {
+                prop_assert_eq!(head.bytes(), mixed);
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The server's door: accepts connections, reads their hellos, and hands them on.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::AcceptError;
+use crate::options::ListenOptions;
+use crate::sys::event::EventFd;
+use crate::sys::poll::{self, IN};
+
+mod incoming;
+mod pending;
+
+pub use incoming::{Incoming, IncomingKind};
+use pending::{Pending, Progress};
+
+/// A listening socket. One thread calls [`Listener::accept`]; slow clients do not hold it up,
+/// as their hellos are read side by side.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    options: ListenOptions,
+    address: SocketAddr,
+    wake: Arc<EventFd>,
+    closed: AtomicBool,
+    pending: Mutex<Vec<Pending>>,
+}
+
+/// After a failure of accept (out of descriptors): how long to leave new connections waiting.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Listener {
+    /// Listens on the first of the addresses that can be bound. Port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The system's; `InvalidInput` for limits that cannot work.
+    pub fn bind(address: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
+        if !options.limits.is_valid() || options.pending_max == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible limits"));
+        }
+        let socket = TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self {
+            socket,
+            options,
+            address,
+            wake: Arc::new(EventFd::new()?),
+            closed: AtomicBool::new(false),
+            pending: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The address with the port that was really taken.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Makes `accept` return [`AcceptError::Closed`], now and from then on. From any thread.
+    pub fn close(&self) {
+        self.closed.store(true, SeqCst);
+        self.wake.set();
+    }
+
+    /// The next client whose hello is complete. Clients that speak another protocol, another
+    /// version, or too slowly are sent away here and not seen by the caller.
+    ///
+    /// Blocks until there is one. The token is not judged here: see [`Incoming::token`].
+    ///
+    /// # Errors
+    /// [`AcceptError`]; after `System` the listener goes on working.
+    pub fn accept(&self) -> Result<Incoming, AcceptError> {
+        let mut pending = self.pending.lock();
+        let mut pause = None;
+        loop {
+            if self.closed.load(SeqCst) {
+                return Err(AcceptError::Closed);
+            }
+            if let Some(incoming) = self.advance(&mut pending)? {
+                return Ok(incoming);
+            }
+            let listen = pause.take().is_none();
+            self.sleep(&pending, listen)?;
+            if listen && self.take_new(&mut pending)? {
+                pause = Some(());
+            }
+        }
+    }
+
+    /// Reads what the pending clients have sent.
+    fn advance(&self, pending: &mut Vec<Pending>) -> Result<Option<Incoming>, AcceptError> {
+        let now = Instant::now();
+        let mut at = 0;
+        while at < pending.len() {
+            match pending[at].advance(now) {
+                Progress::Waiting => at += 1,
+                Progress::Gone => drop(pending.swap_remove(at)),
+                Progress::Ready => {
+                    let ready = pending.swap_remove(at);
+                    if let Some(incoming) = Incoming::new(ready, &self.options.limits)? {
+                        return Ok(Some(incoming));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sleeps until a client sends, a new one comes, or a handshake times out.
+    fn sleep(&self, pending: &[Pending], listen: bool) -> io::Result<()> {
+        let now = Instant::now();
+        let next = pending.iter().map(Pending::deadline).min();
+        let mut timeout = next.map(|at| at.saturating_duration_since(now));
+        if !listen {
+            timeout = Some(timeout.map_or(ACCEPT_PAUSE, |t| t.min(ACCEPT_PAUSE)));
+        }
+        let own = [Some(self.wake.raw()), listen.then(|| self.socket.as_raw_fd())];
+        let fds = own.into_iter().flatten().chain(pending.iter().map(Pending::raw));
+        poll::wait_any(fds.map(|fd| (fd, IN)), timeout)
+    }
+
+    /// Takes new connections. True when the system is out of something for now.
+    fn take_new(&self, pending: &mut Vec<Pending>) -> io::Result<bool> {
+        loop {
+            match self.socket.accept() {
+                Ok((stream, peer)) => {
+                    if pending.len() >= self.options.pending_max {
+                        let oldest = (0..pending.len()).min_by_key(|&n| pending[n].deadline());
+                        oldest.map(|n| pending.swap_remove(n));
+                        log::warn!("too many connections in their handshake: dropped the oldest");
+                    }
+                    let deadline = Instant::now() + self.options.handshake_timeout;
+                    pending.push(Pending::new(stream.into(), peer, deadline)?);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(false),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        log::warn!("cannot accept a connection: {error}");
+                        return Ok(true);
+                    }
+                },
+            }
+        }
+    }
+}

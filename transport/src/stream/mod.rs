@@ -1,0 +1,54 @@
+//! What a backend provides: a reliable, ordered stream of bytes in each direction, and a way
+//! to sleep until it moves.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+
+use crate::sys::poll::PollSet;
+
+pub(crate) mod tcp;
+
+/// One connection. Sending and receiving may happen on two threads at once, but each of them
+/// on one thread at a time. Nothing here blocks.
+pub(crate) trait Stream: Send + Sync {
+    /// `tcp`, `shm`, ...
+    fn name(&self) -> &'static str;
+
+    /// The peer's address, if it has one.
+    fn peer(&self) -> Option<SocketAddr>;
+
+    /// Takes bytes in order, as many as fit now.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing fits; anything else means that the connection is gone.
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Delivers bytes in order, as many as are there and fit. `Ok(0)` is the end.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else means that the connection is gone.
+    ///
+    /// # Safety
+    /// `at .. at + len` is writable, not empty, and nobody else touches it during the call.
+    unsafe fn recv(&self, at: *mut u8, len: usize) -> io::Result<usize>;
+
+    /// Ends our direction: the peer receives what was sent, then the end.
+    fn shutdown(&self);
+
+    /// Adds what becomes ready when `send` (`write`) or `recv` (`read`) can go on, and says
+    /// whether the caller may sleep: false when it can go on already. Followed by `disarm`.
+    fn arm(&self, set: &mut PollSet, read: bool, write: bool) -> bool;
+
+    /// The sleep announced by `arm` is over.
+    fn disarm(&self) {}
+
+    /// In a forked child: lets go of the descriptors without a word to the peer.
+    /// Async-signal-safe.
+    fn abandon(&self) {}
+}
+
+/// Receives into an ordinary buffer, which must not be empty.
+pub(crate) fn recv_into(stream: &dyn Stream, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is borrowed mutably.
+    unsafe { stream.recv(buffer.as_mut_ptr(), buffer.len()) }
+}
