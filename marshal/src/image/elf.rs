@@ -117,6 +117,9 @@ impl Header {
     }
 
     /// Where the file ends, given its section table; `None` if that overflows.
+    ///
+    /// NVIDIA's own kinds of sections are left out: some of them take no space in the file
+    /// whatever their size says, and the tables come behind all of them.
     pub(super) fn file_end(&self, bytes: &[u8], count: u64) -> Option<u64> {
         let table_end = self.table_end(count)?;
         let table_bytes = table_end.checked_sub(self.section_offset)?;
@@ -125,7 +128,7 @@ impl Header {
         let mut end = table_end.max(programs_end);
         for entry in slice_at(bytes, self.section_offset, table_bytes)?.chunks(SECTION_BYTES) {
             let section = Section::read(entry)?;
-            if section.kind != SHT_NULL && section.kind != SHT_NOBITS {
+            if section.kind < SHT_VENDOR && section.kind != SHT_NULL && section.kind != SHT_NOBITS {
                 end = end.max(section.offset.checked_add(section.size)?);
             }
         }
@@ -329,6 +332,7 @@ const MACHINE_CUDA: u16 = 190;
 const OS_ABI_CUDA_V2: u8 = 0x41;
 const KIND_RELOCATABLE: u16 = 1;
 const SHT_NULL: u32 = 0;
+const SHT_VENDOR: u32 = 0x6000_0000;
 /// `SHN_XINDEX`: the index did not fit into its 16 bits and is elsewhere.
 const INDEX_ELSEWHERE: u16 = 0xffff;
 const SECTION_BYTES: usize = 64;

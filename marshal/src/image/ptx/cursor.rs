@@ -61,7 +61,6 @@ impl<'a> Cursor<'a> {
 
     /// Steps over the string that begins here.
     pub(super) fn skip_string(&mut self) -> Result<(), ImageError> {
-        let unclosed = self.error("a string without an end");
         let inside = self.rest.get(1..).unwrap_or_default();
         let mut escaped = false;
         let end = inside.iter().position(|&byte| {
@@ -69,7 +68,7 @@ impl<'a> Cursor<'a> {
             escaped = byte == b'\\' && !escaped;
             closes
         });
-        let end = end.ok_or(unclosed)?;
+        let end = end.ok_or_else(|| self.error("a string without an end"))?;
         self.bump(end.saturating_add(2));
         Ok(())
     }

@@ -24,7 +24,7 @@ pub(super) fn variables<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<Variable<'a>>
     loop {
         let mut declarator = Declarator::read(cursor)?;
         if cursor.eat(b'=') {
-            let elements = skip_initializer(cursor)?;
+            let elements = skip_initializer(cursor, declarator.is_unsized)?;
             declarator.unsized_elements(elements);
         }
         variables.push(declarator.variable(&kind, cursor)?);
@@ -179,15 +179,17 @@ fn skip_attribute(cursor: &mut Cursor<'_>) -> bool {
 }
 
 /// Steps over an initializer, which ends before a `,` or `;` outside of braces. Returns how
-/// many elements it has, counting its commas.
-fn skip_initializer(cursor: &mut Cursor<'_>) -> Result<u64, ImageError> {
+/// many elements it has if `count` asks for it: tables have very many.
+fn skip_initializer(cursor: &mut Cursor<'_>, count: bool) -> Result<u64, ImageError> {
     let mut depth = 0_u32;
     let mut elements = 1_u64;
     loop {
-        let next = cursor
-            .rest()
-            .iter()
-            .position(|byte| matches!(byte, b'{' | b'}' | b'(' | b')' | b',' | b';' | b'"' | b'/'));
+        let separators = depth == 0 || count;
+        let next = cursor.rest().iter().position(|byte| match byte {
+            b'{' | b'}' | b'(' | b')' | b'"' | b'/' => true,
+            b',' | b';' => separators,
+            _ => false,
+        });
         cursor.bump(next.unwrap_or(cursor.rest().len()));
         match cursor.peek() {
             None => return Err(cursor.error("an initializer without an end")),
