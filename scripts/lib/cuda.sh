@@ -55,6 +55,8 @@ build_programs() {
     lib13=$(cuda_libraries 13 "$cuda13/lib" libcudart.so.13)
     lib12=$(cuda_libraries 12 "$cuda12/lib" libcudart.so.12)
     common=("$SOURCES/check.h" "$SOURCES/kernels.cuh" "$REPO/scripts/lib/cuda.sh" "$CACHE/nvcc/.stamp")
+    # CUDA 12 compressed its fatbins with LZ4, which nvcc 13 calls speed; its own default is zstd.
+    local like12=(-I"$cuda12/include" -L"$lib12" --compress-mode=speed) mode
     mkdir -p "$PROGRAMS"
     for name in $PROGRAMS_ALL_RUNTIMES; do
         source=$SOURCES/$name.cu
@@ -63,19 +65,32 @@ build_programs() {
         newer "$PROGRAMS/$name-13-shared" "$source" "${common[@]}" ||
             compile_cu "$PROGRAMS/$name-13-shared" --cudart=shared -L"$lib13" -Xlinker -rpath="$lib13" "$source"
         newer "$PROGRAMS/$name-12-static" "$source" "${common[@]}" ||
-            compile_cu "$PROGRAMS/$name-12-static" -I"$cuda12/include" -L"$lib12" "$source"
+            compile_cu "$PROGRAMS/$name-12-static" "${like12[@]}" "$source"
         newer "$PROGRAMS/$name-12-shared" "$source" "${common[@]}" ||
-            compile_cu "$PROGRAMS/$name-12-shared" --cudart=shared -I"$cuda12/include" -L"$lib12" \
-                -Xlinker -rpath="$lib12" "$source"
+            compile_cu "$PROGRAMS/$name-12-shared" --cudart=shared "${like12[@]}" -Xlinker -rpath="$lib12" "$source"
     done
     for name in $PROGRAMS_ONCE; do
         newer "$PROGRAMS/$name-13-static" "$SOURCES/$name.cu" "${common[@]}" ||
             compile_cu "$PROGRAMS/$name-13-static" "$SOURCES/$name.cu"
     done
+    for mode in size none; do
+        newer "$PROGRAMS/suite_$mode-13-static" "$SOURCES/suite.cu" "${common[@]}" ||
+            compile_cu "$PROGRAMS/suite_$mode-13-static" --compress-mode="$mode" "$SOURCES/suite.cu"
+    done
     newer "$PROGRAMS/threads_ptds-13-static" "$SOURCES/threads.cu" "${common[@]}" ||
         compile_cu "$PROGRAMS/threads_ptds-13-static" --default-stream per-thread "$SOURCES/threads.cu"
     newer "$PROGRAMS/demo_kernels.cubin" "$SOURCES/demo_kernels.cu" "${common[@]}" ||
         compile_cu "$PROGRAMS/demo_kernels.cubin" -cubin -arch=sm_90 "$SOURCES/demo_kernels.cu"
+    build_lifecycle
+}
+
+# build_lifecycle: a program that loads the driver by itself and needs no CUDA header.
+build_lifecycle() {
+    newer "$PROGRAMS/lifecycle" "$SOURCES/lifecycle.c" "$REPO/scripts/lib/cuda.sh" && return
+    note "gcc lifecycle"
+    quietly "$CACHE/log/gcc-lifecycle.log" gcc -O1 -Wall -Wextra -Werror -o "$PROGRAMS/lifecycle.new" \
+        "$SOURCES/lifecycle.c" -ldl -lpthread
+    mv "$PROGRAMS/lifecycle.new" "$PROGRAMS/lifecycle"
 }
 
 # build_demo: the one program that needs no nvcc, only NVIDIA's runtime library and g++.
