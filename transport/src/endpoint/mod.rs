@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     sent: AtomicU64,
     /// Records are gathered that nobody has sent.
     gathered: AtomicBool,
+    /// Appenders that wait for room.
+    starved: AtomicU32,
     /// Someone wanted to transmit while another did.
     again: AtomicBool,
     /// The stream took less than there is.
@@ -181,6 +183,7 @@ impl Endpoint {
             wire: Mutex::new(Wire::new(Arc::clone(&stream))),
             sent: AtomicU64::new(0),
             gathered: AtomicBool::new(false),
+            starved: AtomicU32::new(0),
             again: AtomicBool::new(false),
             want_write: AtomicBool::new(false),
             control: AtomicU32::new(0),

@@ -164,7 +164,12 @@ impl Endpoint {
         shared.counters.add(&shared.counters.blocked, 1);
         self.transmit(Flush::Full);
         let mut has_room = || shared.try_claim(&mut shared.tx.lock(), len).is_some();
-        match self.wait_core(&mut has_room, false, None) {
+        // SYNC: Dekker with `transmit`: either it sees a starved appender, or the first look at
+        // `sent` that follows sees what it sent.
+        shared.starved.fetch_add(1, SeqCst);
+        let waited = self.wait_core(&mut has_room, false, None);
+        shared.starved.fetch_sub(1, SeqCst);
+        match waited {
             Ok(()) => Ok(()),
             Err(WaitError::Closed(why)) => Err(SendError::Closed(why)),
             // Neither happens: there is no deadline, and waiting for room delivers no frame.
@@ -204,18 +209,24 @@ impl Endpoint {
             };
             shared.again.store(false, SeqCst);
             let result = shared.push(&mut wire, why);
+            // Under the lock, so that a later round's outcome is not overwritten.
+            let blocked = *result.as_ref().unwrap_or(&false);
+            let newly = shared.want_write.load(Relaxed) != blocked;
+            if newly {
+                shared.want_write.store(blocked, SeqCst);
+            }
             drop(wire);
-            match result {
-                Ok(blocked) => {
-                    if blocked && !shared.want_write.swap(true, SeqCst) {
-                        self.wake_writer();
-                    } else if !blocked && shared.want_write.load(Relaxed) {
-                        shared.want_write.store(false, SeqCst);
-                    }
-                }
-                Err(error) => return self.send_failed(error),
+            if let Err(error) = result {
+                return self.send_failed(error);
+            }
+            if newly && blocked {
+                self.wake_writer();
             }
             fence(SeqCst);
+            if shared.starved.load(SeqCst) > 0 {
+                // `sent` may have been all that an appender waits for.
+                self.notify();
+            }
             if !shared.again.load(SeqCst) {
                 return;
             }
@@ -232,7 +243,6 @@ impl Endpoint {
         let shared = &*self.shared;
         let _ = shared.send_error.set(CloseReason::lost(error));
         shared.gathered.store(false, Release);
-        shared.want_write.store(false, Release);
         // Whoever receives finds out whether the peer closed in good order before.
         self.wake_receiver();
     }

@@ -1,0 +1,154 @@
+//! What the tests of every backend share.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs, unreachable_pub)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use farcall_transport::{
+    CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, Limits, ListenOptions, Listener,
+    Tuning, connect,
+};
+
+/// Generous: only a hang takes as long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+type OnFrame = Box<dyn Fn(&Endpoint, &[u8]) + Send + Sync>;
+
+/// Calls a closure with each frame and remembers how the session ended.
+pub struct Tap {
+    on_frame: OnFrame,
+    pub frames: AtomicU64,
+    pub bytes: AtomicU64,
+    pub closed: AtomicBool,
+    pub why: parking_lot::Mutex<Option<CloseReason>>,
+}
+
+impl Tap {
+    pub fn new(on_frame: impl Fn(&Endpoint, &[u8]) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            on_frame: Box::new(on_frame),
+            frames: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            why: parking_lot::Mutex::new(None),
+        })
+    }
+
+    pub fn ignore() -> Arc<Self> {
+        Self::new(|_, _| ())
+    }
+
+    /// Sends every frame back.
+    pub fn echo() -> Arc<Self> {
+        Self::new(|endpoint, frame| {
+            // A session that ends meanwhile needs no echo.
+            let _ = endpoint.append(frame.len(), |out| out.copy_from_slice(frame));
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(SeqCst)
+    }
+
+    pub fn wait_closed(&self) -> CloseReason {
+        wait_for(|| self.closed.load(SeqCst));
+        self.why.lock().clone().unwrap()
+    }
+}
+
+impl Handler for Tap {
+    fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]) {
+        assert_eq!(frame.as_ptr() as usize % 8, 0);
+        assert_eq!(frame.len() % 8, 0);
+        (self.on_frame)(endpoint, frame);
+        self.frames.fetch_add(1, SeqCst);
+        self.bytes.fetch_add(frame.len() as u64, SeqCst);
+    }
+
+    fn on_closed(&self, _: &Endpoint, why: &CloseReason) {
+        let before = self.why.lock().replace(why.clone());
+        assert!(before.is_none(), "closed twice");
+        self.closed.store(true, SeqCst);
+    }
+}
+
+/// Waits for something that another thread brings about, without an event to wait on.
+pub fn wait_for(done: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "waited too long");
+        thread::yield_now();
+    }
+}
+
+/// How to make a pair of connected endpoints.
+pub trait Backend {
+    /// `server` is not running yet: call [`serve`].
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint);
+}
+
+/// Runs the server side on a thread.
+pub fn serve(server: Endpoint) -> thread::JoinHandle<CloseReason> {
+    thread::spawn(move || server.run())
+}
+
+/// TCP over loopback, through listener and handshake; further connections are attached.
+pub struct Tcp;
+
+impl Backend for Tcp {
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint) {
+        let options = ListenOptions { limits, ..ListenOptions::default() };
+        let listener = Listener::bind("127.0.0.1:0", options).unwrap();
+        let address = listener.local_addr().to_string();
+        let (send, receive) = std::sync::mpsc::channel();
+        thread::spawn(move || accept_for(&listener, &tuning, &server, &send));
+        let options = ConnectOptions { limits, tuning, ..ConnectOptions::new(address) };
+        let (client, welcome) = connect(&options, client).unwrap();
+        assert_eq!(welcome, b"welcome");
+        (client, receive.recv().unwrap())
+    }
+}
+
+/// Serves one session: its first connection, then its bulk connection. Ends when the session
+/// does.
+fn accept_for(
+    listener: &Listener,
+    tuning: &Tuning,
+    handler: &Arc<dyn Handler>,
+    made: &std::sync::mpsc::Sender<Endpoint>,
+) {
+    let (fd, state) = listener.accept().unwrap().into_parts();
+    let server = Endpoint::adopt(fd, &state, b"welcome", tuning, Arc::clone(handler)).unwrap();
+    made.send(server.clone()).unwrap();
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            while server.closed().is_none() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            listener.close();
+        });
+        while let Ok(incoming) = listener.accept() {
+            assert!(matches!(incoming.kind(), IncomingKind::Bulk { .. }));
+            let (fd, state) = incoming.into_parts();
+            let _ = server.attach_bulk(fd, &state);
+        }
+        watch.join().unwrap();
+    });
+}
+
+/// A number at the start of a record.
+pub fn number(record: &[u8]) -> u64 {
+    u64::from_le_bytes(record[..8].try_into().unwrap())
+}
