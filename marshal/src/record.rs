@@ -185,6 +185,16 @@ pub fn split(frame: &[u8]) -> Result<(Head, &[u8], &[u8]), DecodeError> {
     Ok((head, body, rest))
 }
 
+/// An encoded record as it would be on another stream; `None` if it is no stream operation.
+#[must_use]
+pub fn with_stream(record: &[u8], stream: u64) -> Option<Vec<u8>> {
+    let (head, ..) = split(record).ok()?;
+    let at = crate::wire::stream_offset(head.number)?.checked_add(HEAD_BYTES)?;
+    let mut moved = record.to_vec();
+    moved.get_mut(at..at.checked_add(8)?)?.copy_from_slice(&stream.to_le_bytes());
+    Some(moved)
+}
+
 #[inline]
 fn put_head(head: Head, out: &mut [u8]) -> &mut [u8] {
     let wire = WireHead {
@@ -263,7 +273,7 @@ pub(crate) fn encoded<'a>(body: &impl Record<'a>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{DecodeError, Head, Record, split, to_vec};
+    use super::{DecodeError, Head, Record, split, to_vec, with_stream};
     use crate::wire::{CuLaunchKernel, CuMemcpyHtoDAsyncV2, CuModuleGetFunction};
 
     fn launch(params: &[u8]) -> CuLaunchKernel<'_> {
@@ -319,6 +329,13 @@ mod tests {
         bytes[at] = 0xff;
         let (_, body, _) = split(&bytes).unwrap();
         assert!(matches!(CuModuleGetFunction::decode_body(body), Err(DecodeError::Text { .. })));
+    }
+
+    #[test]
+    fn a_record_moves_to_another_stream() {
+        let moved = with_stream(&to_vec(Head::request(CuLaunchKernel::NUMBER, 0, 0), &launch(&[1])), 77).unwrap();
+        let (_, body, _) = split(&moved).unwrap();
+        assert_eq!(CuLaunchKernel::decode_body(body).unwrap().stream, 77);
     }
 
     #[test]

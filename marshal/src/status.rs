@@ -28,6 +28,12 @@ impl CuStatus {
     pub const PROFILER_ALREADY_STOPPED: Self = Self(8);
     /// CUDA driver is a stub library.
     pub const STUB_LIBRARY: Self = Self(34);
+    /// API call is not supported in the installed CUDA driver.
+    pub const CALL_REQUIRES_NEWER_DRIVER: Self = Self(36);
+    /// CUDA-capable device(s) is/are busy or unavailable.
+    pub const DEVICE_UNAVAILABLE: Self = Self(46);
+    /// Multicast resource full.
+    pub const MULTICAST_RESOURCE_FULL: Self = Self(47);
     /// No CUDA-capable device is detected.
     pub const NO_DEVICE: Self = Self(100);
     /// Invalid device ordinal.
@@ -80,6 +86,12 @@ impl CuStatus {
     pub const JIT_COMPILATION_DISABLED: Self = Self(223);
     /// The provided execution affinity is not supported on this device.
     pub const UNSUPPORTED_EXEC_AFFINITY: Self = Self(224);
+    /// Unsupported devside sync.
+    pub const UNSUPPORTED_DEVSIDE_SYNC: Self = Self(225);
+    /// Device side exception raised to contain a failure.
+    pub const CONTAINED: Self = Self(226);
+    /// Insufficient loader version.
+    pub const INSUFFICIENT_LOADER_VERSION: Self = Self(227);
     /// Device kernel image is invalid.
     pub const INVALID_SOURCE: Self = Self(300);
     /// File not found.
@@ -94,6 +106,8 @@ impl CuStatus {
     pub const INVALID_HANDLE: Self = Self(400);
     /// The operation cannot be performed in the present state.
     pub const ILLEGAL_STATE: Self = Self(401);
+    /// Lossy query.
+    pub const LOSSY_QUERY: Self = Self(402);
     /// Named symbol not found.
     pub const NOT_FOUND: Self = Self(500);
     /// Device not ready.
@@ -136,6 +150,8 @@ impl CuStatus {
     pub const LAUNCH_FAILED: Self = Self(719);
     /// Too many blocks in cooperative launch.
     pub const COOPERATIVE_LAUNCH_TOO_LARGE: Self = Self(720);
+    /// Tensor memory leak.
+    pub const TENSOR_MEMORY_LEAK: Self = Self(721);
     /// Operation not permitted.
     pub const NOT_PERMITTED: Self = Self(800);
     /// Operation not supported.
@@ -156,6 +172,12 @@ impl CuStatus {
     pub const MPS_MAX_CLIENTS_REACHED: Self = Self(808);
     /// The hardware resources required to support device connections have been exhausted.
     pub const MPS_MAX_CONNECTIONS_REACHED: Self = Self(809);
+    /// Mps client terminated.
+    pub const MPS_CLIENT_TERMINATED: Self = Self(810);
+    /// Cdp not supported.
+    pub const CDP_NOT_SUPPORTED: Self = Self(811);
+    /// Cdp version mismatch.
+    pub const CDP_VERSION_MISMATCH: Self = Self(812);
     /// Operation not permitted when stream is capturing.
     pub const STREAM_CAPTURE_UNSUPPORTED: Self = Self(900);
     /// Operation failed due to a previous error during capture.
@@ -180,6 +202,22 @@ impl CuStatus {
     pub const GRAPH_EXEC_UPDATE_FAILURE: Self = Self(910);
     /// An async error has occured in external entity outside of CUDA.
     pub const EXTERNAL_DEVICE: Self = Self(911);
+    /// Invalid cluster size.
+    pub const INVALID_CLUSTER_SIZE: Self = Self(912);
+    /// Function not loaded.
+    pub const FUNCTION_NOT_LOADED: Self = Self(913);
+    /// Invalid resource type.
+    pub const INVALID_RESOURCE_TYPE: Self = Self(914);
+    /// Invalid resource configuration.
+    pub const INVALID_RESOURCE_CONFIGURATION: Self = Self(915);
+    /// Key rotation.
+    pub const KEY_ROTATION: Self = Self(916);
+    /// Stream detached.
+    pub const STREAM_DETACHED: Self = Self(917);
+    /// Graph recapture failure.
+    pub const GRAPH_RECAPTURE_FAILURE: Self = Self(918);
+    /// Fabric not ready.
+    pub const FABRIC_NOT_READY: Self = Self(919);
     /// Unknown error.
     pub const UNKNOWN: Self = Self(999);
 }
@@ -246,6 +284,9 @@ static ROWS: &[(u32, &str, &str)] = &[
     (7, "CUDA_ERROR_PROFILER_ALREADY_STARTED", "profiler already started"),
     (8, "CUDA_ERROR_PROFILER_ALREADY_STOPPED", "profiler already stopped"),
     (34, "CUDA_ERROR_STUB_LIBRARY", "CUDA driver is a stub library"),
+    (36, "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", "API call is not supported in the installed CUDA driver"),
+    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA-capable device(s) is/are busy or unavailable"),
+    (47, "CUDA_ERROR_MULTICAST_RESOURCE_FULL", "multicast resource full"),
     (100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"),
     (101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
     (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", "device is not licensed"),
@@ -272,6 +313,9 @@ static ROWS: &[(u32, &str, &str)] = &[
     (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."),
     (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "PTX JIT compilation was disabled"),
     (224, "CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY", "the provided execution affinity is not supported on this device"),
+    (225, "CUDA_ERROR_UNSUPPORTED_DEVSIDE_SYNC", "unsupported devside sync"),
+    (226, "CUDA_ERROR_CONTAINED", "device side exception raised to contain a failure"),
+    (227, "CUDA_ERROR_INSUFFICIENT_LOADER_VERSION", "insufficient loader version"),
     (300, "CUDA_ERROR_INVALID_SOURCE", "device kernel image is invalid"),
     (301, "CUDA_ERROR_FILE_NOT_FOUND", "file not found"),
     (302, "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND", "shared object symbol not found"),
@@ -279,6 +323,7 @@ static ROWS: &[(u32, &str, &str)] = &[
     (304, "CUDA_ERROR_OPERATING_SYSTEM", "OS call failed or operation not supported on this OS"),
     (400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"),
     (401, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"),
+    (402, "CUDA_ERROR_LOSSY_QUERY", "lossy query"),
     (500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"),
     (600, "CUDA_ERROR_NOT_READY", "device not ready"),
     (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
@@ -300,6 +345,7 @@ static ROWS: &[(u32, &str, &str)] = &[
     (718, "CUDA_ERROR_INVALID_PC", "invalid program counter"),
     (719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"),
     (720, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", "too many blocks in cooperative launch"),
+    (721, "CUDA_ERROR_TENSOR_MEMORY_LEAK", "tensor memory leak"),
     (800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"),
     (801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"),
     (802, "CUDA_ERROR_SYSTEM_NOT_READY", "system not yet initialized"),
@@ -310,6 +356,9 @@ static ROWS: &[(u32, &str, &str)] = &[
     (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", "MPS server is not ready to accept new MPS client requests"),
     (808, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", "the hardware resources required to create MPS client have been exhausted"),
     (809, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", "the hardware resources required to support device connections have been exhausted"),
+    (810, "CUDA_ERROR_MPS_CLIENT_TERMINATED", "mps client terminated"),
+    (811, "CUDA_ERROR_CDP_NOT_SUPPORTED", "cdp not supported"),
+    (812, "CUDA_ERROR_CDP_VERSION_MISMATCH", "cdp version mismatch"),
     (900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"),
     (901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"),
     (902, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"),
@@ -322,6 +371,14 @@ static ROWS: &[(u32, &str, &str)] = &[
     (909, "CUDA_ERROR_TIMEOUT", "wait operation timed out"),
     (910, "CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE", "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update"),
     (911, "CUDA_ERROR_EXTERNAL_DEVICE", "an async error has occured in external entity outside of CUDA"),
+    (912, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "invalid cluster size"),
+    (913, "CUDA_ERROR_FUNCTION_NOT_LOADED", "function not loaded"),
+    (914, "CUDA_ERROR_INVALID_RESOURCE_TYPE", "invalid resource type"),
+    (915, "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION", "invalid resource configuration"),
+    (916, "CUDA_ERROR_KEY_ROTATION", "key rotation"),
+    (917, "CUDA_ERROR_STREAM_DETACHED", "stream detached"),
+    (918, "CUDA_ERROR_GRAPH_RECAPTURE_FAILURE", "graph recapture failure"),
+    (919, "CUDA_ERROR_FABRIC_NOT_READY", "fabric not ready"),
     (999, "CUDA_ERROR_UNKNOWN", "unknown error"),
 ];
 

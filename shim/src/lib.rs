@@ -1,1 +1,37 @@
-//! The replacement libcuda.so.1.
+//! `libcuda.so.1`: the CUDA driver API, answered locally where the client can know the answer, sent one
+//! way where CUDA lets a call return before it has run, and waited for only where a program needs a result.
+//!
+//! - `exports` (generated) wraps every pointer of the program and enters `api`;
+//! - `enter` counts, traces and turns results into `CUresult`;
+//! - `process` is what a process has: its sessions and devices;
+//! - `session` is one server: tickets, replies, errors that come back late;
+//! - `context`, `stream`, `event`, `module`, `memory`, `capture` are the driver's objects as the client keeps them.
+//!
+//! `unsafe` lives in `exports`, `ptr`, `global`, `landing`, `reserve` and `tables`; every other module forbids it.
+
+#![allow(non_snake_case)]
+
+mod abi;
+mod api;
+mod attributes;
+mod capture;
+mod coherent;
+mod context;
+mod enter;
+mod event;
+mod exports;
+mod global;
+mod handle;
+mod hooks;
+mod landing;
+mod memory;
+mod module;
+mod observe;
+mod occupancy;
+mod process;
+mod ptr;
+mod reserve;
+mod session;
+mod stream;
+mod tables;
+mod ticket;

@@ -71,14 +71,25 @@ fn implemented(out: &mut String, call: &Call, symbol: &str, mode: &str, args: &[
     if !call.variants.is_empty() {
         values.insert(0, format!("StreamMode::{mode}"));
     }
+    let shown: Vec<String> = args.iter().map(|a| shown(&ident(&a.name), &a.ty)).collect();
     let _ = writeln!(
         out,
-        "#[unsafe(no_mangle)]\nunsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    crate::enter::call({}, || crate::api::{}({}))\n}}\n",
+        "#[unsafe(no_mangle)]\nunsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    crate::enter::call({}, || [{}], || crate::api::{}({}))\n}}\n",
         params.join(", "),
         call.number,
+        shown.join(", "),
         call.symbol,
         values.join(", ")
     );
+}
+
+/// The argument as the tracer prints it: its 64 bits.
+fn shown(name: &str, ty: &str) -> String {
+    match ty {
+        "f32" => format!("u64::from({name}.to_bits())"),
+        "CUmemLocation" => "0".to_owned(),
+        _ => format!("{name} as u64"),
+    }
 }
 
 fn ident(name: &str) -> String {

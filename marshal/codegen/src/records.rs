@@ -14,6 +14,7 @@ pub fn emit(catalogue: &Catalogue) -> String {
     }
     out.push_str(&dispatch(catalogue));
     out.push_str(&describe(catalogue));
+    out.push_str(&stream_offset(catalogue));
     out.push_str(&samples(catalogue));
     out
 }
@@ -238,6 +239,21 @@ fn describe(catalogue: &Catalogue) -> String {
         out.push_str("        }\n");
     }
     out.push_str("        _ => return Err(DecodeError::UnknownRecord { number }),\n    }\n    Ok(line.finish())\n}\n\n");
+    out
+}
+
+/// A graph runs its records on the stream that it is launched on: where in a body the stream stands.
+fn stream_offset(catalogue: &Catalogue) -> String {
+    let mut out = String::from(
+        "/// Where the field `stream` stands in a request's body; `None` for records that have none.\n#[must_use]\npub fn stream_offset(number: u16) -> Option<usize> {\n    match number {\n",
+    );
+    for item in items(catalogue).iter().filter(|i| !i.reply) {
+        let long = item.fields.iter().filter(|f| f.ty == FieldType::U64);
+        if let Some(at) = long.into_iter().position(|f| f.name == "stream") {
+            let _ = writeln!(out, "        {} => Some({}),", item.number, at * 8);
+        }
+    }
+    out.push_str("        _ => None,\n    }\n}\n\n");
     out
 }
 

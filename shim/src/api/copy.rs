@@ -1,0 +1,169 @@
+//! Copies between host and device memory.
+//!
+//! From host memory a copy is sent one way: the bytes leave before the call returns. To pageable host memory the
+//! call waits, to pinned memory the bytes land later and the synchronization that the program must do waits for them.
+#![forbid(unsafe_code)]
+
+use std::io::IoSlice;
+
+use farcall_marshal::catalogue::StreamMode;
+use farcall_marshal::record::INLINE_BYTES_MAX;
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{CuMemcpyDtoDAsyncV2, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2};
+
+use super::stream;
+use crate::capture::Node;
+use crate::coherent;
+use crate::memory::AllocationKind;
+use crate::process::process;
+use crate::ptr::HostPtr;
+use crate::stream::Stream;
+use crate::ticket::Sink;
+
+/// What an address of unknown kind is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Device,
+    /// Pinned or registered: copies may land after the call.
+    Pinned,
+    Pageable,
+}
+
+fn place(address: u64) -> CuResult<Place> {
+    Ok(match process()?.memory.find(address) {
+        Some(allocation) if allocation.is_on_device() => Place::Device,
+        Some(allocation) if allocation.kind == AllocationKind::Managed => Place::Device,
+        Some(_) => Place::Pinned,
+        None => Place::Pageable,
+    })
+}
+
+/// Refuses device ranges that leave their allocation, as a driver does. Host memory that the device is to use
+/// itself is brought up to date there.
+pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult {
+    let allocation = process()?.memory.find(start).ok_or(CuStatus::INVALID_VALUE)?;
+    let end = start.checked_add(bytes).ok_or(CuStatus::INVALID_VALUE)?;
+    if end > allocation.start + allocation.bytes {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    if allocation.is_on_device() { Ok(()) } else { coherent::before_use(stream, &allocation) }
+}
+
+/// Sends host bytes to the device. They have left this memory when it returns.
+pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
+    if bytes == 0 {
+        return Ok(());
+    }
+    check_device_range(stream, dst, bytes as u64)?;
+    if let Some(capture) = stream.capturing()? {
+        return capture.add(stream.id, Node::FromHost { to: dst, from: src, len: bytes });
+    }
+    let session = stream.session();
+    // What an earlier copy still has to write there is what this one is to read.
+    session.await_writers(src.address(), bytes as u64)?;
+    let data = src.bytes(bytes)?;
+    if bytes <= INLINE_BYTES_MAX {
+        return stream.issue(&CuMemcpyHtoDAsyncV2 { dst, count: bytes as u64, stream: stream.id, bulk: 0, data });
+    }
+    let bulk = session.new_id();
+    stream.issue(&CuMemcpyHtoDAsyncV2 { dst, count: bytes as u64, stream: stream.id, bulk, data: &[] })?;
+    session.endpoint.bulk_send(bulk, &[IoSlice::new(data)]).map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+}
+
+/// Fetches device bytes. Waits unless `lands_later`.
+pub(crate) fn to_host(stream: &Stream, dst: HostPtr, src: u64, bytes: usize, lands_later: bool) -> CuResult {
+    if bytes == 0 {
+        return Ok(());
+    }
+    if dst.is_null() {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    check_device_range(stream, src, bytes as u64)?;
+    if let Some(capture) = stream.capturing()? {
+        return capture.add(stream.id, Node::ToHost { to: dst, from: src, len: bytes });
+    }
+    stream.context.check()?;
+    let session = stream.session();
+    let bulk = if bytes <= INLINE_BYTES_MAX { 0 } else { session.new_id() };
+    let stamp = stream.mark();
+    let record = CuMemcpyDtoHAsyncV2 { src, count: bytes as u64, stream: stream.id, bulk };
+    let pending = session.request(stream.context.id, &record, Sink::Copy { to: dst, len: bytes, bulk })?;
+    if lands_later {
+        session.lands(stamp, pending);
+        return Ok(());
+    }
+    session.wait(&pending)?;
+    let (status, _) = pending.take();
+    if !status.is_success() {
+        return Err(status);
+    }
+    stream.set_done(stamp);
+    session.take_deferred()
+}
+
+fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResult {
+    if bytes == 0 {
+        return Ok(());
+    }
+    check_device_range(stream, dst, bytes as u64)?;
+    check_device_range(stream, src, bytes as u64)?;
+    stream.issue(&CuMemcpyDtoDAsyncV2 { dst, src, count: bytes as u64, stream: stream.id })
+}
+
+/// A copy whose ends are of any kind (`cuMemcpy`).
+fn any_to_any(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64, is_async: bool) -> CuResult {
+    let stream = stream(mode, handle)?;
+    if dst == 0 || src == 0 {
+        return if bytes == 0 { Ok(()) } else { Err(CuStatus::INVALID_VALUE) };
+    }
+    match (place(dst)?, place(src)?) {
+        (Place::Device, Place::Device) => device_to_device(&stream, dst, src, bytes),
+        (Place::Device, _) => to_device(&stream, dst, HostPtr::from_address(src), bytes),
+        (to, Place::Device) => to_host(&stream, HostPtr::from_address(dst), src, bytes, is_async && to == Place::Pinned),
+        _ => {
+            stream.synchronize()?;
+            HostPtr::from_address(dst).copy_from(HostPtr::from_address(src), bytes)
+        }
+    }
+}
+
+pub(crate) fn cuMemcpy(mode: StreamMode, dst: u64, src: u64, bytes: usize) -> CuResult {
+    any_to_any(mode, dst, src, bytes, 0, false)
+}
+
+pub(crate) fn cuMemcpyAsync(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64) -> CuResult {
+    any_to_any(mode, dst, src, bytes, handle, true)
+}
+
+pub(crate) fn cuMemcpyPeer(mode: StreamMode, dst: u64, _dst_context: u64, src: u64, _src_context: u64, bytes: usize) -> CuResult {
+    any_to_any(mode, dst, src, bytes, 0, false)
+}
+
+pub(crate) fn cuMemcpyPeerAsync(mode: StreamMode, dst: u64, _dst_context: u64, src: u64, _src_context: u64, bytes: usize, handle: u64) -> CuResult {
+    any_to_any(mode, dst, src, bytes, handle, true)
+}
+
+pub(crate) fn cuMemcpyHtoD_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
+    to_device(&*stream(mode, 0)?, dst, src, bytes)
+}
+
+pub(crate) fn cuMemcpyHtoDAsync_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize, handle: u64) -> CuResult {
+    to_device(&*stream(mode, handle)?, dst, src, bytes)
+}
+
+pub(crate) fn cuMemcpyDtoH_v2(mode: StreamMode, dst: HostPtr, src: u64, bytes: usize) -> CuResult {
+    to_host(&*stream(mode, 0)?, dst, src, bytes, false)
+}
+
+pub(crate) fn cuMemcpyDtoHAsync_v2(mode: StreamMode, dst: HostPtr, src: u64, bytes: usize, handle: u64) -> CuResult {
+    let lands_later = place(dst.address())? == Place::Pinned;
+    to_host(&*stream(mode, handle)?, dst, src, bytes, lands_later)
+}
+
+pub(crate) fn cuMemcpyDtoD_v2(mode: StreamMode, dst: u64, src: u64, bytes: usize) -> CuResult {
+    device_to_device(&*stream(mode, 0)?, dst, src, bytes)
+}
+
+pub(crate) fn cuMemcpyDtoDAsync_v2(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64) -> CuResult {
+    device_to_device(&*stream(mode, handle)?, dst, src, bytes)
+}

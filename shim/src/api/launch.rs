@@ -1,0 +1,222 @@
+//! Kernel launches: checked against the device's limits here, sent one way.
+#![forbid(unsafe_code)]
+
+use std::ffi::c_void;
+
+use farcall_marshal::catalogue::StreamMode;
+use farcall_marshal::image::KernelInfo;
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{CuLaunchKernel, CuLaunchKernelEx};
+
+use super::stream;
+use crate::abi::{CUlaunchAttribute, CUlaunchConfig};
+use crate::attributes::Attribute as A;
+use crate::coherent;
+use crate::module::Function;
+use crate::process::{Device, process};
+use crate::ptr::{HostPtr, In, Out};
+use crate::stream::Stream;
+
+/// Bit of `flags` in the launch record.
+const COOPERATIVE: u32 = 1;
+/// Parameter blocks up to this size are put together on the stack (4 KiB was every GPU's limit up to CUDA 12).
+const STACK_PARAMS: usize = 4096;
+/// The most that any kernel takes (CUDA 12.1, sm_70 and later).
+const PARAMS_MAX: usize = 32_764;
+const ATTRIBUTES_MAX: u32 = 64;
+
+/// Grid, block and shared memory of a launch.
+#[derive(Clone, Copy)]
+struct Shape {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    flags: u32,
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline]
+pub(crate) fn cuLaunchKernel(
+    mode: StreamMode,
+    handle: u64,
+    grid_x: u32,
+    grid_y: u32,
+    grid_z: u32,
+    block_x: u32,
+    block_y: u32,
+    block_z: u32,
+    shared_bytes: u32,
+    stream_handle: u64,
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult {
+    let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes, flags: 0 };
+    let stream = stream(mode, stream_handle)?;
+    process()?.functions.with(handle, |function| launch(function, &stream, &shape, &[], params, extra))?
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn cuLaunchCooperativeKernel(
+    mode: StreamMode,
+    handle: u64,
+    grid_x: u32,
+    grid_y: u32,
+    grid_z: u32,
+    block_x: u32,
+    block_y: u32,
+    block_z: u32,
+    shared_bytes: u32,
+    stream_handle: u64,
+    params: Out<*mut c_void>,
+) -> CuResult {
+    let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes, flags: COOPERATIVE };
+    let stream = stream(mode, stream_handle)?;
+    let function = super::function(handle)?;
+    check_cooperative(&function, stream.context.device, &shape)?;
+    launch(&function, &stream, &shape, &[], params, HostPtr::from_address(0).out())
+}
+
+pub(crate) fn cuLaunchKernelEx(mode: StreamMode, config: In<CUlaunchConfig>, handle: u64, params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+    /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`.
+    const ATTRIBUTE_COOPERATIVE: u32 = 2;
+    let config = config.get()?;
+    let attributes = launch_attributes(&config)?;
+    let stream = stream(mode, config.hStream)?;
+    let function = super::function(handle)?;
+    let is_cooperative = attributes.iter().any(|a| a.id == ATTRIBUTE_COOPERATIVE && a.value.iter().take(4).any(|byte| *byte != 0));
+    let shape = Shape {
+        grid: config.gridDim,
+        block: config.blockDim,
+        shared_bytes: config.sharedMemBytes,
+        flags: if is_cooperative { COOPERATIVE } else { 0 },
+    };
+    if is_cooperative {
+        check_cooperative(&function, stream.context.device, &shape)?;
+    }
+    let mut wire = Vec::with_capacity(attributes.len() * 72);
+    for attribute in &attributes {
+        wire.extend_from_slice(&attribute.id.to_le_bytes());
+        wire.extend_from_slice(&[0; 4]);
+        wire.extend_from_slice(&attribute.value);
+    }
+    launch(&function, &stream, &shape, &wire, params, extra)
+}
+
+/// The attributes of a launch configuration.
+pub(crate) fn launch_attributes(config: &CUlaunchConfig) -> CuResult<Vec<CUlaunchAttribute>> {
+    if config.numAttrs > ATTRIBUTES_MAX {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let list: In<CUlaunchAttribute> = HostPtr::from_address(config.attrs).input();
+    (0..config.numAttrs as usize).map(|index| list.get_at(index)).collect()
+}
+
+#[inline]
+fn launch(function: &Function, stream: &Stream, shape: &Shape, attributes: &[u8], params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+    let info = function.info()?;
+    check_shape(function, info, stream.context.device, shape)?;
+    let id = function.id_in(stream.context)?;
+    let bytes = info.param_bytes as usize;
+    if bytes <= STACK_PARAMS {
+        let mut block = [0_u8; STACK_PARAMS];
+        let block = block.get_mut(..bytes).ok_or(CuStatus::INVALID_VALUE)?;
+        gather(info, block, params, extra)?;
+        return send(id, stream, shape, attributes, block);
+    }
+    if bytes > PARAMS_MAX {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let mut block = vec![0; bytes];
+    gather(info, &mut block, params, extra)?;
+    send(id, stream, shape, attributes, &block)
+}
+
+#[inline]
+fn send(function: u64, stream: &Stream, shape: &Shape, attributes: &[u8], params: &[u8]) -> CuResult {
+    coherent::before_launch(stream, params)?;
+    let [grid_x, grid_y, grid_z] = shape.grid;
+    let [block_x, block_y, block_z] = shape.block;
+    let (shared_bytes, flags) = (shape.shared_bytes, shape.flags);
+    let stream_id = stream.id;
+    if attributes.is_empty() {
+        return stream.issue(&CuLaunchKernel {
+            function, stream: stream_id, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, flags, params,
+        });
+    }
+    stream.issue(&CuLaunchKernelEx {
+        function, stream: stream_id, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, flags, params, attributes,
+    })
+}
+
+/// Copies the program's parameters to where the kernel looks for them.
+#[inline]
+fn gather(info: &KernelInfo, block: &mut [u8], params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+    if !extra.is_null() {
+        return if params.is_null() { unpack_extra(block, extra) } else { Err(CuStatus::INVALID_VALUE) };
+    }
+    if info.param_bytes == 0 {
+        return Ok(());
+    }
+    if params.is_null() || !info.has_layout() {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    for (index, spec) in info.params.iter().enumerate() {
+        let (offset, len) = (spec.offset_bytes as usize, spec.size_bytes as usize);
+        let to = block.get_mut(offset..).and_then(|rest| rest.get_mut(..len)).ok_or(CuStatus::INVALID_VALUE)?;
+        to.copy_from_slice(params.pointer_at(index)?.bytes(len)?);
+    }
+    Ok(())
+}
+
+/// `CU_LAUNCH_PARAM_BUFFER_POINTER`, buffer, `CU_LAUNCH_PARAM_BUFFER_SIZE`, pointer to size, `CU_LAUNCH_PARAM_END`.
+fn unpack_extra(block: &mut [u8], extra: Out<*mut c_void>) -> CuResult {
+    let mut buffer = None;
+    let mut size = None;
+    let mut at = 0;
+    loop {
+        match extra.pointer_at(at)?.address() {
+            0 => break,
+            1 => buffer = Some(extra.pointer_at(at + 1)?),
+            2 => size = Some(extra.pointer_at(at + 1)?.input::<usize>().get()?),
+            _ => return Err(CuStatus::INVALID_VALUE),
+        }
+        at += 2;
+    }
+    let (Some(buffer), Some(size)) = (buffer, size) else { return Err(CuStatus::INVALID_VALUE) };
+    // Some compilers pad the last parameter, some do not.
+    let len = size.min(block.len());
+    block.get_mut(..len).ok_or(CuStatus::INVALID_VALUE)?.copy_from_slice(buffer.bytes(len)?);
+    Ok(())
+}
+
+/// What a driver checks before it accepts a launch, in its order.
+#[inline]
+fn check_shape(function: &Function, info: &KernelInfo, device: &Device, shape: &Shape) -> CuResult {
+    let Shape { grid: [gx, gy, gz], block: [bx, by, bz], shared_bytes, .. } = *shape;
+    let limits = device.launch_limits();
+    let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
+    let is_empty = gx == 0 || gy == 0 || gz == 0 || threads == 0;
+    let is_wide = gx > limits.grid[0] || gy > limits.grid[1] || gz > limits.grid[2];
+    let is_thick = bx > limits.block[0] || by > limits.block[1] || bz > limits.block[2];
+    if is_empty || is_wide || is_thick || threads > u64::from(limits.threads) {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    if info.max_threads.is_some_and(|max| threads > u64::from(max)) {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let dynamic_max = function.dynamic_shared_max.load(std::sync::atomic::Ordering::Relaxed);
+    if i64::from(shared_bytes) > i64::from(dynamic_max) {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    Ok(())
+}
+
+/// All blocks of a cooperative launch must be resident at once.
+fn check_cooperative(function: &Function, device: &Device, shape: &Shape) -> CuResult {
+    let [bx, by, bz] = shape.block;
+    let threads = i32::try_from(bx.saturating_mul(by).saturating_mul(bz)).map_err(|_| CuStatus::INVALID_VALUE)?;
+    let per = crate::occupancy::blocks_per_multiprocessor(device, function.info()?, threads, shape.shared_bytes as usize)?;
+    let resident = i64::from(per) * i64::from(device.attribute(A::MultiprocessorCount));
+    let blocks = shape.grid.iter().map(|n| i64::from(*n)).product::<i64>();
+    if blocks > resident { Err(CuStatus::COOPERATIVE_LAUNCH_TOO_LARGE) } else { Ok(()) }
+}

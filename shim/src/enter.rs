@@ -1,0 +1,68 @@
+//! The way in: every exported function comes through here.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use farcall_marshal::catalogue;
+use farcall_marshal::status::{CuResult, CuStatus};
+
+use crate::observe;
+
+/// Runs one call. When nothing is counted this is one load and the call itself; `args` is not evaluated.
+#[inline]
+pub(crate) fn call<const N: usize>(number: u16, args: impl FnOnce() -> [u64; N], body: impl FnOnce() -> CuResult) -> u32 {
+    if observe::is_on() {
+        return observed(number, &args(), body);
+    }
+    guarded(body)
+}
+
+/// A call that is declared but not implemented.
+#[cold]
+pub(crate) fn missing(number: u16) -> u32 {
+    let Some(info) = catalogue::call(number) else { return CuStatus::NOT_SUPPORTED.0 };
+    let began = Instant::now();
+    let status = observe::missing(info).0;
+    if observe::is_on() {
+        observe::called(info, &[], status, began);
+    }
+    status
+}
+
+/// A panic must not unwind into the program; it is a bug of ours, so it says where.
+#[inline]
+fn guarded(body: impl FnOnce() -> CuResult) -> u32 {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(status)) => status.0,
+        Err(_) => CuStatus::UNKNOWN.0,
+    }
+}
+
+#[cold]
+fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
+    let began = Instant::now();
+    let status = guarded(body);
+    if let Some(info) = catalogue::call(number) {
+        observe::called(info, args, status, began);
+    }
+    status
+}
+
+thread_local! {
+    static STEPS: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes one step of the way of the running call, for `farcall trace --steps`.
+pub(crate) fn step(name: &'static str, detail: impl FnOnce() -> String) {
+    if observe::wants_steps() {
+        STEPS.with_borrow_mut(|steps| steps.push((name, detail())));
+    }
+}
+
+/// The noted steps, once.
+pub(crate) fn take_steps() -> Vec<(&'static str, String)> {
+    STEPS.with_borrow_mut(std::mem::take)
+}

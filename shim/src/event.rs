@@ -1,0 +1,126 @@
+//! Events: where in a stream they were recorded, and whether that point is known to be behind.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use farcall_marshal::record::Record;
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{
+    CuEventElapsedTime, CuEventElapsedTimeReply, CuEventQuery, CuEventRecordWithFlags, CuEventSynchronize, CuStreamWaitEvent,
+};
+use parking_lot::Mutex;
+
+use crate::capture::{Capture, CaptureMark};
+use crate::coherent;
+use crate::context::Context;
+use crate::stream::Stream;
+
+/// `CU_EVENT_DISABLE_TIMING`.
+const EVENT_DISABLE_TIMING: u32 = 2;
+/// `CU_EVENT_RECORD_EXTERNAL` / `CU_EVENT_WAIT_EXTERNAL`: a graph node instead of a dependency.
+const EXTERNAL: u32 = 1;
+
+/// An event.
+pub(crate) struct Event {
+    pub(crate) context: &'static Context,
+    pub(crate) id: u64,
+    pub(crate) flags: u32,
+    recorded: Mutex<Recorded>,
+}
+
+#[derive(Clone, Default)]
+enum Recorded {
+    #[default]
+    Never,
+    /// Behind the operation with this stamp.
+    At(Arc<Stream>, u64),
+    /// At a point of a capture.
+    InCapture(Arc<Capture>, CaptureMark),
+}
+
+impl Event {
+    pub(crate) fn new(context: &'static Context, id: u64, flags: u32) -> Self {
+        Self { context, id, flags, recorded: Mutex::default() }
+    }
+
+    pub(crate) fn record(&self, stream: &Arc<Stream>, flags: u32) -> CuResult {
+        if let Some(capture) = stream.capturing()?
+            && flags & EXTERNAL == 0
+        {
+            let mark = capture.mark(stream.id);
+            *self.recorded.lock() = Recorded::InCapture(capture, mark);
+            return Ok(());
+        }
+        stream.issue(&CuEventRecordWithFlags { event: self.id, stream: stream.id, flags })?;
+        *self.recorded.lock() = Recorded::At(Arc::clone(stream), stream.last());
+        Ok(())
+    }
+
+    /// Makes later work of `stream` wait for this event.
+    pub(crate) fn make_wait(&self, stream: &Arc<Stream>, flags: u32) -> CuResult {
+        let recorded = self.recorded.lock().clone();
+        match recorded {
+            Recorded::Never => Ok(()),
+            Recorded::InCapture(capture, mark) => capture.join(stream, &mark),
+            Recorded::At(on, stamp) => {
+                if stream.capturing()?.is_some() && flags & EXTERNAL == 0 {
+                    return Err(CuStatus::STREAM_CAPTURE_ISOLATION);
+                }
+                // What has run need not be waited for, and what the same stream did comes before anyway.
+                if on.has_done(stamp) || Arc::ptr_eq(&on, stream) {
+                    return Ok(());
+                }
+                stream.issue(&CuStreamWaitEvent { stream: stream.id, event: self.id, flags })
+            }
+        }
+    }
+
+    /// Whether the recorded point is behind: `NOT_READY` if not.
+    pub(crate) fn query(&self) -> CuResult {
+        self.ask_unless_done(|| {
+            self.context.session().ask(self.context.id, &CuEventQuery { event: self.id })?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn synchronize(&self) -> CuResult {
+        self.ask_unless_done(|| {
+            self.context.session().ask(self.context.id, &CuEventSynchronize { event: self.id })?;
+            Ok(())
+        })
+    }
+
+    fn ask_unless_done(&self, ask: impl FnOnce() -> CuResult) -> CuResult {
+        let recorded = self.recorded.lock().clone();
+        match recorded {
+            Recorded::Never => Ok(()),
+            Recorded::InCapture(capture, _) => {
+                capture.invalidate();
+                Err(CuStatus::CAPTURED_EVENT)
+            }
+            Recorded::At(stream, stamp) => {
+                self.context.check()?;
+                if !stream.has_done(stamp) {
+                    ask()?;
+                }
+                self.context.session().await_landings(stamp)?;
+                stream.set_done(stamp);
+                coherent::after_wait(self.context)?;
+                self.context.check()
+            }
+        }
+    }
+
+    /// Milliseconds from `self` to `end`.
+    pub(crate) fn elapsed_ms(&self, end: &Self) -> CuResult<f32> {
+        for event in [self, end] {
+            if event.flags & EVENT_DISABLE_TIMING != 0 || matches!(*event.recorded.lock(), Recorded::Never) {
+                return Err(CuStatus::INVALID_HANDLE);
+            }
+        }
+        self.context.check()?;
+        let reply = self.context.session().ask(self.context.id, &CuEventElapsedTime { start: self.id, end: end.id })?;
+        let reply = CuEventElapsedTimeReply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
+        Ok(reply.ms)
+    }
+}

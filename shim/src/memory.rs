@@ -1,0 +1,292 @@
+//! Memory as the client knows it: which addresses are whose, and how much of its limit a device has given.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use farcall_marshal::status::{CuResult, CuStatus};
+use parking_lot::{Mutex, RwLock};
+
+use crate::context::Context;
+use crate::process::Device;
+use crate::reserve::{self, Range};
+use crate::session::Session;
+
+/// Device memory is given in pieces of this size, at addresses that are multiples of it.
+pub(crate) const GRANULE: u64 = 512;
+/// Pieces of at least this size start at multiples of it, as a driver's do.
+const LARGE: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+
+/// What an address range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AllocationKind {
+    /// On the device.
+    Device,
+    /// Pinned host memory that we allocated.
+    Host,
+    /// The program's own memory, registered.
+    Registered,
+    /// Both sides see it.
+    Managed,
+    /// A variable of a module, on the device.
+    Global,
+}
+
+/// One allocation.
+#[derive(Clone, Copy)]
+pub(crate) struct Allocation {
+    pub(crate) start: u64,
+    /// As asked for.
+    pub(crate) bytes: u64,
+    /// As taken.
+    pub(crate) reserved_bytes: u64,
+    pub(crate) kind: AllocationKind,
+    pub(crate) context: &'static Context,
+    pub(crate) flags: u32,
+    /// `CU_POINTER_ATTRIBUTE_BUFFER_ID`.
+    pub(crate) serial: u64,
+    /// Pool that it came from, 0 = none.
+    pub(crate) pool: u64,
+}
+
+impl Allocation {
+    pub(crate) fn is_on_device(&self) -> bool {
+        matches!(self.kind, AllocationKind::Device | AllocationKind::Global)
+    }
+}
+
+/// Every allocation of the process, by address.
+#[derive(Default)]
+pub(crate) struct Allocations {
+    map: RwLock<BTreeMap<u64, Allocation>>,
+    serial: AtomicU64,
+}
+
+impl Allocations {
+    pub(crate) fn insert(&self, mut allocation: Allocation) {
+        allocation.serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.map.write().insert(allocation.start, allocation);
+    }
+
+    /// The allocation that contains an address.
+    pub(crate) fn find(&self, address: u64) -> Option<Allocation> {
+        let map = self.map.read();
+        let (_, allocation) = map.range(..=address).next_back()?;
+        (address - allocation.start < allocation.bytes.max(1)).then_some(*allocation)
+    }
+
+    /// Forgets the allocation that starts exactly here, if it is of one of these kinds.
+    pub(crate) fn remove(&self, start: u64, kinds: &[AllocationKind]) -> CuResult<Allocation> {
+        let mut map = self.map.write();
+        match map.get(&start) {
+            Some(allocation) if kinds.contains(&allocation.kind) => {}
+            _ => return Err(CuStatus::INVALID_VALUE),
+        }
+        map.remove(&start).ok_or(CuStatus::INVALID_VALUE)
+    }
+
+    /// A context has gone with all its memory.
+    pub(crate) fn forget_context(&self, context: &'static Context) {
+        let mut gone = Vec::new();
+        self.map.write().retain(|_, allocation| {
+            let stays = !std::ptr::eq(allocation.context, context);
+            if !stays {
+                gone.push(*allocation);
+            }
+            stays
+        });
+        for allocation in gone {
+            release(&allocation);
+        }
+    }
+}
+
+/// Takes device memory: addresses and accounting. The caller tells the server.
+pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult<Allocation> {
+    if bytes == 0 {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let device = context.device;
+    let reserved_bytes = bytes.checked_next_multiple_of(GRANULE).ok_or(CuStatus::OUT_OF_MEMORY)?;
+    charge(device, reserved_bytes)?;
+    let session = context.session();
+    let start = session.device_memory.lock().take(reserved_bytes, |stamp| session.has_finished(stamp));
+    let Some(start) = start else {
+        device.used_bytes.fetch_sub(reserved_bytes, Ordering::Relaxed);
+        return Err(CuStatus::OUT_OF_MEMORY);
+    };
+    Ok(Allocation { start, bytes, reserved_bytes, kind: AllocationKind::Device, context, flags: 0, serial: 0, pool })
+}
+
+/// Gives back what an allocation took on the client.
+pub(crate) fn release(allocation: &Allocation) {
+    let session = allocation.context.session();
+    match allocation.kind {
+        AllocationKind::Device => {
+            allocation.context.device.used_bytes.fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
+            session.device_memory.lock().give(allocation.start, allocation.reserved_bytes, session.stamp());
+        }
+        AllocationKind::Host | AllocationKind::Managed => {
+            reserve::close(&session.host_range, allocation.start, allocation.reserved_bytes);
+        }
+        AllocationKind::Registered | AllocationKind::Global => {}
+    }
+}
+
+fn charge(device: &Device, bytes: u64) -> CuResult {
+    let charged = device.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+        used.checked_add(bytes).filter(|total| *total <= device.limit_bytes)
+    });
+    charged.map(|_| ()).map_err(|_| CuStatus::OUT_OF_MEMORY)
+}
+
+/// Opens pinned memory in the host range: zeroed pages at an address that the server can use too.
+pub(crate) fn take_host(context: &'static Context, bytes: u64, kind: AllocationKind, flags: u32) -> CuResult<Allocation> {
+    static NEXT: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
+    if bytes == 0 {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let session = context.session();
+    let range = session.host_range;
+    let reserved_bytes = bytes.checked_next_multiple_of(PAGE).ok_or(CuStatus::OUT_OF_MEMORY)?;
+    let start = {
+        let mut next = NEXT.lock();
+        let offset = next.entry(range.start).or_insert(0);
+        // A guard page behind each piece catches programs that run over its end.
+        let end = offset.checked_add(reserved_bytes + PAGE).filter(|end| *end <= range.bytes);
+        let start = range.start + *offset;
+        *offset = end.ok_or(CuStatus::OUT_OF_MEMORY)?;
+        start
+    };
+    if !reserve::open(&range, start, reserved_bytes) {
+        return Err(CuStatus::OUT_OF_MEMORY);
+    }
+    Ok(Allocation { start, bytes, reserved_bytes, kind, context, flags, serial: 0, pool: 0 })
+}
+
+/// Sends the bytes of a bulk transfer.
+pub(crate) fn send_bulk(session: &Session, id: u64, bytes: &[u8]) -> CuResult {
+    session.endpoint.bulk_send(id, &[IoSlice::new(bytes)]).map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+}
+
+/// Addresses of one session's device memory.
+///
+/// First fit by size, best first; freed pieces are used again only when the work before the free is known to
+/// have run, because the server frees in the order of the device.
+pub(crate) struct DeviceRange {
+    range: Range,
+    /// First address never given.
+    fresh: u64,
+    /// Freed pieces by start: length and the stamp of the free.
+    free: BTreeMap<u64, (u64, u64)>,
+}
+
+impl DeviceRange {
+    pub(crate) fn new(range: Range) -> Self {
+        Self { range, fresh: range.start, free: BTreeMap::new() }
+    }
+
+    fn take(&mut self, bytes: u64, has_finished: impl Fn(u64) -> bool) -> Option<u64> {
+        let best = self
+            .free
+            .iter()
+            .filter(|(_, (len, stamp))| *len == bytes && has_finished(*stamp))
+            .map(|(start, _)| *start)
+            .next();
+        if let Some(start) = best {
+            self.free.remove(&start);
+            return Some(start);
+        }
+        let align = if bytes >= LARGE { LARGE } else { GRANULE };
+        let start = self.fresh.checked_next_multiple_of(align)?;
+        let end = start.checked_add(bytes)?;
+        if end <= self.range.start.checked_add(self.range.bytes)? {
+            self.fresh = end;
+            return Some(start);
+        }
+        self.take_from_free(bytes, align, &has_finished)
+    }
+
+    /// The range has been given out once: cut a piece out of finished free space, neighbours joined.
+    fn take_from_free(&mut self, bytes: u64, align: u64, has_finished: &impl Fn(u64) -> bool) -> Option<u64> {
+        let mut joined: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (start, (len, stamp)) in std::mem::take(&mut self.free) {
+            match joined.last_entry() {
+                Some(mut last) if *last.key() + last.get().0 == start => {
+                    let (old_len, old_stamp) = *last.get();
+                    last.insert((old_len + len, old_stamp.max(stamp)));
+                }
+                _ => {
+                    joined.insert(start, (len, stamp));
+                }
+            }
+        }
+        self.free = joined;
+        let (piece, at) = self.free.iter().find_map(|(start, (len, stamp))| {
+            let at = start.checked_next_multiple_of(align)?;
+            (has_finished(*stamp) && at + bytes <= start + len).then_some((*start, at))
+        })?;
+        let (len, stamp) = self.free.remove(&piece)?;
+        if at > piece {
+            self.free.insert(piece, (at - piece, stamp));
+        }
+        let end = piece + len;
+        if end > at + bytes {
+            self.free.insert(at + bytes, (end - at - bytes, stamp));
+        }
+        Some(at)
+    }
+
+    fn give(&mut self, start: u64, bytes: u64, stamp: u64) {
+        self.free.insert(start, (bytes, stamp));
+    }
+}
+
+/// A stream-ordered memory pool. Accounting happens on the device, so a pool is its attributes.
+pub(crate) struct Pool {
+    pub(crate) device: u32,
+    pub(crate) attributes: Mutex<[u64; 16]>,
+    pub(crate) used: AtomicU64,
+    pub(crate) used_high: AtomicU64,
+}
+
+impl Pool {
+    pub(crate) fn of_device(device: u32) -> Self {
+        let mut attributes = [0; 16];
+        // Reuse policies are on by default (cuda.h, CU_MEMPOOL_ATTR_REUSE_*).
+        attributes[1..4].fill(1);
+        Self { device, attributes: Mutex::new(attributes), used: AtomicU64::new(0), used_high: AtomicU64::new(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceRange;
+    use crate::reserve::Range;
+
+    fn range(bytes: u64) -> DeviceRange {
+        DeviceRange::new(Range { start: 0x10_0000, bytes })
+    }
+
+    #[test]
+    fn a_freed_piece_waits_for_the_work_before_it() {
+        let mut range = range(1 << 20);
+        let first = range.take(512, |_| true);
+        range.give(first.unwrap_or(0), 512, 5);
+        assert_ne!(range.take(512, |stamp| stamp < 5), first);
+        assert_eq!(range.take(512, |stamp| stamp <= 5), first);
+    }
+
+    #[test]
+    fn freed_neighbours_are_joined_when_the_range_is_used_up() {
+        let mut range = range(2048);
+        let pieces: Vec<u64> = (0..4).filter_map(|_| range.take(512, |_| true)).collect();
+        assert_eq!((pieces.len(), range.take(512, |_| true)), (4, None));
+        range.give(pieces[1], 512, 1);
+        range.give(pieces[2], 512, 1);
+        assert_eq!(range.take(1024, |_| true), Some(pieces[1]));
+        assert_eq!(range.take(512, |_| true), None);
+    }
+}

@@ -1,0 +1,259 @@
+//! What `--stats` and `farcall trace` show: counted only when asked for, so that a call costs one load more.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use farcall_config::{ClientConfig, LogLevel, TraceTarget};
+use farcall_marshal::catalogue::{CALLS, CallInfo, Class};
+use farcall_marshal::status::CuStatus;
+use parking_lot::Mutex;
+use serde_json::{Map, json};
+
+use crate::process::Process;
+
+static ON: AtomicBool = AtomicBool::new(false);
+static ROUND_TRIPS: AtomicU64 = AtomicU64::new(0);
+static COUNTS: [AtomicU64; CALLS.len() + 1] = [const { AtomicU64::new(0) }; CALLS.len() + 1];
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
+static IN_CHILD: AtomicBool = AtomicBool::new(false);
+
+struct Settings {
+    stats: Option<PathBuf>,
+    trace: Option<Mutex<Box<dyn std::io::Write + Send>>>,
+    steps: bool,
+    started: Instant,
+}
+
+/// Whether calls are counted or traced.
+#[inline]
+pub(crate) fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// Applies what the configuration says about statistics, traces and the log. The first call holds.
+pub(crate) fn configure(config: &ClientConfig) {
+    start_log(config.log);
+    let settings = SETTINGS.get_or_init(|| Settings {
+        stats: config.stats.clone(),
+        trace: config.trace.as_ref().and_then(open_trace).map(Mutex::new),
+        steps: config.trace_steps,
+        started: Instant::now(),
+    });
+    if settings.stats.is_some() || settings.trace.is_some() {
+        ON.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reads the configuration before the first call is counted: a program asks for addresses long before `cuInit`.
+pub(crate) fn early() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(|| {
+        if let Ok(config) = ClientConfig::from_process() {
+            configure(&config);
+        }
+    });
+}
+
+fn open_trace(target: &TraceTarget) -> Option<Box<dyn std::io::Write + Send>> {
+    match target {
+        TraceTarget::Stderr => Some(Box::new(std::io::stderr())),
+        TraceTarget::File(path) => match OpenOptions::new().create(true).append(true).open(path) {
+            Ok(file) => Some(Box::new(file)),
+            Err(error) => {
+                eprintln!("farcall: no trace: {}: {error}", path.display());
+                None
+            }
+        },
+    }
+}
+
+/// The child of a fork counts for itself, in a file of its own.
+pub(crate) fn forked() {
+    IN_CHILD.store(true, Ordering::Relaxed);
+    ROUND_TRIPS.store(0, Ordering::Relaxed);
+    NANOSECONDS.store(0, Ordering::Relaxed);
+    for count in &COUNTS {
+        count.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A call is about to wait for a server.
+pub(crate) fn round_trip() {
+    ROUND_TRIPS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// One call was made.
+pub(crate) fn called(info: &CallInfo, args: &[u64], status: u32, began: Instant) {
+    let ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    NANOSECONDS.fetch_add(ns, Ordering::Relaxed);
+    if let Some(count) = COUNTS.get(usize::from(info.number)) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Some(settings) = SETTINGS.get()
+        && let Some(trace) = &settings.trace
+    {
+        trace_call(settings, trace, info, args, status, began, ns);
+    }
+}
+
+fn trace_call(
+    settings: &Settings,
+    trace: &Mutex<Box<dyn std::io::Write + Send>>,
+    info: &CallInfo,
+    args: &[u64],
+    status: u32,
+    began: Instant,
+    ns: u64,
+) {
+    static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+    let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+    let line = json!({
+        "seq": seq,
+        "t_ns": u64::try_from(began.duration_since(settings.started).as_nanos()).unwrap_or(0),
+        "ns": ns,
+        "tid": thread_number(),
+        "call": info.symbol,
+        "class": info.class.name(),
+        "args": shown(info, args),
+        "status": status,
+    });
+    let mut out = trace.lock();
+    let _ = writeln!(out, "{line}");
+    if settings.steps && info.class != Class::Local {
+        for (step, detail) in crate::enter::take_steps() {
+            let _ = writeln!(out, "{}", json!({"seq": seq, "step": step, "detail": detail}));
+        }
+    }
+}
+
+/// Whether the steps of each call are wanted.
+pub(crate) fn wants_steps() -> bool {
+    is_on() && SETTINGS.get().is_some_and(|settings| settings.steps)
+}
+
+fn thread_number() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
+fn shown(info: &CallInfo, args: &[u64]) -> String {
+    let names = info.args.unwrap_or(&[]);
+    let parts: Vec<String> = args
+        .iter()
+        .enumerate()
+        .map(|(index, value)| {
+            let (name, ty) = names.get(index).copied().unwrap_or(("?", ""));
+            if ty == "f32" {
+                return format!("{name}={}", f32::from_bits(u32::try_from(*value).unwrap_or(0)));
+            }
+            if *value < 65536 { format!("{name}={value}") } else { format!("{name}={value:#x}") }
+        })
+        .collect();
+    parts.join(" ")
+}
+
+/// Kernel output (`printf` on the device) goes to standard output, as CUDA has it.
+pub(crate) fn print(text: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text);
+    let _ = out.flush();
+}
+
+/// Writes the statistics, when the process ends.
+pub(crate) fn finish(process: Option<&Process>) {
+    let Some(settings) = SETTINGS.get() else { return };
+    if let Some(trace) = &settings.trace {
+        let _ = trace.lock().flush();
+    }
+    let Some(path) = &settings.stats else { return };
+    let path = if IN_CHILD.load(Ordering::Relaxed) {
+        path.with_extension(format!("{}.json", std::process::id()))
+    } else {
+        path.clone()
+    };
+    let text = statistics(process).to_string();
+    if let Err(error) = File::create(&path).and_then(|mut file| writeln!(file, "{text}")) {
+        eprintln!("farcall: no statistics: {}: {error}", path.display());
+    }
+}
+
+fn statistics(process: Option<&Process>) -> serde_json::Value {
+    let mut by_function = Map::new();
+    let mut by_class = Map::new();
+    let mut calls = 0;
+    for info in &CALLS {
+        let count = COUNTS.get(usize::from(info.number)).map_or(0, |count| count.load(Ordering::Relaxed));
+        if count == 0 {
+            continue;
+        }
+        calls += count;
+        by_function.insert(info.symbol.to_owned(), count.into());
+        let before = by_class.get(info.class.name()).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        by_class.insert(info.class.name().to_owned(), (before + count).into());
+    }
+    let stats: Vec<farcall_transport::Stats> = process.map_or_else(Vec::new, |p| p.sessions.iter().map(|s| s.endpoint.stats()).collect());
+    let sum = |field: fn(&farcall_transport::Stats) -> u64| stats.iter().map(field).sum::<u64>();
+    let devices: Vec<serde_json::Value> = process.map_or_else(Vec::new, |p| {
+        p.devices
+            .iter()
+            .map(|d| json!({"ordinal": d.ordinal, "server_ordinal": d.server_ordinal, "name": d.name, "memory_bytes": d.limit_bytes}))
+            .collect()
+    });
+    let transport = process.and_then(|p| p.sessions.first()).map(|s| s.endpoint.transport_name());
+    json!({
+        "calls": calls,
+        "by_class": by_class,
+        "by_function": by_function,
+        "blocking_round_trips": ROUND_TRIPS.load(Ordering::Relaxed),
+        "frames": sum(|s| s.frames_out) + sum(|s| s.frames_in),
+        "bytes_out": sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
+        "bytes_in": sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
+        "rtt_ns": sum(|s| s.rtt_ns),
+        "ns_in_calls": NANOSECONDS.load(Ordering::Relaxed),
+        "transport": transport,
+        "devices": devices,
+    })
+}
+
+fn start_log(level: LogLevel) {
+    let level = match level {
+        LogLevel::Off => log::LevelFilter::Off,
+        LogLevel::Error => log::LevelFilter::Error,
+        LogLevel::Warn => log::LevelFilter::Warn,
+        LogLevel::Info => log::LevelFilter::Info,
+        LogLevel::Debug => log::LevelFilter::Debug,
+        LogLevel::Trace => log::LevelFilter::Trace,
+    };
+    static LOGGER: Stderr = Stderr;
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(level);
+}
+
+/// Log lines of the shim: on stderr, marked as ours, because the stream belongs to the program.
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("farcall: {}: {}", record.level().as_str().to_lowercase(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Names a call that is not implemented, once.
+pub(crate) fn missing(info: &CallInfo) -> CuStatus {
+    static NAMED: [AtomicBool; CALLS.len() + 1] = [const { AtomicBool::new(false) }; CALLS.len() + 1];
+    if NAMED.get(usize::from(info.number)).is_some_and(|named| !named.swap(true, Ordering::Relaxed)) {
+        log::warn!("{} is not implemented yet: it returns CUDA_ERROR_NOT_SUPPORTED (see `farcall coverage`)", info.symbol);
+    }
+    CuStatus::NOT_SUPPORTED
+}

@@ -1,0 +1,320 @@
+//! One server: what is sent to it, what comes back, and what is known to be finished there.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use farcall_marshal::record::{self, Head, Record};
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput};
+use farcall_transport::{CloseReason, Endpoint, Handler};
+use parking_lot::{Mutex, RwLock};
+
+use crate::context::Context;
+use crate::coherent::Coherent;
+use crate::hooks::{Callback, Runner};
+use crate::landing;
+use crate::memory::DeviceRange;
+use crate::observe;
+use crate::reserve::Range;
+use crate::ticket::{Pending, Sink, Tickets};
+
+/// What kind of device a server stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    Cuda,
+    Soft,
+    Null,
+}
+
+/// One server and the session with it.
+pub(crate) struct Session {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) kind: DeviceKind,
+    pub(crate) driver_version: u32,
+    pub(crate) device_memory: Mutex<DeviceRange>,
+    pub(crate) host_range: Range,
+    /// Modules that the server has.
+    pub(crate) known_modules: Mutex<HashSet<[u8; 32]>>,
+    /// Stamp of the last stream operation sent.
+    issued: AtomicU64,
+    /// Every operation up to this stamp has run.
+    finished: AtomicU64,
+    next_id: AtomicU64,
+    next_context: AtomicU32,
+    /// Copies to host memory that nobody waits for yet.
+    landing: Mutex<Vec<(u64, Arc<Pending>)>>,
+    pub(crate) coherent: Coherent,
+}
+
+/// What a session needs to be told when it opens.
+pub(crate) struct Opened {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) kind: DeviceKind,
+    pub(crate) driver_version: u32,
+    pub(crate) device_range: Range,
+    pub(crate) host_range: Range,
+    pub(crate) known_modules: HashSet<[u8; 32]>,
+}
+
+impl Session {
+    pub(crate) fn new(opened: Opened) -> Self {
+        Self {
+            endpoint: opened.endpoint,
+            inbox: opened.inbox,
+            kind: opened.kind,
+            driver_version: opened.driver_version,
+            device_memory: Mutex::new(DeviceRange::new(opened.device_range)),
+            host_range: opened.host_range,
+            known_modules: Mutex::new(opened.known_modules),
+            issued: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            next_id: AtomicU64::new(1),
+            next_context: AtomicU32::new(1),
+            landing: Mutex::default(),
+            coherent: Coherent::default(),
+        }
+    }
+
+    /// A number for a new object on the server.
+    pub(crate) fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn new_context_id(&self) -> u32 {
+        self.next_context.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends a record that nobody waits for.
+    #[inline]
+    pub(crate) fn send<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult {
+        self.post(Head::request(R::NUMBER, context, 0), body)
+    }
+
+    /// Sends a record and waits for the body of its reply. `NOT_READY` and other statuses come as errors.
+    pub(crate) fn ask<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult<Vec<u8>> {
+        match self.ask_status(context, body)? {
+            (CuStatus::SUCCESS, reply) => Ok(reply),
+            (status, _) => Err(status),
+        }
+    }
+
+    /// Like [`Self::ask`], but a body comes with a failing status too.
+    pub(crate) fn ask_status<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult<(CuStatus, Vec<u8>)> {
+        let pending = self.request(context, body, Sink::Keep)?;
+        self.wait(&pending)?;
+        Ok(pending.take())
+    }
+
+    /// Sends a record with a ticket.
+    pub(crate) fn request<'a, R: Record<'a>>(&self, context: u32, body: &R, sink: Sink) -> CuResult<Arc<Pending>> {
+        let (ticket, pending) = self.inbox.tickets.issue(sink)?;
+        // The destination is known before the server can send to it.
+        if let Sink::Copy { to, len, bulk } = sink
+            && bulk != 0
+        {
+            landing::expect(&self.endpoint, bulk, to, len, Arc::clone(&pending))?;
+        }
+        self.post(Head::request(R::NUMBER, context, ticket), body)?;
+        Ok(pending)
+    }
+
+    /// Sends a record that was encoded before.
+    pub(crate) fn send_encoded(&self, record: &[u8]) -> CuResult {
+        let sent = self.endpoint.append(record.len(), |out| out.copy_from_slice(record));
+        sent.map(|_| ()).map_err(|_| self.ended())
+    }
+
+    /// Waits until a reply, with all that it brings, is there. This is the only place where a program waits for
+    /// a server.
+    pub(crate) fn wait(&self, pending: &Pending) -> CuResult {
+        if pending.is_done() {
+            return Ok(());
+        }
+        observe::round_trip();
+        self.endpoint.flush().map_err(|_| self.ended())?;
+        self.endpoint.wait_until(&|| pending.is_done(), None).map_err(|_| self.ended())
+    }
+
+    #[inline]
+    fn post<'a, R: Record<'a>>(&self, head: Head, body: &R) -> CuResult {
+        let len = record::record_bytes(body);
+        let sent = self.endpoint.append(len, |out| record::encode(head, body, out));
+        sent.map(|_| ()).map_err(|_| self.ended())
+    }
+
+    /// Why nothing can be sent any more.
+    fn ended(&self) -> CuStatus {
+        match CuStatus(self.inbox.lost.load(Ordering::Acquire)) {
+            CuStatus::SUCCESS => CuStatus::DEVICE_UNAVAILABLE,
+            status => status,
+        }
+    }
+
+    /// Error of an earlier one-way call that is due now, given once.
+    #[inline]
+    pub(crate) fn take_deferred(&self) -> CuResult {
+        if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        match self.inbox.deferred.swap(0, Ordering::AcqRel) {
+            0 => Ok(()),
+            status => Err(CuStatus(status)),
+        }
+    }
+
+    /// The session's own end, if it has ended.
+    #[inline]
+    pub(crate) fn check(&self) -> CuResult {
+        match self.inbox.lost.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            status => Err(CuStatus(status)),
+        }
+    }
+
+    /// Stamp for an operation that is about to be sent.
+    #[inline]
+    pub(crate) fn stamp(&self) -> u64 {
+        self.issued.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Stamp of the last operation.
+    #[inline]
+    pub(crate) fn last_stamp(&self) -> u64 {
+        self.issued.load(Ordering::Relaxed)
+    }
+
+    /// Whether everything up to this stamp is known to have run.
+    #[inline]
+    pub(crate) fn has_finished(&self, stamp: u64) -> bool {
+        self.finished.load(Ordering::Relaxed) >= stamp
+    }
+
+    /// Everything up to this stamp has run.
+    pub(crate) fn set_finished(&self, stamp: u64) {
+        self.finished.fetch_max(stamp, Ordering::Relaxed);
+    }
+
+    /// Remembers a copy to host memory that the program will wait for later.
+    pub(crate) fn lands(&self, stamp: u64, pending: Arc<Pending>) {
+        let mut landing = self.landing.lock();
+        landing.retain(|(_, pending)| !pending.is_done());
+        landing.push((stamp, pending));
+    }
+
+    /// Waits until every copy up to `stamp` is in host memory. The server sends bytes before it answers a
+    /// later synchronization, but the two may travel on different connections.
+    pub(crate) fn await_landings(&self, stamp: u64) -> CuResult {
+        self.await_matching(|at, _| at <= stamp)
+    }
+
+    /// Waits for copies that write to these addresses: a program may read there next.
+    pub(crate) fn await_writers(&self, start: u64, len: u64) -> CuResult {
+        if self.landing.lock().is_empty() {
+            return Ok(());
+        }
+        self.await_matching(|_, pending| pending.writes(start, len))
+    }
+
+    fn await_matching(&self, wanted: impl Fn(u64, &Pending) -> bool) -> CuResult {
+        let due: Vec<Arc<Pending>> = {
+            let mut landing = self.landing.lock();
+            landing.retain(|(_, pending)| !pending.is_done());
+            landing.iter().filter(|(stamp, pending)| wanted(*stamp, pending)).map(|(_, p)| Arc::clone(p)).collect()
+        };
+        due.iter().try_for_each(|pending| self.wait(pending))
+    }
+}
+
+/// What arrives from a server. Shared with the transport, which calls it from whichever thread receives.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    pub(crate) tickets: Tickets,
+    /// Error of a one-way call that is to be returned from the next call that waits; 0 = none.
+    deferred: AtomicU32,
+    /// Why the session is over; 0 = it is not.
+    lost: AtomicU32,
+    contexts: RwLock<HashMap<u32, &'static Context>>,
+    callbacks: Mutex<HashMap<u64, Callback>>,
+    runner: Runner,
+}
+
+impl Inbox {
+    pub(crate) fn add_context(&self, context: &'static Context) {
+        self.contexts.write().insert(context.id, context);
+    }
+
+    pub(crate) fn remove_context(&self, id: u32) {
+        self.contexts.write().remove(&id);
+    }
+
+    /// Remembers what to call when the server says that a stream has got there.
+    pub(crate) fn add_callback(&self, id: u64, callback: Callback) {
+        self.callbacks.lock().insert(id, callback);
+    }
+
+    fn take(&self, endpoint: &Endpoint, mut frame: &[u8]) -> Result<(), record::DecodeError> {
+        while !frame.is_empty() {
+            let (head, body, rest) = record::split(frame)?;
+            frame = rest;
+            if head.is_reply() {
+                if !self.tickets.reply(head.ticket, head.context, body) {
+                    log::warn!("the server answered ticket {}, which nobody waits for", head.ticket);
+                }
+                continue;
+            }
+            match head.number {
+                ErrorNotice::NUMBER => self.notice(head.context, &ErrorNotice::decode_body(body)?),
+                HostFuncDue::NUMBER => self.due(endpoint, head.context, HostFuncDue::decode_body(body)?),
+                KernelOutput::NUMBER => observe::print(KernelOutput::decode_body(body)?.text),
+                number => return Err(record::DecodeError::UnknownRecord { number }),
+            }
+        }
+        Ok(())
+    }
+
+    fn notice(&self, context: u32, notice: &ErrorNotice<'_>) {
+        let name = farcall_marshal::catalogue::call(u16::try_from(notice.call).unwrap_or(0)).map_or("?", |c| c.symbol);
+        log::warn!("{name}: {}{}{}", CuStatus(notice.status), if notice.message.is_empty() { "" } else { ": " }, notice.message);
+        let known = self.contexts.read().get(&context).copied();
+        match known {
+            Some(context) if notice.sticky != 0 => context.break_with(CuStatus(notice.status)),
+            _ => {
+                // The first error is the one that explains the others.
+                let _ = self.deferred.compare_exchange(0, notice.status, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn due(&self, endpoint: &Endpoint, context: u32, due: HostFuncDue) {
+        let callback = self.callbacks.lock().remove(&due.callback);
+        self.runner.run_later(endpoint.clone(), context, due, callback);
+    }
+
+    fn end(&self, status: CuStatus) {
+        let _ = self.lost.compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
+        self.tickets.end(status);
+    }
+}
+
+impl Handler for Inbox {
+    fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]) {
+        if let Err(error) = self.take(endpoint, frame) {
+            log::error!("the server sent what no server sends ({error}); the session ends");
+            self.end(CuStatus::UNKNOWN);
+            endpoint.close();
+        }
+    }
+
+    fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
+        if self.lost.load(Ordering::Relaxed) == 0 && !crate::process::is_finishing() {
+            log::error!("the session with the server ended: {why}; every further CUDA call fails");
+        }
+        self.end(CuStatus::DEVICE_UNAVAILABLE);
+        // Threads that wait for a reply which now never comes look again.
+        endpoint.notify();
+    }
+}

@@ -1,0 +1,138 @@
+//! Streams: what was sent on them, what is known to have run, and whether they are being captured.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use farcall_marshal::record::{Head, Record, to_vec};
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{CuStreamQuery, CuStreamSynchronize};
+use parking_lot::Mutex;
+
+use crate::capture::{self, Capture, Node};
+use crate::coherent;
+use crate::context::Context;
+use crate::session::Session;
+
+/// `CU_STREAM_NON_BLOCKING`: does not wait for the legacy stream.
+pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
+
+/// A stream.
+pub(crate) struct Stream {
+    pub(crate) context: &'static Context,
+    pub(crate) handle: u64,
+    /// Its number on the wire; 0 = the legacy stream.
+    pub(crate) id: u64,
+    pub(crate) flags: u32,
+    pub(crate) priority: i32,
+    /// Stamp of the last operation sent on it.
+    last: AtomicU64,
+    /// Its operations up to this stamp have run.
+    done: AtomicU64,
+    pub(crate) capture: Mutex<Option<Arc<Capture>>>,
+}
+
+impl Stream {
+    pub(crate) fn new(context: &'static Context, handle: u64, id: u64, flags: u32, priority: i32) -> Self {
+        Self { context, handle, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), capture: Mutex::new(None) }
+    }
+
+    pub(crate) fn session(&self) -> &'static Session {
+        self.context.session()
+    }
+
+    /// Sends an operation on this stream, or adds it to the graph that the stream captures.
+    #[inline]
+    pub(crate) fn issue<'a, R: Record<'a>>(&self, record: &R) -> CuResult {
+        if let Some(capture) = self.capturing()? {
+            let bytes = to_vec(Head::request(R::NUMBER, self.context.id, 0), record);
+            return capture.add(self.id, Node::Record(bytes));
+        }
+        self.context.check()?;
+        self.mark();
+        self.session().send(self.context.id, record)
+    }
+
+    /// Sends a stream operation that was encoded before.
+    pub(crate) fn issue_encoded(&self, record: &[u8]) -> CuResult {
+        self.context.check()?;
+        self.mark();
+        self.session().send_encoded(record)
+    }
+
+    /// The capture that this stream takes part in; an invalidated one is an error.
+    #[inline]
+    pub(crate) fn capturing(&self) -> CuResult<Option<Arc<Capture>>> {
+        if !capture::any() {
+            return Ok(None);
+        }
+        match &*self.capture.lock() {
+            Some(capture) => capture.check().map(|()| Some(Arc::clone(capture))),
+            None if self.id == 0 => capture::forbid_legacy(self.context).map(|()| None),
+            None => Ok(None),
+        }
+    }
+
+    /// Notes that an operation is about to be sent; its stamp.
+    #[inline]
+    pub(crate) fn mark(&self) -> u64 {
+        let stamp = self.session().stamp();
+        self.last.store(stamp, Ordering::Relaxed);
+        stamp
+    }
+
+    /// Stamp up to which this stream has to be waited for. The legacy stream waits for the others too.
+    pub(crate) fn last(&self) -> u64 {
+        if self.id == 0 { self.session().last_stamp() } else { self.last.load(Ordering::Relaxed) }
+    }
+
+    /// Whether everything up to `stamp` on this stream is known to have run.
+    pub(crate) fn has_done(&self, stamp: u64) -> bool {
+        self.done.load(Ordering::Relaxed) >= stamp || self.session().has_finished(stamp)
+    }
+
+    /// Everything up to `stamp` on this stream has run.
+    pub(crate) fn set_done(&self, stamp: u64) {
+        self.done.fetch_max(stamp, Ordering::Relaxed);
+    }
+
+    /// Waits until everything sent so far has run. Answered here if that is already known.
+    pub(crate) fn synchronize(&self) -> CuResult {
+        self.forbid_capture()?;
+        self.context.check()?;
+        let stamp = self.last();
+        if !self.has_done(stamp) {
+            self.session().ask(self.context.id, &CuStreamSynchronize { stream: self.id })?;
+        }
+        self.session().await_landings(stamp)?;
+        self.set_done(stamp);
+        coherent::after_wait(self.context)?;
+        self.context.check()?;
+        self.session().take_deferred()
+    }
+
+    /// Whether everything sent so far has run: `NOT_READY` if not.
+    pub(crate) fn query(&self) -> CuResult {
+        self.forbid_capture()?;
+        self.context.check()?;
+        let stamp = self.last();
+        if self.has_done(stamp) {
+            return Ok(());
+        }
+        self.session().ask(self.context.id, &CuStreamQuery { stream: self.id })?;
+        self.session().await_landings(stamp)?;
+        self.set_done(stamp);
+        Ok(())
+    }
+
+    /// A call that a capturing stream may not make; it spoils the capture.
+    pub(crate) fn forbid_capture(&self) -> CuResult {
+        match self.capturing()? {
+            None => Ok(()),
+            Some(capture) => {
+                capture.invalidate();
+                Err(CuStatus::STREAM_CAPTURE_UNSUPPORTED)
+            }
+        }
+    }
+}
