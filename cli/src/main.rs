@@ -1,3 +1,54 @@
-//! The farcall command.
+//! The `farcall` command: serves devices, runs programs on them, and shows what goes on between.
+//!
+//! - `args` is what can be typed;
+//! - `serve`, `run`, `devices`, `coverage`, `trace`, `generate` are the subcommands;
+//! - `connect` is what the ones that need a server share, `failure` how they end.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod connect;
+mod coverage;
+mod devices;
+mod failure;
+mod generate;
+mod run;
+mod serve;
+mod table;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    // An executor is this program again, started by the server: nothing else may run before it.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == farcall_gpu_exec::EXECUTOR_COMMAND)
+    {
+        serve::start_log();
+        return farcall_gpu_exec::executor_main();
+    }
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print();
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Serve(args) => serve::serve(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Devices(args) => devices::devices(&args),
+        Command::Coverage(args) => coverage::coverage(&args),
+        Command::Trace(args) => trace::trace(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
+    }
+}

@@ -1,0 +1,302 @@
+//! What can be typed. The texts here are the help, the man pages and the completions.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use farcall_config::{SizeError, parse_devices, parse_server, parse_size};
+
+/// Runs unmodified CUDA programs on machines without a GPU.
+#[derive(Debug, Parser)]
+#[command(name = "farcall", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  On the machine with the GPU:
+    farcall serve --listen 0.0.0.0:7474 --token-file /etc/farcall/token
+  On the machine without:
+    farcall devices --server gpu1:7474
+    farcall run --server gpu1:7474 -n 1 -m 8GiB -- python train.py
+  Without any GPU, to try it:
+    farcall serve --device soft &
+    farcall run -- ./vecadd
+
+A server named in client.toml or FARCALL_SERVER need not be repeated with --server.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve this machine's devices to programs elsewhere
+    Serve(ServeArgs),
+    /// Run a CUDA program on a server's devices
+    Run(RunArgs),
+    /// List a server's devices and how they are used
+    Devices(DevicesArgs),
+    /// List which CUDA driver calls are implemented
+    Coverage(CoverageArgs),
+    /// Run a program and show every driver call it makes
+    Trace(TraceArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// Which server, and how it is convinced.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServerArgs {
+    /// Server to use [default: FARCALL_SERVER, else client.toml, else 127.0.0.1:7474]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_server, value_hint = ValueHint::Hostname)]
+    pub(crate) server: Option<String>,
+    /// File that holds the token which the server asks for
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// What the program gets of the server.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShareArgs {
+    /// How many devices the program gets: a number, or all [default: all]
+    #[arg(short = 'n', long = "devices", value_name = "N", value_parser = DeviceCount::parse)]
+    pub(crate) devices: Option<DeviceCount>,
+    /// Device memory that the program may use, per device: 8GiB, 512M [default: all]
+    #[arg(short = 'm', long = "memory", value_name = "SIZE", value_parser = size)]
+    pub(crate) memory_bytes: Option<u64>,
+    /// Do not ask the server first whether it can be used
+    #[arg(long)]
+    pub(crate) no_check: bool,
+}
+
+/// A number of devices, or all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceCount(pub(crate) Option<u32>);
+
+impl DeviceCount {
+    fn parse(text: &str) -> Result<Self, String> {
+        parse_devices(text).map(Self)
+    }
+}
+
+fn size(text: &str) -> Result<u64, SizeError> {
+    parse_size(text)
+}
+
+/// `farcall serve`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall serve                                  this machine's GPUs, for programs on this machine
+  farcall serve --device soft                    no GPU: a CPU device that really runs PTX
+  farcall serve --device soft --gpus 2 --memory 4GiB
+  farcall serve --listen 0.0.0.0:7474 --token-file /etc/farcall/token
+
+It serves until it gets SIGINT or SIGTERM. FARCALL_LOG=info says more about what goes on.")]
+pub(crate) struct ServeArgs {
+    /// Address to listen on; port 0 takes any free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7474", value_parser = listen_address)]
+    pub(crate) listen: String,
+    /// Which device serves
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// How many devices: a number, or all [default: all GPUs, or one soft or null device]
+    #[arg(long, value_name = "N", value_parser = DeviceCount::parse)]
+    pub(crate) gpus: Option<DeviceCount>,
+    /// Memory of each soft or null device [default: half of the host's, shared evenly]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<u64>,
+    /// File that holds the token which clients must show
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Name that clients see [default: the host's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// How many sessions (client processes) there may be at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_sessions: Option<u32>,
+    /// How many executor processes stand ready for the next session
+    #[arg(long, value_name = "N")]
+    pub(crate) warm_executors: Option<u32>,
+    /// Directory that keeps modules across sessions
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Most bytes of modules kept there
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) cache_size: Option<u64>,
+}
+
+/// A listening address may have port 0; otherwise it is written like a server's.
+fn listen_address(text: &str) -> Result<String, String> {
+    match text.strip_suffix(":0") {
+        Some(host) => parse_server(host).map(|_| text.to_owned()),
+        None => parse_server(text),
+    }
+}
+
+/// Which device serves.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Device {
+    /// This machine's GPUs; an error if there is none
+    Auto,
+    /// This machine's GPUs, through the real driver
+    Cuda,
+    /// A CPU device that really runs PTX; needs no GPU
+    Soft,
+    /// A device whose kernels do nothing: for measuring
+    Null,
+}
+
+/// `farcall run`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall run -- ./vecadd
+  farcall run --server gpu1:7474 -n 1 -m 8GiB -- python train.py
+  farcall run --stats -- python train.py         a summary of its driver calls on stderr at the end
+  farcall run --stats=calls.json -- ./vecadd     the same as JSON
+
+Exit code: the command's own; 128+N if signal N killed it, 127 if it was not found, 126 if it cannot be
+run. Before it has run: 69 no usable server, 72 libraries missing, 78 bad configuration, 2 bad usage.")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) share: ShareArgs,
+    /// Print a summary of the driver calls at the end, or write it to FILE as JSON
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", value_hint = ValueHint::FilePath)]
+    pub(crate) stats: Option<PathBuf>,
+    /// Write one JSON line per driver call to FILE, or to stderr; `farcall trace` is the readable form
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", value_hint = ValueHint::FilePath)]
+    pub(crate) trace: Option<PathBuf>,
+    /// The command and its arguments, after `--`
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `farcall devices`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall devices --server gpu1:7474
+  farcall devices --json | jq '.devices[].free_bytes'
+
+`used` counts what all sessions have allocated. Exit code 69: no usable server.")]
+pub(crate) struct DevicesArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `farcall coverage`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall coverage                    every call, by class
+  farcall coverage --missing          only those that return CUDA_ERROR_NOT_SUPPORTED
+  farcall coverage --json | jq '.implemented, .total'
+
+Classes: local is answered from client memory; cached is asked once, then local; one-way is sent and nobody
+waits; blocking is sent and the caller waits for the reply.")]
+pub(crate) struct CoverageArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Only calls that are not implemented
+    #[arg(long, conflicts_with = "implemented")]
+    pub(crate) missing: bool,
+    /// Only calls that are implemented
+    #[arg(long)]
+    pub(crate) implemented: bool,
+}
+
+/// `farcall trace`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall trace -- ./vecadd
+  farcall trace --steps -- ./vecadd              and explain the way of the first calls, step by step
+  farcall trace -o calls.txt -- python train.py
+
+The trace goes to stderr, so that the program's own output stays apart. NO_COLOR=1 turns colours off.
+Exit codes are those of `farcall run`.")]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) share: ShareArgs,
+    /// Explain each step of the way of the first calls
+    #[arg(long)]
+    pub(crate) steps: bool,
+    /// Write the trace to FILE
+    #[arg(short = 'o', long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// The command and its arguments, after `--`
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `farcall completions`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall completions bash > ~/.local/share/bash-completion/completions/farcall
+  farcall completions zsh > ~/.zfunc/_farcall
+  farcall completions fish > ~/.config/fish/completions/farcall.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `farcall man`.
+#[derive(Args, Debug)]
+pub(crate) struct ManArgs {
+    /// Directory that gets the pages; it is made if it is missing
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+}
+
+/// Whether only this machine can reach an address to listen on.
+pub(crate) fn is_loopback(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, is_loopback, listen_address};
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn loopback() {
+        for address in ["127.0.0.1:7474", "localhost:1", "[::1]:7474", "127.9.9.9:0"] {
+            assert!(is_loopback(address), "{address}");
+        }
+        for address in ["0.0.0.0:7474", "gpu1:7474", "[::]:7474", "10.0.0.1:1"] {
+            assert!(!is_loopback(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn any_free_port() {
+        assert_eq!(listen_address("127.0.0.1:0").as_deref(), Ok("127.0.0.1:0"));
+        assert_eq!(listen_address("[::1]:0").as_deref(), Ok("[::1]:0"));
+        assert_eq!(listen_address("gpu1").as_deref(), Ok("gpu1:7474"));
+        assert!(listen_address("gpu1:99999").is_err());
+    }
+}

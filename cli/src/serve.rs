@@ -1,0 +1,83 @@
+//! `farcall serve`: a server until SIGINT or SIGTERM.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use farcall_config::{LogLevel, read_token_file, vars};
+use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions};
+
+use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
+use crate::connect::config_failure;
+use crate::failure::{Failure, code};
+
+pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
+    start_log();
+    let options = options(args)?;
+    if options.token.is_none() && !is_loopback(&options.listen) {
+        eprintln!(
+            "farcall: everyone who can reach {} can use these devices; --token-file FILE asks for a token",
+            options.listen
+        );
+    }
+    let device = options.device;
+    farcall_gpu_exec::serve(&options, |address| {
+        // One line that a script can wait for; if nobody reads it, serving goes on.
+        let _ = writeln!(io::stdout(), "serving on {address} (--device {device})");
+        let _ = io::stdout().flush();
+    })
+    .map(|()| ExitCode::SUCCESS)
+    .map_err(|error| failure(&error))
+}
+
+/// Log on stderr: warnings, or what `FARCALL_LOG` says.
+pub(crate) fn start_log() {
+    let wanted = std::env::var(vars::LOG)
+        .ok()
+        .filter(|level| !level.is_empty());
+    let level = wanted.unwrap_or_else(|| LogLevel::Warn.name().to_owned());
+    env_logger::Builder::new().parse_filters(&level).init();
+}
+
+fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
+    let defaults = ServeOptions::default();
+    let token = args
+        .token_file
+        .as_deref()
+        .map(read_token_file)
+        .transpose()
+        .map_err(|error| config_failure(&error))?;
+    Ok(ServeOptions {
+        listen: args.listen.clone(),
+        device: match args.device {
+            Device::Auto => DeviceChoice::Auto,
+            Device::Cuda => DeviceChoice::Cuda,
+            Device::Soft => DeviceChoice::Soft,
+            Device::Null => DeviceChoice::Null,
+        },
+        device_count: args.gpus.and_then(|DeviceCount(count)| count),
+        memory_bytes: args.memory,
+        token: token.map(|token| token.expose().to_owned()),
+        sessions_max: args.max_sessions.unwrap_or(defaults.sessions_max),
+        warm_executors: args.warm_executors.unwrap_or(defaults.warm_executors),
+        server_name: args.name.clone().unwrap_or(defaults.server_name),
+        cache_dir: args.cache_dir.clone(),
+        cache_bytes_max: args.cache_size.unwrap_or(defaults.cache_bytes_max),
+        executor: None,
+    })
+}
+
+fn failure(error: &ServeError) -> Failure {
+    let advice = match error {
+        ServeError::NoGpu(_) => "on a machine without a GPU: farcall serve --device soft",
+        ServeError::Option(_) => "see farcall serve --help",
+        ServeError::Listen { .. } => {
+            "is another server running there? --listen HOST:PORT takes another address"
+        }
+        ServeError::Executor { .. } => {
+            "the program must stay in place and executable while it serves"
+        }
+        _ => "FARCALL_LOG=debug says more",
+    };
+    Failure::new(code::FAILED, error.to_string(), advice)
+}
