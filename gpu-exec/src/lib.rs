@@ -11,15 +11,23 @@
 //! The supervisor authenticates a client, checks what it asks for, and hands its connection to an
 //! executor that stands ready. From then on bytes go between client and executor alone. What an
 //! executor does to itself (an illegal address, a crash) reaches no other session.
+mod cache;
+mod control;
+mod device;
 mod error;
+mod executor;
 mod inventory;
+mod ledger;
+mod limits;
 mod options;
 mod supervisor;
+mod sys;
 
 pub use error::{FetchError, ServeError};
 pub use inventory::{DeviceUsage, Inventory};
 pub use options::{DeviceChoice, DeviceKind, ServeOptions};
-pub use supervisor::{Server, Stopper, executor_main, serve};
+pub use executor::executor_main;
+pub use supervisor::{Server, Stopper, serve};
 
 /// First argument of a program that shall be an executor.
 pub const EXECUTOR_COMMAND: &str = "__executor";

@@ -172,7 +172,9 @@ pub(crate) fn finish(process: Option<&Process>) {
     }
     let Some(path) = &settings.stats else { return };
     let path = if IN_CHILD.load(Ordering::Relaxed) {
-        path.with_extension(format!("{}.json", std::process::id()))
+        let mut name = path.clone().into_os_string();
+        name.push(format!(".{}", std::process::id()));
+        PathBuf::from(name)
     } else {
         path.clone()
     };

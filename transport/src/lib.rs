@@ -13,6 +13,7 @@ mod listener;
 mod num;
 mod options;
 pub mod session;
+pub mod sim;
 mod stream;
 mod sys;
 

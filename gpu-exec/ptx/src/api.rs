@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Fault, LoadError, PtxError};
+use crate::exec::code::{Code, ConstValue};
+use crate::exec::engine::Pool;
+use crate::exec::regs::R;
+use crate::lower::Compiled;
 
 /// A compiled PTX module, independent of where its globals will live.
 #[derive(Debug)]
 pub struct Module {
-    pub(crate) kernels: Vec<KernelInfo>,
-    pub(crate) globals: Vec<GlobalInfo>,
+    compiled: Compiled,
 }
 
 impl Module {
@@ -17,18 +20,20 @@ impl Module {
     ///
     /// # Errors
     /// Names the line and, inside a function, the instruction that cannot be compiled.
-    pub fn parse(_text: &str) -> Result<Self, PtxError> {
-        Err(PtxError::new(0, 0, "the compiler is not in place yet"))
+    pub fn parse(text: &str) -> Result<Self, PtxError> {
+        Ok(Self {
+            compiled: crate::lower::compile(&crate::parse::parse(text)?)?,
+        })
     }
 
     /// The kernels (`.entry`) in the order of the text.
     pub fn kernels(&self) -> impl Iterator<Item = &KernelInfo> {
-        self.kernels.iter()
+        self.compiled.kernels.iter().map(|(info, _)| info)
     }
 
     /// The module-scope `.global` and `.const` variables in the order of the text.
     pub fn globals(&self) -> impl Iterator<Item = &GlobalInfo> {
-        self.globals.iter()
+        self.compiled.globals.iter().map(|g| &g.info)
     }
 }
 
@@ -95,7 +100,11 @@ pub struct GlobalInfo {
 /// A module whose globals have addresses.
 #[derive(Debug)]
 pub struct LoadedModule {
-    _module: Arc<Module>,
+    module: Arc<Module>,
+    /// Address of each global, in the order of the module.
+    addrs: Vec<u64>,
+    images: Vec<(u64, Vec<u8>)>,
+    kernels: Vec<Kernel>,
 }
 
 impl LoadedModule {
@@ -106,32 +115,105 @@ impl LoadedModule {
     /// A global without an address, or at one that its alignment forbids.
     pub fn load(
         module: Arc<Module>,
-        _place: &mut dyn FnMut(&GlobalInfo) -> Option<u64>,
+        place: &mut dyn FnMut(&GlobalInfo) -> Option<u64>,
     ) -> Result<Self, LoadError> {
-        Ok(Self { _module: module })
+        let mut addrs = Vec::new();
+        for global in module.globals() {
+            let Some(addr) = place(global) else {
+                return Err(LoadError::NotPlaced(global.name.clone()));
+            };
+            if addr % global.align_bytes != 0 {
+                let (name, align_bytes) = (global.name.clone(), global.align_bytes);
+                return Err(LoadError::Misaligned {
+                    name,
+                    addr,
+                    align_bytes,
+                });
+            }
+            addrs.push(addr);
+        }
+        let images = images(&module.compiled, &addrs);
+        let kernels = module.compiled.kernels.iter().map(|(info, code)| Kernel {
+            info: Arc::new(info.clone()),
+            code: Arc::clone(code),
+            consts: constants(code, &addrs),
+        });
+        let kernels = kernels.collect();
+        Ok(Self {
+            module,
+            addrs,
+            images,
+            kernels,
+        })
     }
 
     /// Initial images of all globals that this module defines: (address, bytes), zeros included,
     /// relocations resolved. The caller writes them before the first launch.
     pub fn images(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        std::iter::empty()
+        self.images
+            .iter()
+            .map(|(addr, bytes)| (*addr, bytes.as_slice()))
     }
 
     /// Address and size in bytes of a global.
-    pub fn global(&self, _name: &str) -> Option<(u64, u64)> {
-        None
+    pub fn global(&self, name: &str) -> Option<(u64, u64)> {
+        let mut globals = self.module.globals().zip(&self.addrs);
+        globals
+            .find(|(g, _)| g.name == name)
+            .map(|(g, addr)| (*addr, g.bytes))
     }
 
     /// A kernel by name.
-    pub fn kernel(&self, _name: &str) -> Option<Kernel> {
-        None
+    pub fn kernel(&self, name: &str) -> Option<Kernel> {
+        self.kernels.iter().find(|k| k.info.name == name).cloned()
     }
+}
+
+fn images(compiled: &Compiled, addrs: &[u64]) -> Vec<(u64, Vec<u8>)> {
+    let defined = compiled
+        .globals
+        .iter()
+        .zip(addrs)
+        .filter(|(g, _)| !g.info.external);
+    let images = defined.map(|(global, &addr)| {
+        let mut bytes = global.info.init.clone();
+        // The size was bounded when the module was compiled.
+        bytes.resize(usize::try_from(global.info.bytes).unwrap_or(bytes.len()), 0);
+        for piece in &global.pieces {
+            let value =
+                addrs[piece.global as usize].wrapping_add_signed(piece.addend) >> piece.shift;
+            let at = usize::try_from(piece.offset).unwrap_or(usize::MAX);
+            let count = piece.bytes.min(8) as usize;
+            if let Some(to) = bytes.get_mut(at..).and_then(|b| b.get_mut(..count)) {
+                to.copy_from_slice(&value.to_le_bytes()[..count]);
+            }
+        }
+        (addr, bytes)
+    });
+    images.collect()
+}
+
+/// Values of the constant registers: (row, rows, value).
+fn constants(code: &Code, addrs: &[u64]) -> Arc<[(R, u32, u64)]> {
+    let value = |value: ConstValue| match value {
+        ConstValue::Bits(bits) => bits,
+        ConstValue::Global { index, addend } => addrs[index as usize].wrapping_add_signed(addend),
+        ConstValue::DynamicShared { addend } => {
+            u64::from(code.dynamic_shared_offset).wrapping_add_signed(addend)
+        }
+    };
+    code.consts
+        .iter()
+        .map(|c| (c.row, c.rows, value(c.value)))
+        .collect()
 }
 
 /// A kernel that can be launched. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     info: Arc<KernelInfo>,
+    pub(crate) code: Arc<Code>,
+    pub(crate) consts: Arc<[(R, u32, u64)]>,
 }
 
 impl Kernel {
@@ -198,7 +280,7 @@ pub struct LaunchReport {
 /// Runs launches on a pool of worker threads, which start with the first launch that needs them.
 #[derive(Debug)]
 pub struct Engine {
-    _workers: usize,
+    pool: Pool,
 }
 
 impl Engine {
@@ -206,7 +288,7 @@ impl Engine {
     /// being one of them. Starts no thread.
     pub fn new(workers: usize) -> Self {
         Self {
-            _workers: workers.max(1),
+            pool: Pool::new(workers),
         }
     }
 
@@ -214,7 +296,7 @@ impl Engine {
     ///
     /// # Errors
     /// The first fault; blocks that had not started by then never run.
-    pub fn launch(&self, _launch: &Launch<'_>) -> Result<LaunchReport, Box<Fault>> {
-        Ok(LaunchReport::default())
+    pub fn launch(&self, launch: &Launch<'_>) -> Result<LaunchReport, Box<Fault>> {
+        self.pool.launch(launch)
     }
 }

@@ -18,6 +18,9 @@
 
 mod api;
 mod error;
+mod exec;
+mod lower;
+mod parse;
 
 pub use api::{
     Engine, GlobalInfo, GlobalSpace, Kernel, KernelInfo, Launch, LaunchReport, LoadedModule,

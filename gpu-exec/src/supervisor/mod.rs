@@ -1,7 +1,6 @@
 //! The supervisor: listening socket, authentication, limits, executors.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 
 use crate::{ServeError, ServeOptions};
 
@@ -60,10 +59,4 @@ impl Server {
     pub fn run(self) -> Result<(), ServeError> {
         Ok(())
     }
-}
-
-/// The whole life of an executor process; its control socket is standard input. Set up logging before.
-#[must_use]
-pub fn executor_main() -> ExitCode {
-    ExitCode::FAILURE
 }

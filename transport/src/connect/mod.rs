@@ -42,7 +42,7 @@ pub fn connect(
     };
     let connector = BulkConnector { address, agreed };
     let endpoint =
-        Endpoint::start(Arc::new(stream), &agreed, &options.tuning, handler, Some(connector))
+        Endpoint::start(Arc::new(stream), &agreed, &options.tuning, handler, Some(connector), true)
             .map_err(ConnectError::System)?;
     log::info!("session {} with {} over {}", agreed.session, options.server, "tcp");
     Ok((endpoint, payload))

@@ -271,6 +271,12 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Gives the session a bulk connection that needs no handshake.
+    pub(crate) fn attach_bulk_stream(&self, stream: Arc<dyn Stream>) {
+        self.shared.bulk_out.lock().stream = Some(Arc::clone(&stream));
+        self.shared.bulk_in.lock().stream = Some(stream);
+    }
+
     /// Client: opens the bulk connection, without waiting for it.
     fn open_bulk(&self) -> Result<(), CloseReason> {
         let shared = &*self.shared;
@@ -464,10 +470,12 @@ impl BulkIn {
         }
         let got = match &current.dest {
             Some(dest) => {
+                let at = dest.at.wrapping_add(current.received).cast::<MaybeUninit<u8>>();
                 // SAFETY: `received + left == len <= dest.len`, which the header was checked
                 // for; the memory is lent to us (`bulk_post`) until the destination is taken
                 // out of this struct, which needs the lock that the caller holds.
-                read_result(unsafe { stream.recv(dest.at.add(current.received), left) })?
+                let rest = unsafe { std::slice::from_raw_parts_mut(at, left) };
+                read_result(stream.recv(rest))?
             }
             None => {
                 self.scratch.resize(SCRATCH_BYTES, 0);

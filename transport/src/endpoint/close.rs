@@ -26,27 +26,37 @@ impl Endpoint {
             return;
         }
         if !shared.closing.swap(true, AcqRel) && self.check().is_ok() {
+            let deadline = Instant::now() + shared.tuning.close_timeout;
             self.transmit(Flush::Forced);
             if !shared.rx.is_mine() {
-                let deadline = Instant::now() + shared.tuning.close_timeout;
-                let mut drained = || shared.is_drained();
-                let result = self.wait_core(&mut drained, false, Some(deadline));
-                if result.is_err() && self.check().is_ok() {
-                    log::warn!(
-                        "session {}: closed with {} bytes that the peer did not acknowledge",
-                        shared.session,
-                        shared.unacked_bytes()
-                    );
-                }
+                self.drain(deadline);
             }
             if self.check().is_ok() {
+                shared.goodbye.store(true, SeqCst);
                 self.send_control(CTL_CLOSE);
+                // A peer that takes nothing does not get the goodbye either.
+                let mut left = || !shared.want_write.load(SeqCst);
+                let _ = self.wait_core(&mut left, false, Some(deadline));
                 shared.stream.shutdown();
                 self.fail(CloseReason::Local);
             }
         }
         if !shared.rx.is_mine() {
             self.stop_flusher(FLUSHER_PATIENCE);
+        }
+    }
+
+    /// Waits until the peer has everything.
+    fn drain(&self, deadline: Instant) {
+        let shared = &*self.shared;
+        let mut drained = || shared.is_drained();
+        let result = self.wait_core(&mut drained, false, Some(deadline));
+        if result.is_err() && self.check().is_ok() {
+            log::warn!(
+                "session {}: closed with {} bytes that the peer did not acknowledge",
+                shared.session,
+                shared.unacked_bytes()
+            );
         }
     }
 
@@ -59,6 +69,9 @@ impl Endpoint {
     /// Ends the session at once, for the first reason given.
     pub(super) fn fail(&self, why: CloseReason) {
         let shared = &*self.shared;
+        // Once goodbye was said, the peer's hanging up is the answer to it.
+        let answered = shared.goodbye.load(SeqCst) && !matches!(why, CloseReason::Violation(_));
+        let why = if answered { CloseReason::Local } else { why };
         let graceful = matches!(why, CloseReason::Local);
         if shared.reason.set(why.clone()).is_err() {
             return;

@@ -68,10 +68,10 @@ impl Shared {
     /// Receives what the stream has into the free part of the ring.
     #[inline]
     pub(super) fn fill_ring(&self, rx: &Rx, room: usize) -> std::io::Result<usize> {
-        let at = self.rx_ring.at(rx.filled);
         // SAFETY: `filled .. filled + room` is less than a ring beyond `consumed`: free, and
         // no slice into it lives. Only the leader, who has `rx`, receives.
-        unsafe { rx.stream.recv(at, room) }
+        let free = unsafe { self.rx_ring.slice_uninit(rx.filled, room) };
+        rx.stream.recv(free)
     }
 }
 

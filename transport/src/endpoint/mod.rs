@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     /// Set with `reason`; read by every call.
     closed: AtomicBool,
     closing: AtomicBool,
+    /// The last frame is on its way: the session ends as closed by this side.
+    goodbye: AtomicBool,
     reason: OnceLock<CloseReason>,
     /// Sending failed; the receive side decides what that means.
     send_error: OnceLock<CloseReason>,
@@ -155,8 +157,8 @@ impl Endpoint {
         tuning: &Tuning,
         handler: Arc<dyn Handler>,
         connector: Option<BulkConnector>,
+        client: bool,
     ) -> io::Result<Self> {
-        let client = connector.is_some();
         let frame_bytes_max = agreed.local.frame_bytes_max.min(agreed.remote.frame_bytes_max);
         let window_bytes = u64::from(agreed.local.window_bytes);
         let ring_bytes = agreed.local.ring_bytes as usize;
@@ -175,6 +177,7 @@ impl Endpoint {
             stream: Arc::clone(&stream),
             closed: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            goodbye: AtomicBool::new(false),
             reason: OnceLock::new(),
             send_error: OnceLock::new(),
             handles: AtomicUsize::new(1),
@@ -231,7 +234,7 @@ impl Endpoint {
             return Err(AdoptError::WrongSession);
         }
         let stream = handover.welcome(fd, welcome)?;
-        Ok(Self::start(stream, &handover.agreed, tuning, handler, None)?)
+        Ok(Self::start(stream, &handover.agreed, tuning, handler, None, false)?)
     }
 
     /// Everything before this position has arrived at the peer.

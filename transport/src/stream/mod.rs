@@ -1,10 +1,13 @@
 //! What a backend provides: a reliable, ordered stream of bytes in each direction, and a way
 //! to sleep until it moves.
+#![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
 use crate::sys::poll::PollSet;
+use crate::sys::socket;
 
 pub(crate) mod tcp;
 
@@ -28,9 +31,8 @@ pub(crate) trait Stream: Send + Sync {
     /// # Errors
     /// `WouldBlock` when nothing is there; anything else means that the connection is gone.
     ///
-    /// # Safety
-    /// `at .. at + len` is writable, not empty, and nobody else touches it during the call.
-    unsafe fn recv(&self, at: *mut u8, len: usize) -> io::Result<usize>;
+    /// The buffer must not be empty; as many of its bytes as returned are initialised.
+    fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
 
     /// Ends our direction: the peer receives what was sent, then the end.
     fn shutdown(&self);
@@ -49,6 +51,5 @@ pub(crate) trait Stream: Send + Sync {
 
 /// Receives into an ordinary buffer, which must not be empty.
 pub(crate) fn recv_into(stream: &dyn Stream, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer is borrowed mutably.
-    unsafe { stream.recv(buffer.as_mut_ptr(), buffer.len()) }
+    stream.recv(socket::as_uninit(buffer))
 }

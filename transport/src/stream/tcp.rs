@@ -1,6 +1,8 @@
 //! TCP: a non-blocking socket without Nagle's delay.
+#![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
@@ -57,10 +59,9 @@ impl Stream for TcpStream {
         }
     }
 
-    unsafe fn recv(&self, at: *mut u8, len: usize) -> io::Result<usize> {
+    fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
         loop {
-            // SAFETY: the caller's promise is the same.
-            match unsafe { socket::recv(self.fd.as_raw_fd(), at, len) } {
+            match socket::recv(self.fd.as_raw_fd(), buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::NotConnected => {
                     socket::take_error(self.fd.as_raw_fd())?;

@@ -22,16 +22,8 @@ impl EventFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-
     pub(crate) fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-
-    pub(crate) fn owned(&self) -> &OwnedFd {
-        &self.0
     }
 
     /// Makes the descriptor readable. A full counter is readable already.

@@ -1,6 +1,7 @@
 //! A ring mapped twice in a row, so that every run of bytes up to its size is contiguous.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
@@ -86,6 +87,16 @@ impl Mirror {
         debug_assert!(len <= self.bytes);
         // SAFETY: mapped for `len` bytes (`at`); the caller excludes writers.
         unsafe { std::slice::from_raw_parts(self.at(pos), len) }
+    }
+
+    /// The bytes at `pos`, to be received into.
+    ///
+    /// # Safety
+    /// As for [`Mirror::slice_mut`].
+    #[expect(clippy::mut_from_ref, reason = "exclusive use of the range is the caller's proof")]
+    pub(crate) unsafe fn slice_uninit(&self, pos: u64, len: usize) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: the caller's promise is the same.
+        super::socket::as_uninit(unsafe { self.slice_mut(pos, len) })
     }
 
     /// The bytes at `pos`, to be filled.

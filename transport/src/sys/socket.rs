@@ -28,19 +28,23 @@ pub(crate) fn send(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
 }
 
 /// Receives what is there now. `Ok(0)` is the end of the stream (or an empty buffer).
-///
-/// # Safety
-/// `at .. at + len` is writable and nobody else touches it during the call.
-pub(crate) unsafe fn recv(fd: RawFd, at: *mut u8, len: usize) -> io::Result<usize> {
-    // SAFETY: the caller's promise.
-    let got = unsafe { libc::recv(fd, at.cast(), len, libc::MSG_DONTWAIT) };
+pub(crate) fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the buffer is borrowed mutably.
+    let got = unsafe {
+        libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+    };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
 /// Receives what is there now into a buffer.
 pub(crate) fn recv_into(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer is borrowed mutably.
-    unsafe { recv(fd, buffer.as_mut_ptr(), buffer.len()) }
+    recv(fd, as_uninit(buffer))
+}
+
+/// A buffer for functions that write initialised bytes only, as all of this crate do.
+pub(crate) fn as_uninit(buffer: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: same layout; nobody writes uninitialised bytes through it (see above).
+    unsafe { &mut *(ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) }
 }
 
 /// The peer's address, if it is an IP connection.

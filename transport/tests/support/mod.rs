@@ -1,6 +1,8 @@
 //! What the tests of every backend share.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs, unreachable_pub)]
 
+pub mod suite;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use farcall_transport::{
     CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, Limits, ListenOptions, Listener,
-    Tuning, connect,
+    Tuning, connect, sim,
 };
 
 /// Generous: only a hang takes as long.
@@ -151,4 +153,31 @@ fn accept_for(
 /// A number at the start of a record.
 pub fn number(record: &[u8]) -> u64 {
     u64::from_le_bytes(record[..8].try_into().unwrap())
+}
+
+/// Open descriptors and resident bytes of this process.
+pub fn resources() -> (usize, usize) {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    (fds, pages * 4096)
+}
+
+/// The simulated connection, with faults from a seed.
+pub struct Sim;
+
+impl Backend for Sim {
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint) {
+        static SEED: AtomicU64 = AtomicU64::new(1);
+        let seed = std::env::var("FARCALL_SIM_SEED")
+            .map_or_else(|_| SEED.fetch_add(1, SeqCst), |seed| seed.parse().unwrap());
+        eprintln!("FARCALL_SIM_SEED={seed}");
+        let faults = sim::Faults { short: 40, stall: 40, cut_after_bytes: None };
+        sim::pair(seed, faults, limits, &tuning, client, server).unwrap()
+    }
 }

@@ -1,0 +1,127 @@
+//! What supervisor and executor say to each other: a JSON header, two byte strings, descriptors.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::DeviceKind;
+use crate::device::describe::DeviceSpec;
+use crate::ledger::Slot;
+use crate::sys::fds;
+
+/// Longest message: a client's hello, the transport's handover and a header.
+const MESSAGE_BYTES_MAX: usize = 160 << 10;
+const PREFIX_BYTES: usize = 12;
+
+/// To an executor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Serve this session. `state`: the handover, `payload`: the client's hello; descriptors: connection, ledger.
+    Open(Box<OpenOrder>),
+    /// The session's bulk connection. `state`: its handover; descriptor: the connection.
+    Bulk,
+}
+
+/// What an executor needs to know for its session.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct OpenOrder {
+    pub(crate) kind: DeviceKind,
+    pub(crate) devices: Vec<DeviceSpec>,
+    pub(crate) slot: Slot,
+    pub(crate) server_name: String,
+    pub(crate) cache_directory: Option<PathBuf>,
+    /// Who it is, for the log.
+    pub(crate) client: String,
+}
+
+/// From an executor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// It stands ready.
+    Ready,
+    /// The session is open.
+    Opened,
+    /// The session is over; the process ends.
+    Closed { reason: String, bytes_in: u64, bytes_out: u64 },
+}
+
+/// A received message.
+#[derive(Debug)]
+pub(crate) struct Message<T> {
+    pub(crate) header: T,
+    pub(crate) state: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Sends a message. Does not block.
+///
+/// # Errors
+/// The peer is gone or does not read; the message is too long.
+pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, header: &T, state: &[u8], payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let header = serde_json::to_vec(header).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(PREFIX_BYTES + header.len() + state.len() + payload.len());
+    for part in [header.len(), state.len(), payload.len()] {
+        bytes.extend_from_slice(&u32::try_from(part).map_err(io::Error::other)?.to_le_bytes());
+    }
+    bytes.extend_from_slice(&header);
+    bytes.extend_from_slice(state);
+    bytes.extend_from_slice(payload);
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    fds::send(socket, &bytes, fds)
+}
+
+/// Receives a message; `None` at the end.
+///
+/// # Errors
+/// As the socket, and bytes that are no message.
+pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, block: bool) -> io::Result<Option<Message<T>>> {
+    let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+    let (len, fds) = fds::receive(socket, &mut buffer, block)?;
+    if len == 0 {
+        return Ok(None);
+    }
+    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+    let bytes = buffer.get(..len).ok_or_else(malformed)?;
+    let length = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(|b| u32::from_le_bytes(b) as usize);
+    let (Some(header), Some(state), Some(payload)) = (length(0), length(4), length(8)) else { return Err(malformed()) };
+    let mut rest = bytes.get(PREFIX_BYTES..).ok_or_else(malformed)?;
+    let mut take = |count: usize| {
+        let (part, after) = rest.split_at_checked(count)?;
+        rest = after;
+        Some(part)
+    };
+    let (Some(header), Some(state), Some(payload)) = (take(header), take(state), take(payload)) else { return Err(malformed()) };
+    let header = serde_json::from_slice(header).map_err(io::Error::other)?;
+    Ok(Some(Message { header, state: state.to_vec(), payload: payload.to_vec(), fds }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsFd;
+
+    use super::{Order, Report, receive, send};
+    use crate::sys::fds;
+
+    #[test]
+    fn messages_come_back_and_garbage_does_not() {
+        let (a, b) = fds::pair().unwrap();
+        send(a.as_fd(), &Order::Bulk, b"state", b"payload", &[a.as_fd()]).unwrap();
+        let message = receive::<Order>(b.as_fd(), true).unwrap().unwrap();
+        assert!(matches!(message.header, Order::Bulk));
+        assert_eq!((&*message.state, &*message.payload, message.fds.len()), (&b"state"[..], &b"payload"[..], 1));
+        for garbage in [&b"x"[..], &[0xff; 12], &[0xff; 40], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']] {
+            fds::send(a.as_fd(), garbage, &[]).unwrap();
+            assert!(receive::<Report>(b.as_fd(), true).is_err());
+        }
+        drop((a, message));
+        assert!(receive::<Report>(b.as_fd(), true).unwrap().is_none());
+    }
+}

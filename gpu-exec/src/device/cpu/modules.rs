@@ -1,0 +1,423 @@
+//! Modules and functions of a session, and the thread that loads images.
+//!
+//! A load decompresses, compiles and maybe waits for the bulk plane: too long for the loop. The loader is
+//! one thread, so loads end in the order of their records. What is asked of a module that is still being
+//! loaded waits in its entry.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{CuModuleGetGlobalV2Reply, CuModuleLoadDataReply};
+use farcall_ptx::{GlobalSpace, Kernel, LoadedModule};
+use parking_lot::Mutex;
+
+use super::memory::{Block, BlockKind, Memory};
+use super::state::ContextKey;
+use super::streams::Streams;
+use super::work::Work;
+use crate::cache::Cache;
+use crate::device::cpu_limits::{BLOCK_THREADS_MAX, SHARED_BYTES_DEFAULT, SHARED_BYTES_OPTIN};
+use crate::device::handles::HandleTable;
+use crate::executor::outbox::{Failure, Outbox, Reply, clipped};
+use crate::limits::{FUNCTIONS_MAX, IMAGE_BYTES_MAX, LOADS_MAX, MODULES_MAX, STACK_BYTES};
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: i32 = 8;
+const IMAGE_PTX: u32 = 1;
+
+/// What a function runs.
+#[derive(Debug)]
+pub(crate) enum Code {
+    /// PTX.
+    Kernel(Kernel),
+    /// Nothing, whatever its name.
+    Nothing,
+}
+
+/// A kernel that a client has named.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) context: ContextKey,
+    module: u64,
+    code: Code,
+    dynamic_shared_max: AtomicU32,
+}
+
+impl Function {
+    /// What it runs.
+    pub(crate) fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// Whether running it takes no time.
+    pub(crate) fn is_quick(&self) -> bool {
+        matches!(self.code, Code::Nothing)
+    }
+
+    /// Whether it can be launched like this.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`, with what is wrong.
+    pub(crate) fn check(&self, grid: [u32; 3], block: [u32; 3], shared_bytes: u32, params: &[u8]) -> Result<(), Failure> {
+        let invalid = |message: String| Err(Failure::new(CuStatus::INVALID_VALUE, message));
+        let [grid_x, grid_y, grid_z] = grid;
+        if grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_x > i32::MAX.unsigned_abs() || grid_y > 65_535 || grid_z > 65_535 {
+            return invalid(format!("a grid of {grid:?} blocks cannot be"));
+        }
+        let threads = block.iter().map(|edge| u64::from(*edge)).fold(1, u64::saturating_mul);
+        let [.., block_z] = block;
+        if threads == 0 || threads > BLOCK_THREADS_MAX || block_z > 64 {
+            return invalid(format!("a block of {block:?} threads cannot be"));
+        }
+        let allowed = self.dynamic_shared_max.load(Ordering::Relaxed);
+        let Code::Kernel(kernel) = &self.code else { return Ok(()) };
+        let info = kernel.info();
+        if threads > u64::from(info.max_threads_per_block) {
+            return invalid(format!("{}: a block of {threads} threads, at most {}", info.name, info.max_threads_per_block));
+        }
+        let room = allowed.max(SHARED_BYTES_DEFAULT.saturating_sub(info.shared_static_bytes));
+        if shared_bytes > room {
+            return invalid(format!("{}: {shared_bytes} bytes of dynamic shared memory, at most {room}", info.name));
+        }
+        if params.len() < info.param_bytes as usize {
+            return invalid(format!("{}: {} bytes of parameters, needs {}", info.name, params.len(), info.param_bytes));
+        }
+        Ok(())
+    }
+}
+
+/// A module to be loaded.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) reply: Reply,
+    pub(crate) module: u64,
+    pub(crate) context: ContextKey,
+    pub(crate) device: usize,
+    pub(crate) kind: u32,
+    pub(crate) total_bytes: u64,
+    pub(crate) bulk: u64,
+    pub(crate) hash: [u8; 32],
+    pub(crate) image: Vec<u8>,
+}
+
+/// A question about a module that is being loaded.
+#[derive(Debug)]
+enum Question {
+    Function { handle: u64, name: String, reply: Reply },
+    Global { name: String, reply: Reply },
+}
+
+#[derive(Debug)]
+enum Entry {
+    Loading(ContextKey, Vec<Question>),
+    Loaded(ContextKey, Option<LoadedModule>, Vec<u64>),
+}
+
+#[derive(Debug)]
+struct Tables {
+    modules: HandleTable<Entry>,
+    functions: HandleTable<Arc<Function>>,
+    compiled: HashMap<[u8; 32], Arc<farcall_ptx::Module>>,
+}
+
+/// Whether kernels are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compile {
+    /// PTX is compiled, all else refused.
+    Ptx,
+    /// Any image is taken and never looked at.
+    Nothing,
+}
+
+/// All modules of a session.
+#[derive(Debug)]
+pub(crate) struct Modules {
+    tables: Mutex<Tables>,
+    streams: Arc<Streams>,
+    memory: Arc<Memory>,
+    outbox: Arc<dyn Outbox>,
+    cache: Cache,
+    compile: Compile,
+    loader: Mutex<Option<SyncSender<Load>>>,
+}
+
+impl Modules {
+    /// No modules yet. Starts no thread.
+    pub(crate) fn new(streams: Arc<Streams>, cache: Cache, compile: Compile) -> Arc<Self> {
+        let (memory, outbox) = (streams.memory.clone(), streams.outbox.clone());
+        let tables = Tables {
+            modules: HandleTable::new(MODULES_MAX),
+            functions: HandleTable::new(FUNCTIONS_MAX),
+            compiled: HashMap::new(),
+        };
+        Arc::new(Self { tables: Mutex::new(tables), streams, memory, outbox, cache, compile, loader: Mutex::new(None) })
+    }
+
+    /// Hands a load to the loader, which answers it.
+    pub(crate) fn load(self: &Arc<Self>, load: Load) {
+        let reply = load.reply;
+        let entry = Entry::Loading(load.context, Vec::new());
+        let (module, inserted) = (load.module, self.tables.lock().modules.insert(load.module, entry));
+        let handed = inserted.map_err(Failure::from).and_then(|()| self.hand_over(load));
+        if let Err(failure) = handed {
+            if inserted.is_ok() {
+                let _ = self.tables.lock().modules.remove(module);
+            }
+            self.answer_load(reply, &failure);
+        }
+    }
+
+    /// Names a function.
+    pub(crate) fn name_function(&self, reply: Reply, module: u64, handle: u64, name: &str) {
+        let mut tables = self.tables.lock();
+        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module) {
+            if questions.len() < FUNCTIONS_MAX {
+                return questions.push(Question::Function { handle, name: name.to_owned(), reply });
+            }
+        }
+        let outcome = tables.name_function(module, handle, name);
+        drop(tables);
+        self.outbox.finish(reply, outcome);
+    }
+
+    /// Answers where a variable is.
+    pub(crate) fn find_global(&self, reply: Reply, module: u64, name: &str) {
+        let mut tables = self.tables.lock();
+        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module) {
+            if questions.len() < FUNCTIONS_MAX {
+                return questions.push(Question::Global { name: name.to_owned(), reply });
+            }
+        }
+        let found = tables.find_global(module, name);
+        drop(tables);
+        self.answer_global(reply, found);
+    }
+
+    /// What a handle names.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`.
+    pub(crate) fn function(&self, handle: u64) -> CuResult<Arc<Function>> {
+        self.tables.lock().functions.get(handle).cloned()
+    }
+
+    /// `cuFuncSetAttribute`.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`, `INVALID_VALUE`.
+    pub(crate) fn set_attribute(&self, handle: u64, attribute: i32, value: i32) -> CuResult {
+        let function = self.function(handle)?;
+        if attribute == MAX_DYNAMIC_SHARED {
+            let value = u32::try_from(value).map_err(|_| CuStatus::INVALID_VALUE)?;
+            if value > SHARED_BYTES_OPTIN {
+                return Err(CuStatus::INVALID_VALUE);
+            }
+            function.dynamic_shared_max.store(value, Ordering::Relaxed);
+        }
+        // The others are hints.
+        Ok(())
+    }
+
+    /// Forgets a module and its functions; the addresses of its variables are the caller's to free.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`: none, or still being loaded.
+    pub(crate) fn unload(&self, module: u64) -> CuResult<(ContextKey, Vec<u64>)> {
+        let mut tables = self.tables.lock();
+        if matches!(tables.modules.get(module)?, Entry::Loading(..)) {
+            return Err(CuStatus::INVALID_HANDLE);
+        }
+        let Entry::Loaded(context, _, globals) = tables.modules.remove(module)? else { return Err(CuStatus::INVALID_HANDLE) };
+        tables.functions.retain(|function| function.module != module);
+        Ok((context, globals))
+    }
+
+    /// Forgets what a context had. Its memory is freed by itself.
+    pub(crate) fn end_context(&self, key: ContextKey) {
+        let mut tables = self.tables.lock();
+        tables.functions.retain(|function| function.context != key);
+        tables.modules.retain(|entry| match entry {
+            Entry::Loading(context, _) | Entry::Loaded(context, ..) => *context != key,
+        });
+    }
+
+    fn hand_over(self: &Arc<Self>, load: Load) -> Result<(), Failure> {
+        let mut loader = self.loader.lock();
+        let sender = match &*loader {
+            Some(sender) => sender,
+            None => {
+                let (sender, receiver) = sync_channel(LOADS_MAX);
+                let this = self.clone();
+                let builder = std::thread::Builder::new().name("loader".to_owned()).stack_size(32 * STACK_BYTES);
+                builder.spawn(move || this.serve(&receiver)).map_err(|error| Failure::new(CuStatus::OPERATING_SYSTEM, error.to_string()))?;
+                loader.insert(sender)
+            }
+        };
+        sender.try_send(load).map_err(|refused| match refused {
+            TrySendError::Full(_) => Failure::new(CuStatus::OUT_OF_MEMORY, "too many modules are being loaded"),
+            TrySendError::Disconnected(_) => Failure::new(CuStatus::UNKNOWN, "the loader is gone"),
+        })
+    }
+
+    fn serve(&self, loads: &Receiver<Load>) {
+        for load in loads {
+            let outcome = self.load_now(&load);
+            let mut tables = self.tables.lock();
+            let questions = match tables.modules.remove(load.module) {
+                Ok(Entry::Loading(_, questions)) => questions,
+                // Its context has ended meanwhile, and the memory with it.
+                _ => Vec::new(),
+            };
+            let failure = match outcome {
+                Ok((module, globals)) => {
+                    let _ = tables.modules.insert(load.module, Entry::Loaded(load.context, module, globals));
+                    Failure::from(CuStatus::SUCCESS)
+                }
+                Err(failure) => failure,
+            };
+            drop(tables);
+            self.answer_load(load.reply, &failure);
+            for question in questions {
+                self.answer(load.module, question);
+            }
+            self.outbox.flush();
+        }
+    }
+
+    fn answer(&self, module: u64, question: Question) {
+        match question {
+            Question::Function { handle, name, reply } => self.name_function(reply, module, handle, &name),
+            Question::Global { name, reply } => self.find_global(reply, module, &name),
+        }
+    }
+
+    fn answer_load(&self, reply: Reply, failure: &Failure) {
+        let message = clipped(&failure.message);
+        if reply.ticket == 0 && failure.status != CuStatus::SUCCESS {
+            self.outbox.notice(reply, failure);
+        }
+        self.outbox.record(reply, failure.status, &CuModuleLoadDataReply { message });
+    }
+
+    fn answer_global(&self, reply: Reply, found: CuResult<(u64, u64)>) {
+        match found {
+            Ok((addr, bytes)) => self.outbox.record(reply, CuStatus::SUCCESS, &CuModuleGetGlobalV2Reply { addr, bytes }),
+            Err(status) => self.outbox.finish(reply, Err(status.into())),
+        }
+    }
+
+    fn load_now(&self, load: &Load) -> Result<(Option<LoadedModule>, Vec<u64>), Failure> {
+        let known = self.tables.lock().compiled.get(&load.hash).cloned();
+        let sent = self.receive(load)?;
+        if let (None, Some(module)) = (&sent, known) {
+            return self.place(load, &module);
+        }
+        let image = match sent {
+            Some(image) => {
+                self.cache.store(&load.hash, &image);
+                image
+            }
+            None => self.cache.load(&load.hash).ok_or_else(|| Failure::new(CuStatus::FILE_NOT_FOUND, "not in the module cache"))?,
+        };
+        if self.compile == Compile::Nothing {
+            return Ok((None, Vec::new()));
+        }
+        if load.kind != IMAGE_PTX {
+            let message = "the soft device runs PTX; this module has only machine code (build with PTX, e.g. -gencode arch=compute_90,code=compute_90)";
+            return Err(Failure::new(CuStatus::NO_BINARY_FOR_GPU, message));
+        }
+        let module = Arc::new(compile(&image)?);
+        self.tables.lock().compiled.insert(load.hash, module.clone());
+        self.place(load, &module)
+    }
+
+    /// The image that came with the load, expanded and verified; `None` if none came.
+    fn receive(&self, load: &Load) -> Result<Option<Vec<u8>>, Failure> {
+        let invalid = |message: String| Failure::new(CuStatus::INVALID_IMAGE, message);
+        let packed = if load.bulk == 0 {
+            load.image.clone()
+        } else {
+            let len = usize::try_from(load.total_bytes).unwrap_or(usize::MAX).min(IMAGE_BYTES_MAX);
+            let came = self.outbox.bulk_receive(load.bulk, len);
+            came.ok_or_else(|| invalid(format!("bulk transfer {} did not come", load.bulk)))?
+        };
+        if packed.is_empty() {
+            return Ok(None);
+        }
+        let image = farcall_marshal::image::expand_from_wire(&packed, IMAGE_BYTES_MAX).map_err(|error| invalid(error.to_string()))?;
+        if farcall_marshal::image::content_hash(&image) != load.hash {
+            return Err(invalid("the image is not what its hash says".to_owned()));
+        }
+        Ok(Some(image))
+    }
+
+    /// Gives the module's variables addresses and first contents.
+    fn place(&self, load: &Load, module: &Arc<farcall_ptx::Module>) -> Result<(Option<LoadedModule>, Vec<u64>), Failure> {
+        let (mut placed, mut refused) = (Vec::new(), None);
+        let loaded = LoadedModule::load(module.clone(), &mut |global| {
+            if global.external {
+                return None;
+            }
+            let writable = global.space == GlobalSpace::Global;
+            let block = Block { bytes: global.bytes, kind: BlockKind::Global, context: load.context.0, device: load.device, writable };
+            match self.memory.place(block, global.align_bytes) {
+                Ok(addr) => {
+                    placed.push(addr);
+                    Some(addr)
+                }
+                Err(status) => {
+                    refused = Some(status);
+                    None
+                }
+            }
+        });
+        let outcome = loaded.map_err(|error| Failure::new(refused.unwrap_or(CuStatus::INVALID_PTX), error.to_string()));
+        let outcome = outcome.and_then(|loaded| {
+            for (addr, bytes) in loaded.images() {
+                self.memory.initialize(addr, bytes)?;
+            }
+            Ok(loaded)
+        });
+        match outcome {
+            Ok(loaded) => Ok((Some(loaded), placed)),
+            Err(failure) => {
+                let nobody = Reply { ticket: 0, ..load.reply };
+                self.streams.submit_after_all(nobody, load.context, Work::RemoveGlobals { addrs: placed });
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl Tables {
+    fn name_function(&mut self, module: u64, handle: u64, name: &str) -> Result<(), Failure> {
+        let Entry::Loaded(context, loaded, _) = self.modules.get(module)? else { return Err(CuStatus::INVALID_HANDLE.into()) };
+        let code = match loaded {
+            Some(loaded) => {
+                let kernel = loaded.kernel(name);
+                Code::Kernel(kernel.ok_or_else(|| Failure::new(CuStatus::NOT_FOUND, format!("no kernel `{name}`")))?)
+            }
+            None => Code::Nothing,
+        };
+        let function = Function { context: *context, module, code, dynamic_shared_max: AtomicU32::new(0) };
+        self.functions.insert(handle, Arc::new(function))?;
+        Ok(())
+    }
+
+    fn find_global(&self, module: u64, name: &str) -> CuResult<(u64, u64)> {
+        match self.modules.get(module)? {
+            Entry::Loaded(_, Some(loaded), _) => loaded.global(name).ok_or(CuStatus::NOT_FOUND),
+            _ => Err(CuStatus::NOT_FOUND),
+        }
+    }
+}
+
+fn compile(image: &[u8]) -> Result<farcall_ptx::Module, Failure> {
+    let end = image.iter().position(|byte| *byte == 0).unwrap_or(image.len());
+    let text = std::str::from_utf8(image.get(..end).unwrap_or_default());
+    let text = text.map_err(|_| Failure::new(CuStatus::INVALID_PTX, "the text is not UTF-8"))?;
+    farcall_ptx::Module::parse(text).map_err(|error| Failure::new(CuStatus::INVALID_PTX, error.to_string()))
+}

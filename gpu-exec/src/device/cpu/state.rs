@@ -1,0 +1,481 @@
+//! Order of operations: streams, what they wait for, contexts, events. Pure bookkeeping: runs nothing.
+//!
+//! A stream is a queue whose operations complete in order, so "everything issued to stream S so far" is one
+//! number: its position. All dependencies are positions: an event is the position of its record, the
+//! legacy stream waits for the positions of the blocking streams, a free for those of all streams.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+
+use farcall_marshal::status::{CuResult, CuStatus};
+
+use super::memory::Turn;
+use super::work::Work;
+use crate::device::handles::HandleTable;
+use crate::executor::outbox::Reply;
+use crate::limits::{CONTEXTS_MAX, EVENTS_MAX, STREAMS_MAX};
+
+/// Internal number of a stream, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct StreamKey(u64);
+
+/// Internal number of a context, never reused (a reset makes a new one of the same name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ContextKey(pub(crate) u64);
+
+/// Everything issued to a stream up to a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    pub(crate) stream: StreamKey,
+    pub(crate) position: u64,
+}
+
+/// An operation that waits.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) work: Work<'static>,
+    pub(crate) reply: Reply,
+    pub(crate) waits: Vec<Wait>,
+    order: u64,
+}
+
+/// A queue of operations that complete in order.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) context: ContextKey,
+    kind: StreamKind,
+    queue: VecDeque<Queued>,
+    issued: u64,
+    completed: u64,
+    /// The operation after `completed` has begun.
+    in_flight: Option<InFlight>,
+    /// Destroyed by the client; goes when it is empty.
+    retired: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamKind {
+    Legacy,
+    Blocking,
+    NonBlocking,
+    /// Frees and what waits for them.
+    Memory,
+}
+
+/// What a begun operation is.
+#[derive(Clone, Debug)]
+pub(crate) enum InFlight {
+    /// Runs on some thread of ours.
+    Running,
+    /// Answers its reply itself, just before it completes.
+    Answering,
+    /// Waits for the bulk plane.
+    Upload,
+    /// Waits for the client's function.
+    HostFunc { callback: u64, reply: Reply, rest: Option<Work<'static>> },
+}
+
+/// A context: streams and a state of health.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The client's number.
+    pub(crate) number: u32,
+    /// The client's ordinal.
+    pub(crate) device: usize,
+    /// Sticky error.
+    pub(crate) error: Option<CuStatus>,
+    legacy: StreamKey,
+    memory: StreamKey,
+    streams: Vec<StreamKey>,
+}
+
+/// An event.
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) context: ContextKey,
+    pub(crate) timed: bool,
+    /// The last record.
+    pub(crate) recorded: Option<Wait>,
+    /// When it was reached.
+    pub(crate) reached_ns: Option<u64>,
+}
+
+/// Somebody who waits for positions.
+#[derive(Debug)]
+struct Waiter {
+    waits: Vec<Wait>,
+    context: ContextKey,
+    reply: Reply,
+}
+
+/// All streams of a session.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// The right to run operations, while nobody does.
+    pub(crate) turn: Option<Turn>,
+    pub(crate) events: HandleTable<Event>,
+    /// Uploads that write to device memory now.
+    pub(crate) posted: Vec<(StreamKey, u64, u64)>,
+    pub(crate) queued_count: usize,
+    pub(crate) queued_bytes: usize,
+    pub(crate) staged_bytes: usize,
+    pub(crate) stopping: bool,
+    streams: HashMap<StreamKey, Stream>,
+    contexts: HashMap<ContextKey, Context>,
+    handles: HandleTable<StreamKey>,
+    waiters: Vec<Waiter>,
+    active: Vec<StreamKey>,
+    frees: Vec<Wait>,
+    /// An allocation that waits for a free: what is issued later may need it.
+    fence: Option<Wait>,
+    keys: u64,
+    order: u64,
+}
+
+impl State {
+    pub(crate) fn new(turn: Turn) -> Self {
+        Self {
+            turn: Some(turn),
+            events: HandleTable::new(EVENTS_MAX),
+            posted: Vec::new(),
+            queued_count: 0,
+            queued_bytes: 0,
+            staged_bytes: 0,
+            stopping: false,
+            streams: HashMap::new(),
+            contexts: HashMap::new(),
+            handles: HandleTable::new(STREAMS_MAX),
+            waiters: Vec::new(),
+            active: Vec::new(),
+            frees: Vec::new(),
+            fence: None,
+            keys: 0,
+            order: 0,
+        }
+    }
+
+    /// Makes a context with its hidden streams.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`: too many.
+    pub(crate) fn add_context(&mut self, number: u32, device: usize) -> CuResult<ContextKey> {
+        if self.contexts.len() >= CONTEXTS_MAX {
+            return Err(CuStatus::OUT_OF_MEMORY);
+        }
+        let key = ContextKey(self.next_key());
+        let legacy = self.add_stream(key, StreamKind::Legacy);
+        let memory = self.add_stream(key, StreamKind::Memory);
+        let streams = vec![legacy, memory];
+        self.contexts.insert(key, Context { number, device, error: None, legacy, memory, streams });
+        Ok(key)
+    }
+
+    /// A living context.
+    pub(crate) fn context(&self, key: ContextKey) -> Option<&Context> {
+        self.contexts.get(&key)
+    }
+
+    /// Makes a context unusable.
+    pub(crate) fn lose_context(&mut self, key: ContextKey, error: CuStatus) {
+        if let Some(context) = self.contexts.get_mut(&key) {
+            context.error.get_or_insert(error);
+        }
+    }
+
+    /// Forgets a context's handles. Its streams go when they are empty.
+    pub(crate) fn retire_context(&mut self, key: ContextKey) {
+        self.handles.retain(|stream| self.streams.get(stream).is_some_and(|s| s.context != key));
+        self.events.retain(|event| event.context != key);
+        let Some(context) = self.contexts.get(&key) else { return };
+        for stream in context.streams.clone() {
+            self.retire(stream);
+        }
+        self.drop_empty_context(key);
+    }
+
+    /// Makes a stream of the client.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`, `OUT_OF_MEMORY`: as the handle table says.
+    pub(crate) fn create_stream(&mut self, context: ContextKey, handle: u64, blocking: bool) -> CuResult {
+        let key = StreamKey(self.keys + 1);
+        self.handles.insert(handle, key)?;
+        let made = self.add_stream(context, if blocking { StreamKind::Blocking } else { StreamKind::NonBlocking });
+        debug_assert_eq!(made, key, "the key that the table holds");
+        if let Some(context) = self.contexts.get_mut(&context) {
+            context.streams.push(key);
+        }
+        Ok(())
+    }
+
+    /// Forgets a stream's handle; its work goes on.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`.
+    pub(crate) fn destroy_stream(&mut self, handle: u64) -> CuResult {
+        let key = self.handles.remove(handle)?;
+        self.retire(key);
+        Ok(())
+    }
+
+    /// The stream that a handle names in a context.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`.
+    pub(crate) fn resolve(&self, context: ContextKey, handle: u64) -> CuResult<StreamKey> {
+        if handle == 0 {
+            return self.contexts.get(&context).map(|context| context.legacy).ok_or(CuStatus::INVALID_CONTEXT);
+        }
+        self.handles.get(handle).copied()
+    }
+
+    /// The hidden stream for frees.
+    pub(crate) fn memory_stream(&self, context: ContextKey) -> Option<StreamKey> {
+        self.contexts.get(&context).map(|context| context.memory)
+    }
+
+    /// The context of a stream.
+    pub(crate) fn context_of(&self, stream: StreamKey) -> Option<ContextKey> {
+        self.streams.get(&stream).map(|stream| stream.context)
+    }
+
+    /// Everything issued to a stream so far.
+    pub(crate) fn position(&self, stream: StreamKey) -> Option<Wait> {
+        self.streams.get(&stream).map(|s| Wait { stream, position: s.issued })
+    }
+
+    /// What is not done of a context, the hidden streams included.
+    pub(crate) fn pending_of(&self, context: ContextKey) -> Vec<Wait> {
+        let Some(context) = self.contexts.get(&context) else { return Vec::new() };
+        context.streams.iter().filter_map(|key| self.pending(*key)).collect()
+    }
+
+    /// What frees are not done.
+    pub(crate) fn pending_frees(&mut self) -> Vec<Wait> {
+        let mut frees = std::mem::take(&mut self.frees);
+        frees.retain(|wait| !self.is_done(*wait));
+        self.frees.clone_from(&frees);
+        frees
+    }
+
+    /// Notes that the operation last issued to a stream frees memory.
+    pub(crate) fn note_free(&mut self, stream: StreamKey) {
+        self.frees.extend(self.pending(stream));
+    }
+
+    /// Lets everything issued later wait for what was issued to this stream.
+    pub(crate) fn set_fence(&mut self, stream: StreamKey) {
+        self.fence = self.position(stream);
+    }
+
+    /// Whether a position has been reached.
+    pub(crate) fn is_done(&self, wait: Wait) -> bool {
+        self.streams.get(&wait.stream).is_none_or(|stream| stream.completed >= wait.position)
+    }
+
+    /// What an operation for this stream must wait for besides those before it in the stream.
+    pub(crate) fn implicit_waits(&mut self, key: StreamKey, waits: &mut Vec<Wait>) {
+        if let Some(fence) = self.fence {
+            if self.is_done(fence) {
+                self.fence = None;
+            } else if fence.stream != key {
+                waits.push(fence);
+            }
+        }
+        let Some(stream) = self.streams.get(&key) else { return };
+        let Some(context) = self.contexts.get(&stream.context) else { return };
+        match stream.kind {
+            StreamKind::Blocking => waits.extend(self.pending(context.legacy)),
+            StreamKind::Legacy => {
+                let blocking = |key: &&StreamKey| self.streams.get(key).is_some_and(|s| s.kind == StreamKind::Blocking);
+                waits.extend(context.streams.iter().filter(blocking).filter_map(|key| self.pending(*key)));
+            }
+            StreamKind::NonBlocking | StreamKind::Memory => {}
+        }
+    }
+
+    /// Counts an operation in; it is either begun or queued next. Returns its position.
+    pub(crate) fn issue(&mut self, key: StreamKey) -> u64 {
+        self.streams.get_mut(&key).map_or(0, |stream| {
+            stream.issued += 1;
+            stream.issued
+        })
+    }
+
+    /// Whether an operation issued now could begin now, apart from the turn.
+    pub(crate) fn is_free(&self, key: StreamKey, waits: &[Wait]) -> bool {
+        let idle = self.streams.get(&key).is_some_and(|s| s.queue.is_empty() && s.in_flight.is_none());
+        idle && waits.iter().all(|wait| self.is_done(*wait))
+    }
+
+    /// Whether uploads in progress hold the operation back.
+    pub(crate) fn is_held(&self, work: &Work<'_>) -> bool {
+        self.posted.iter().any(|(_, start, end)| work.is_held_by(*start, *end))
+    }
+
+    /// Marks the operation after the completed ones as begun.
+    pub(crate) fn begin(&mut self, key: StreamKey, how: InFlight) {
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.in_flight = Some(how);
+        }
+    }
+
+    /// Queues an issued operation.
+    pub(crate) fn enqueue(&mut self, key: StreamKey, work: Work<'static>, reply: Reply, waits: Vec<Wait>) {
+        self.order += 1;
+        self.queued_count += 1;
+        self.queued_bytes += work.held_bytes();
+        let order = self.order;
+        if let Some(stream) = self.streams.get_mut(&key) {
+            if stream.queue.is_empty() {
+                self.active.push(key);
+            }
+            stream.queue.push_back(Queued { work, reply, waits, order });
+        }
+    }
+
+    /// Puts the rest of a begun operation back: it goes on before everything else of its stream.
+    pub(crate) fn resume(&mut self, key: StreamKey, work: Work<'static>, reply: Reply) {
+        self.order += 1;
+        self.queued_count += 1;
+        self.queued_bytes += work.held_bytes();
+        let order = self.order;
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.in_flight = None;
+            if stream.queue.is_empty() {
+                self.active.push(key);
+            }
+            stream.queue.push_front(Queued { work, reply, waits: Vec::new(), order });
+        }
+    }
+
+    /// Takes the oldest operation that can begin, marks it as begun.
+    pub(crate) fn next(&mut self) -> Option<(StreamKey, Queued)> {
+        let can_begin = |key: &StreamKey| {
+            let stream = self.streams.get(key)?;
+            let head = stream.queue.front()?;
+            let ready = stream.in_flight.is_none() && head.waits.iter().all(|wait| self.is_done(*wait));
+            (ready && head.work.has_come() && !self.is_held(&head.work)).then_some(head.order)
+        };
+        let ready = self.active.iter().filter_map(|key| can_begin(key).map(|order| (order, *key)));
+        let (_, key) = ready.min_by_key(|(order, _)| *order)?;
+        let stream = self.streams.get_mut(&key)?;
+        let queued = stream.queue.pop_front()?;
+        stream.in_flight = Some(if matches!(queued.work, Work::Read { .. }) { InFlight::Answering } else { InFlight::Running });
+        if stream.queue.is_empty() {
+            self.active.retain(|active| *active != key);
+        }
+        self.queued_count -= 1;
+        self.queued_bytes -= queued.work.held_bytes();
+        Some((key, queued))
+    }
+
+    /// Position of the operation that a stream has begun.
+    pub(crate) fn running_position(&self, key: StreamKey) -> u64 {
+        self.streams.get(&key).map_or(0, |stream| stream.completed + 1)
+    }
+
+    /// Ends the operation that a stream has begun; whom to answer now, with what.
+    pub(crate) fn complete(&mut self, key: StreamKey) -> Vec<(Reply, CuStatus)> {
+        let Some(stream) = self.streams.get_mut(&key) else { return Vec::new() };
+        stream.in_flight = None;
+        stream.completed += 1;
+        let (context, gone) = (stream.context, stream.retired && stream.completed == stream.issued);
+        if gone {
+            self.streams.remove(&key);
+            self.drop_empty_context(context);
+        }
+        if self.waiters.is_empty() { Vec::new() } else { self.release_waiters() }
+    }
+
+    /// Answers `reply` when all of `waits` are done: now (the status is returned), or by [`Self::complete`].
+    pub(crate) fn wait(&mut self, context: ContextKey, mut waits: Vec<Wait>, reply: Reply) -> Option<CuStatus> {
+        waits.retain(|wait| !self.is_done(*wait));
+        if waits.is_empty() {
+            return Some(self.health(context));
+        }
+        self.waiters.push(Waiter { waits, context, reply });
+        None
+    }
+
+    /// Whether a position is reached, or will be as soon as an answer is sent: then the waiter is told later.
+    pub(crate) fn query(&mut self, context: ContextKey, wait: Wait, reply: Reply) -> Option<CuStatus> {
+        let answering = self.streams.get(&wait.stream).is_some_and(|stream| {
+            matches!(stream.in_flight, Some(InFlight::Answering)) && stream.completed + 1 >= wait.position
+        });
+        if answering || self.is_done(wait) {
+            return self.wait(context, vec![wait], reply);
+        }
+        Some(match self.health(context) {
+            CuStatus::SUCCESS => CuStatus::NOT_READY,
+            error => error,
+        })
+    }
+
+    /// The stream whose host function with this number is due.
+    pub(crate) fn host_func(&self, handle: u64, callback: u64) -> Option<(StreamKey, Reply, Option<Work<'static>>)> {
+        self.streams.iter().find_map(|(key, stream)| match &stream.in_flight {
+            Some(InFlight::HostFunc { callback: due, reply, rest }) if *due == callback => {
+                let named = handle == 0 || self.handles.get(handle).map_or(stream.retired, |named| named == key);
+                named.then(|| (*key, *reply, rest.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether some stream waits for the client.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        let outside = |s: &Stream| matches!(s.in_flight, Some(InFlight::Upload | InFlight::HostFunc { .. }));
+        self.staged_bytes > 0 || self.streams.values().any(outside)
+    }
+
+    /// `SUCCESS` or the sticky error.
+    pub(crate) fn health(&self, context: ContextKey) -> CuStatus {
+        self.contexts.get(&context).and_then(|context| context.error).unwrap_or(CuStatus::SUCCESS)
+    }
+
+    fn release_waiters(&mut self) -> Vec<(Reply, CuStatus)> {
+        let mut waiters = std::mem::take(&mut self.waiters);
+        let released = waiters.extract_if(.., |waiter| waiter.waits.iter().all(|wait| self.is_done(*wait)));
+        let released = released.map(|waiter| (waiter.reply, self.health(waiter.context))).collect();
+        self.waiters = waiters;
+        released
+    }
+
+    fn pending(&self, key: StreamKey) -> Option<Wait> {
+        let stream = self.streams.get(&key)?;
+        (stream.completed < stream.issued).then_some(Wait { stream: key, position: stream.issued })
+    }
+
+    fn retire(&mut self, key: StreamKey) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        stream.retired = true;
+        let (context, empty) = (stream.context, stream.completed == stream.issued);
+        if empty {
+            self.streams.remove(&key);
+            self.drop_empty_context(context);
+        }
+    }
+
+    /// A context whose hidden streams have gone is gone itself.
+    fn drop_empty_context(&mut self, key: ContextKey) {
+        let Some(context) = self.contexts.get_mut(&key) else { return };
+        context.streams.retain(|stream| self.streams.contains_key(stream));
+        if context.streams.is_empty() {
+            self.contexts.remove(&key);
+        }
+    }
+
+    fn add_stream(&mut self, context: ContextKey, kind: StreamKind) -> StreamKey {
+        let key = StreamKey(self.next_key());
+        let queue = VecDeque::new();
+        let stream = Stream { context, kind, queue, issued: 0, completed: 0, in_flight: None, retired: false };
+        self.streams.insert(key, stream);
+        key
+    }
+
+    fn next_key(&mut self) -> u64 {
+        self.keys += 1;
+        self.keys
+    }
+}

@@ -1,0 +1,137 @@
+//! An executor process: waits for a session, serves it, ends with it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use farcall_marshal::record::{Head, Record, split, to_vec};
+use farcall_marshal::wire::{SessionOpen, SessionWelcome};
+use farcall_transport::{Endpoint, Tuning};
+
+use self::outbox::Connection;
+use self::session::Session;
+use crate::DeviceKind;
+use crate::cache::Cache;
+use crate::control::{self, Message, OpenOrder, Order, Report};
+use crate::device::cpu::memory::Memory;
+use crate::device::cpu::{self, CpuDevice, CpuParts};
+use crate::device::describe::{DRIVER_VERSION, cores, descriptions};
+use crate::ledger::{Account, Allowance, Ledger};
+use crate::limits::STACK_BYTES;
+
+pub(crate) mod outbox;
+pub(crate) mod session;
+
+/// The whole life of an executor process; its control socket is standard input. Set up logging before.
+#[must_use]
+pub fn executor_main() -> ExitCode {
+    // The supervisor's end is noticed by the control socket too; this is for one that cannot even close it.
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    match serve_one_session() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("executor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_one_session() -> io::Result<()> {
+    let control = io::stdin().as_fd().try_clone_to_owned()?;
+    control::send(control.as_fd(), &Report::Ready, &[], &[], &[])?;
+    let Some(message) = control::receive::<Order>(control.as_fd(), true)? else { return Ok(()) };
+    let Message { header: Order::Open(order), state, payload, fds } = message else {
+        return Err(io::Error::other("the first order is to open a session"));
+    };
+    let [connection, ledger] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| io::Error::other("an order without its descriptors"))?;
+    let (endpoint, session) = open(&order, connection, ledger, &state, &payload)?;
+    control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
+    let watched = (control.try_clone()?, endpoint.clone());
+    let watcher = std::thread::Builder::new().name("control".to_owned()).stack_size(STACK_BYTES);
+    watcher.spawn(move || follow_orders(&watched.0, &watched.1))?;
+    let why = endpoint.run();
+    session.close();
+    let stats = endpoint.stats();
+    let report = Report::Closed {
+        reason: session.violation().unwrap_or_else(|| why.to_string()),
+        bytes_in: stats.bytes_in + stats.bulk_bytes_in,
+        bytes_out: stats.bytes_out + stats.bulk_bytes_out,
+    };
+    // The supervisor may be gone: then nobody needs to know.
+    let _ = control::send(control.as_fd(), &report, &[], &[], &[]);
+    // Device and loader thread may be in the middle of something that nobody wants any more.
+    std::process::exit(0);
+}
+
+/// Takes bulk connections; ends the session when the supervisor is gone.
+fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
+    loop {
+        match control::receive::<Order>(control.as_fd(), true) {
+            Ok(Some(Message { header: Order::Bulk, state, fds, .. })) => {
+                let attached = fds.into_iter().next().map(|fd| endpoint.attach_bulk(fd, &state));
+                if let Some(Err(error)) = attached {
+                    log::warn!("a bulk connection was refused: {error}");
+                }
+            }
+            Ok(Some(_)) => log::error!("a second session for one executor"),
+            Ok(None) => return endpoint.close(),
+            Err(error) => {
+                log::error!("control: {error}");
+                return endpoint.close();
+            }
+        }
+    }
+}
+
+type OpenSession = (Endpoint, Arc<Session<CpuDevice>>);
+
+fn open(order: &OpenOrder, connection: OwnedFd, ledger: OwnedFd, state: &[u8], payload: &[u8]) -> io::Result<OpenSession> {
+    let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, format!("session_open: {error}"));
+    let (_, body, _) = split(payload).map_err(malformed)?;
+    let hello = SessionOpen::decode_body(body).map_err(malformed)?;
+    let ledger = Arc::new(Ledger::open(ledger)?);
+    let allowances = order.devices.iter().map(|device| Allowance {
+        device: device.ordinal as usize,
+        total_bytes: device.total_bytes,
+        limit_bytes: device.limit_bytes,
+    });
+    let account = Account::new(ledger, order.slot, allowances.collect());
+    let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
+    let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
+    let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
+    let (memory, turn) = Memory::open(hello.range_base, hello.range_bytes, wanted_bytes, account, limit_bytes)?;
+    let cache = Cache::new(order.cache_directory.clone());
+    let welcome = welcome(order, &memory, &cache);
+    let connection_out = Arc::new(Connection::default());
+    let device = CpuDevice::new(CpuParts {
+        memory,
+        turn,
+        outbox: connection_out.clone(),
+        cache,
+        runs_kernels: order.kind == DeviceKind::Soft,
+        workers: cores(),
+        device_count: order.devices.len(),
+    });
+    let session = Arc::new(Session::new(device, connection_out.clone()));
+    let endpoint = Endpoint::adopt(connection, state, &welcome, &Tuning::default(), session.clone()).map_err(io::Error::other)?;
+    connection_out.attach(endpoint.clone());
+    Ok((endpoint, session))
+}
+
+fn welcome(order: &OpenOrder, memory: &Memory, cache: &Cache) -> Vec<u8> {
+    let (device, host) = cpu::areas(memory);
+    let (devices, cached) = (descriptions(order.kind, &order.devices), cache.hashes());
+    let record = SessionWelcome {
+        range_base: device.base,
+        range_bytes: device.bytes,
+        host_range_base: host.base,
+        host_range_bytes: host.bytes,
+        driver_version: DRIVER_VERSION,
+        device_kind: order.kind as u32,
+        devices: &devices,
+        cached_modules: cached.as_flattened(),
+        server_name: &order.server_name,
+    };
+    to_vec(Head::request(SessionWelcome::NUMBER, 0, 0), &record)
+}

@@ -1,0 +1,78 @@
+//! The loop's part of a session: frames to records to the device.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use farcall_marshal::record::{Record, split};
+use farcall_marshal::wire::{HostFuncDone, dispatch};
+use farcall_transport::{CloseReason, Endpoint, Handler};
+use parking_lot::Mutex;
+
+use super::outbox::{Connection, Outbox};
+use crate::device::{Device, Violation};
+
+/// A session that receives.
+#[derive(Debug)]
+pub(crate) struct Session<D> {
+    device: Mutex<D>,
+    outbox: Arc<Connection>,
+    violation: Mutex<Option<String>>,
+}
+
+impl<D: Device> Session<D> {
+    /// A session on these devices.
+    pub(crate) fn new(device: D, outbox: Arc<Connection>) -> Self {
+        Self { device: Mutex::new(device), outbox, violation: Mutex::new(None) }
+    }
+
+    /// What the client did wrong, if that ended the session.
+    pub(crate) fn violation(&self) -> Option<String> {
+        self.violation.lock().clone()
+    }
+
+    /// Ends what runs.
+    pub(crate) fn close(&self) {
+        self.device.lock().close();
+    }
+}
+
+impl<D: Device> Handler for Session<D> {
+    fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]) {
+        if self.violation.lock().is_some() {
+            return;
+        }
+        if let Err(violation) = take(&mut *self.device.lock(), frame) {
+            let mut first = self.violation.lock();
+            if first.is_none() {
+                *first = Some(format!("protocol violation: {violation}"));
+            }
+            drop(first);
+            endpoint.close();
+            return;
+        }
+        self.outbox.flush();
+    }
+
+    fn on_closed(&self, _endpoint: &Endpoint, _why: &CloseReason) {}
+}
+
+/// Hands the records of a frame to a device, in order.
+///
+/// # Errors
+/// The first record that no correct client sends; those before it have been taken.
+pub(crate) fn take<D: Device>(device: &mut D, frame: &[u8]) -> Result<(), Violation> {
+    let mut rest = frame;
+    while !rest.is_empty() {
+        let (head, body, after) = split(rest)?;
+        if head.is_reply() {
+            return Err(Violation::Direction(head.number));
+        }
+        if head.number == HostFuncDone::NUMBER {
+            device.host_func_done(HostFuncDone::decode_body(body)?)?;
+        } else {
+            dispatch(device, &head, body)??;
+        }
+        rest = after;
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! The suite over sim.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+suite!(support::Sim);

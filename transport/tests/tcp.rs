@@ -1,0 +1,6 @@
+//! The suite over tcp.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+suite!(support::Tcp);
