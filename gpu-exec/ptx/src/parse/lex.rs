@@ -153,7 +153,17 @@ impl<'t> Lexer<'t> {
         Ok(Tok::Str(text))
     }
 
+    /// Takes the byte at hand, which may only start a word (`%`), and all parts of words behind it.
     fn word(&mut self) -> &'t str {
+        let start = self.at;
+        self.at += 1;
+        while self.peek(0).is_some_and(is_word_part) {
+            self.at += 1;
+        }
+        self.text.get(start..self.at).unwrap_or("")
+    }
+
+    fn parts(&mut self) -> &'t str {
         let start = self.at;
         while self.peek(0).is_some_and(is_word_part) {
             self.at += 1;
@@ -196,14 +206,14 @@ impl<'t> Lexer<'t> {
         let signed = exponent_open && matches!(self.peek(0), Some(b'+' | b'-'));
         if fraction {
             self.at += 1;
-            let tail = self.word();
+            let tail = self.parts();
             if tail.ends_with(['e', 'E']) && matches!(self.peek(0), Some(b'+' | b'-')) {
                 self.at += 1;
-                self.word();
+                self.parts();
             }
         } else if signed {
             self.at += 1;
-            self.word();
+            self.parts();
         } else if is_hex || !word.contains(['e', 'E']) {
             return None;
         }
