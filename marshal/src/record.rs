@@ -272,7 +272,7 @@ pub(crate) fn encoded<'a>(body: &impl Record<'a>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
     use super::{DecodeError, Head, Record, split, to_vec, with_stream};
     use crate::wire::{CuLaunchKernel, CuMemcpyHtoDAsyncV2, CuModuleGetFunction};
 

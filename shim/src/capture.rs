@@ -12,6 +12,7 @@ use farcall_marshal::wire::{CuGraphExecDestroy, CuGraphInstantiateWithFlags, CuG
 use parking_lot::Mutex;
 
 use crate::context::Context;
+use crate::handle::Table;
 use crate::memory;
 use crate::ptr::HostPtr;
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
@@ -27,8 +28,6 @@ pub(crate) enum Node {
     ToHost { to: HostPtr, from: u64, len: usize },
     /// A host function.
     HostFunction { function: usize, user_data: u64 },
-    /// Nothing; joins dependencies.
-    Empty,
 }
 
 impl Node {
@@ -38,12 +37,10 @@ impl Node {
         const MEMCPY: u32 = 1;
         const MEMSET: u32 = 2;
         const HOST: u32 = 3;
-        const EMPTY: u32 = 5;
         const EVENT_RECORD: u32 = 7;
         match self {
             Self::FromHost { .. } | Self::ToHost { .. } => MEMCPY,
             Self::HostFunction { .. } => HOST,
-            Self::Empty => EMPTY,
             Self::Record(bytes) => {
                 let symbol = record::split(bytes).ok().and_then(|(head, ..)| farcall_marshal::catalogue::call(head.number)).map_or("", |c| c.symbol);
                 match symbol {
@@ -102,12 +99,13 @@ pub(crate) type CaptureMark = Vec<u32>;
 /// A capture under way.
 pub(crate) struct Capture {
     pub(crate) id: u64,
-    pub(crate) mode: u32,
     pub(crate) graph_handle: u64,
     context: &'static Context,
     origin: u64,
     invalid: AtomicBool,
     build: Mutex<Build>,
+    /// Handles of the nodes so far, and those last told to the program, which looks at them in place.
+    nodes: Mutex<(Vec<u64>, Vec<u64>)>,
 }
 
 #[derive(Default)]
@@ -173,11 +171,11 @@ pub(crate) fn begin(stream: &Arc<Stream>, mode: u32, graph_handle: u64) -> CuRes
     }
     let capture = Arc::new(Capture {
         id: NEXT.fetch_add(1, Ordering::Relaxed),
-        mode,
         graph_handle,
         context: stream.context,
         origin: stream.id,
         invalid: AtomicBool::new(false),
+        nodes: Mutex::default(),
         build: Mutex::new(Build { members: vec![Arc::clone(stream)], ..Build::default() }),
     });
     *slot = Some(Arc::clone(&capture));
@@ -203,7 +201,7 @@ pub(crate) fn end(stream: &Arc<Stream>) -> CuResult<(u64, Graph)> {
     if build.tips.values().flatten().any(|tip| !joined.contains(tip)) {
         return Err(CuStatus::STREAM_CAPTURE_UNJOINED);
     }
-    let graph = Graph { definition: Mutex::new(std::mem::take(&mut build.definition)), node_handles: Mutex::default() };
+    let graph = Graph { definition: Mutex::new(std::mem::take(&mut build.definition)), node_handles: Mutex::new(std::mem::take(&mut capture.nodes.lock().0)) };
     Ok((capture.graph_handle, graph))
 }
 
@@ -249,6 +247,22 @@ impl Capture {
     /// What an event recorded on the stream now stands for.
     pub(crate) fn mark(&self, stream: u64) -> CaptureMark {
         self.build.lock().tips.get(&stream).cloned().unwrap_or_default()
+    }
+
+    /// Handles of the nodes that the stream's next one will depend on: an array that stays until it is asked
+    /// for again, and its length.
+    pub(crate) fn dependencies(&self, stream: u64, table: &Table<GraphNode>) -> (*const u64, usize) {
+        let mark = self.mark(stream);
+        let count = self.build.lock().definition.nodes.len();
+        let mut nodes = self.nodes.lock();
+        let (known, told) = &mut *nodes;
+        for index in known.len()..count {
+            let handle = table.reserve();
+            table.insert(handle, Arc::new(GraphNode { graph: self.graph_handle, index }));
+            known.push(handle);
+        }
+        *told = mark.iter().filter_map(|index| known.get(*index as usize)).copied().collect();
+        (told.as_ptr(), told.len())
     }
 
     /// `stream` waits for `mark`, and so takes part in the capture from now on.

@@ -103,7 +103,7 @@ impl Context {
     /// The stream that handle 0 means where stream 0 is the legacy stream.
     #[inline]
     pub(crate) fn legacy(&'static self) -> &'static Arc<Stream> {
-        self.legacy.get_or_init(|| Arc::new(Stream::new(self, 0, 0, 0, 0)))
+        self.legacy.get_or_init(|| Arc::new(Stream::new(self, 0, 0, 0)))
     }
 
     /// The calling thread's default stream, created on the first use.
@@ -115,7 +115,7 @@ impl Context {
             }
             let id = self.session().new_id();
             self.session().send(self.id, &CuStreamCreateWithPriority { stream: id, flags: 0, priority: 0 })?;
-            let stream = Arc::new(Stream::new(self, STREAM_PER_THREAD, id, 0, 0));
+            let stream = Arc::new(Stream::new(self, id, 0, 0));
             streams.push(Arc::clone(&stream));
             Ok(stream)
         })

@@ -10,6 +10,7 @@
     clippy::ptr_as_ptr,
     clippy::too_many_arguments,
     clippy::unnecessary_cast,
+    clippy::redundant_closure,
     clippy::fn_to_numeric_cast_any,
     clippy::unused_unit,
     clippy::no_effect_underscore_binding

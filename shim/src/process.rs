@@ -40,7 +40,6 @@ pub(crate) struct Device {
     pub(crate) uuid: [u8; 16],
     pub(crate) pci: (u32, u32, u32),
     pub(crate) sm: u32,
-    pub(crate) total_bytes: u64,
     pub(crate) limit_bytes: u64,
     pub(crate) attributes: Vec<i32>,
     pub(crate) used_bytes: AtomicU64,
@@ -187,7 +186,6 @@ fn connect_process() -> Result<Process, Failure> {
 
 /// A device description that owns its parts.
 struct Description {
-    total_bytes: u64,
     limit_bytes: u64,
     server_ordinal: u32,
     sm: u32,
@@ -288,7 +286,6 @@ fn descriptions(mut bytes: &[u8]) -> Result<Vec<Description>, record::DecodeErro
         let mut uuid = [0; 16];
         uuid.iter_mut().zip(d.uuid).for_each(|(to, from)| *to = *from);
         list.push(Description {
-            total_bytes: d.total_bytes,
             limit_bytes: d.limit_bytes,
             server_ordinal: d.server_ordinal,
             sm: d.sm,
@@ -312,7 +309,6 @@ fn device(session: &'static Session, ordinal: u32, index: usize, d: &Description
         uuid: d.uuid,
         pci: d.pci,
         sm: d.sm,
-        total_bytes: d.total_bytes,
         limit_bytes: d.limit_bytes,
         attributes: d.attributes.clone(),
         used_bytes: AtomicU64::new(0),

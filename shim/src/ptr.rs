@@ -23,10 +23,6 @@ impl<T: Copy> Out<T> {
         self.0.is_null()
     }
 
-    pub(crate) fn address(self) -> u64 {
-        self.0 as u64
-    }
-
     /// Stores a result that the caller must take; null is `INVALID_VALUE`.
     pub(crate) fn set(self, value: T) -> CuResult {
         if self.0.is_null() {
@@ -61,11 +57,6 @@ impl<T: Copy> Out<T> {
     pub(crate) fn get_at(self, index: usize) -> CuResult<T> {
         In(self.0.cast_const()).get_at(index)
     }
-
-    /// The same place seen as another type.
-    pub(crate) fn cast<U: Copy>(self) -> Out<U> {
-        Out(self.0.cast())
-    }
 }
 
 impl Out<c_char> {
@@ -99,10 +90,6 @@ impl<T: Copy> In<T> {
     /// `at` is null, or valid for reads of what the call documents until the call returns.
     pub(crate) unsafe fn from_program(at: *const T) -> Self {
         Self(at)
-    }
-
-    pub(crate) fn is_null(self) -> bool {
-        self.0.is_null()
     }
 
     /// The value; null is `INVALID_VALUE`.
@@ -141,11 +128,6 @@ impl Text {
         // SAFETY: not null, NUL-terminated by the C contract.
         let text = unsafe { CStr::from_ptr(self.0) };
         Ok(text.to_string_lossy().into_owned())
-    }
-
-    /// Where a static answer (`*pStr = "..."`) goes.
-    pub(crate) fn is_null(self) -> bool {
-        self.0.is_null()
     }
 }
 

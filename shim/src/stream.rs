@@ -20,7 +20,6 @@ pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
 /// A stream.
 pub(crate) struct Stream {
     pub(crate) context: &'static Context,
-    pub(crate) handle: u64,
     /// Its number on the wire; 0 = the legacy stream.
     pub(crate) id: u64,
     pub(crate) flags: u32,
@@ -33,8 +32,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(context: &'static Context, handle: u64, id: u64, flags: u32, priority: i32) -> Self {
-        Self { context, handle, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), capture: Mutex::new(None) }
+    pub(crate) fn new(context: &'static Context, id: u64, flags: u32, priority: i32) -> Self {
+        Self { context, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), capture: Mutex::new(None) }
     }
 
     pub(crate) fn session(&self) -> &'static Session {

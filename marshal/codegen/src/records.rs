@@ -96,10 +96,9 @@ fn record(item: &Item<'_>) -> String {
     }
     out.push_str("}\n\n");
     out.push_str(&fixed(item));
-    let generic = if lt.is_empty() { "impl<'a>" } else { "impl<'a>" };
     let _ = write!(
         out,
-        "{generic} Record<'a> for {name}{lt} {{\n    const NUMBER: u16 = {};\n    const NAME: &'static str = \"{}\";\n\n",
+        "impl<'a> Record<'a> for {name}{lt} {{\n    const NUMBER: u16 = {};\n    const NAME: &'static str = \"{}\";\n\n",
         item.number, item.symbol
     );
     out.push_str(&encoder(item));

@@ -146,6 +146,5 @@ pub(crate) fn run_node(stream: &Stream, node: &Node) -> CuResult {
         Node::HostFunction { function, user_data } => {
             super::call_back(stream, Callback::HostFunction { function: *function, user_data: *user_data })
         }
-        Node::Empty => Ok(()),
     }
 }

@@ -41,7 +41,7 @@ fn create(place: Out<u64>, flags: u32, priority: i32) -> CuResult {
     context.session().send(context.id, &CuStreamCreateWithPriority { stream: id, flags, priority })?;
     let streams = &process()?.streams;
     let handle = streams.reserve();
-    streams.insert(handle, Arc::new(Stream::new(context, handle, id, flags, priority)));
+    streams.insert(handle, Arc::new(Stream::new(context, id, flags, priority)));
     place.set(handle)
 }
 

@@ -56,7 +56,8 @@ fn state(stream: &crate::stream::Stream) -> (u32, u64, u64) {
 }
 
 pub(crate) fn cuStreamGetCaptureInfo(mode: StreamMode, handle: u64, status: Out<u32>, id: Out<u64>) -> CuResult {
-    let (now, number, _) = state(&*stream(mode, handle)?);
+    let stream = stream(mode, handle)?;
+    let (now, number, _) = state(&stream);
     status.set(now)?;
     if now == ACTIVE {
         id.set_if(number);
@@ -91,19 +92,17 @@ pub(crate) fn cuStreamGetCaptureInfo_v3(
     edges: Out<*const CUgraphEdgeData>,
     count: Out<usize>,
 ) -> CuResult {
-    let (now, number, graph_handle) = state(&*stream(mode, handle)?);
+    let stream = stream(mode, handle)?;
+    let (now, number, graph_handle) = state(&stream);
     status.set(now)?;
-    if now != ACTIVE {
-        return Ok(());
-    }
-    if !dependencies.is_null() {
-        // Node handles of an unfinished graph come with the graph API.
-        return Err(CuStatus::NOT_SUPPORTED);
-    }
+    let Some(capture) = stream.capturing()? else { return Ok(()) };
+    let (nodes, node_count) = capture.dependencies(stream.id, &process()?.graph_nodes);
     id.set_if(number);
     graph.set_if(graph_handle);
+    dependencies.set_if(nodes);
+    // Edges of a capture carry no data of their own.
     edges.set_if(std::ptr::null());
-    count.set_if(0);
+    count.set_if(node_count);
     Ok(())
 }
 

@@ -17,6 +17,9 @@ const FOLLOW_SPIN: Duration = Duration::from_micros(5);
 /// How often a sleeping follower that waits for bulk room looks whether it may lead.
 const FOLLOW_BULK: Duration = Duration::from_millis(1);
 
+/// The end of an added delay is polled for: a timer would come too late.
+const DELAY_SPIN: Duration = Duration::from_micros(120);
+
 /// How a turn at leading ended.
 enum Turn {
     Done,
@@ -187,7 +190,11 @@ impl Endpoint {
         std::sync::atomic::fence(SeqCst);
         let delay = lead.with(|rx| rx.delay_left(shared.tuning.added_rtt));
         let room = lead.with(|rx| rx.room(shared.rx_ring.bytes()) > 0);
-        let timeout = match (timeout, delay) {
+        if delay.is_some_and(|left| left < DELAY_SPIN) {
+            shared.leader_sleeps.store(false, SeqCst);
+            return;
+        }
+        let timeout = match (timeout, delay.map(|left| left - DELAY_SPIN)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
