@@ -1,1 +1,17 @@
-//! The replacement libnvidia-ml.so.1.
+//! `libnvidia-ml.so.1`: what programs ask about devices before and beside using them, answered from
+//! the server's inventory.
+//!
+//! - `exports` has the C functions; every other module forbids `unsafe`;
+//! - `library` is what `nvmlInit` makes: the configuration and the newest inventory;
+//! - `inventory` asks the server, `device` is one of its answers, `status` the result codes.
+//!
+//! There is no connection between calls: each question opens one and closes it, so that a fork
+//! needs no care. Names, numbers and addresses are asked once; memory figures at most once a second.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod device;
+mod exports;
+mod inventory;
+mod library;
+mod status;
+mod version;

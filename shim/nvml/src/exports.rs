@@ -1,0 +1,593 @@
+//! The C functions. Fenced `unsafe`.
+//!
+//! The one precondition is the C contract of nvml.h: a pointer is null or valid, for the type and length that
+//! the header declares, until the call returns. Handles are numbers (the device's index plus one), so a
+//! wrong one is an error and never an address.
+
+use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::device::Device;
+use crate::library::{self, Library};
+use crate::status::{NvmlResult, Status};
+use crate::version;
+
+include!(concat!(env!("OUT_DIR"), "/unsupported.rs"));
+
+/// `nvmlDevice_t`.
+type Handle = usize;
+
+/// `nvmlMemory_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemoryInfo {
+    total: u64,
+    free: u64,
+    used: u64,
+}
+
+/// `nvmlMemory_v2_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemoryInfoV2 {
+    version: c_uint,
+    total: u64,
+    reserved: u64,
+    free: u64,
+    used: u64,
+}
+
+/// `NVML_STRUCT_VERSION(Memory, 2)`.
+const MEMORY_V2: c_uint = 40 | 2 << 24;
+const _: () = assert!(size_of::<MemoryInfoV2>() == 40);
+
+/// What all versions of `nvmlPciInfo_t` before the third begin with.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PciInfo {
+    bus_id_legacy: [u8; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    /// Device and vendor; 0, the server does not tell.
+    pci_device_id: c_uint,
+}
+
+/// `nvmlPciInfo_t` of the third version.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PciInfoV3 {
+    common: PciInfo,
+    pci_subsystem_id: c_uint,
+    bus_id: [u8; 32],
+}
+
+/// `nvmlFieldValue_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FieldValue {
+    field_id: c_uint,
+    scope_id: c_uint,
+    timestamp: i64,
+    latency_us: i64,
+    value_type: c_uint,
+    status: c_uint,
+    value: u64,
+}
+
+/// `NVML_P2P_STATUS_NOT_SUPPORTED`.
+const P2P_NOT_SUPPORTED: c_uint = 5;
+
+/// Initializes, or counts one more user.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit() -> c_uint {
+    answer(library::init)
+}
+
+/// As [`nvmlInit`].
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> c_uint {
+    answer(library::init)
+}
+
+/// As [`nvmlInit`]; the flags ask for less than it does.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> c_uint {
+    answer(library::init)
+}
+
+/// Ends the last user's time.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlShutdown() -> c_uint {
+    answer(library::shutdown)
+}
+
+/// Text of a result code; static.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlErrorString(result: c_uint) -> *const c_char {
+    Status(result).text().as_ptr()
+}
+
+/// Driver version.
+///
+/// # Safety
+/// `version` has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetDriverVersion(
+    version: *mut c_char,
+    length: c_uint,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Text::new(version, length) };
+    answer(|| out.set(&version::driver(library::library()?.cuda_version())))
+}
+
+/// NVML version.
+///
+/// # Safety
+/// `version` has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Text::new(version, length) };
+    answer(|| out.set(&version::nvml(library::library()?.cuda_version())))
+}
+
+/// CUDA version, 12040 for 12.4.
+///
+/// # Safety
+/// `version` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(version) };
+    answer(|| {
+        out.set(c_int::try_from(library::library()?.cuda_version()).map_err(|_| Status::UNKNOWN)?)
+    })
+}
+
+/// As [`nvmlSystemGetCudaDriverVersion`].
+///
+/// # Safety
+/// `version` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> c_uint {
+    // SAFETY: the caller's promise is the one that function asks for.
+    unsafe { nvmlSystemGetCudaDriverVersion(version) }
+}
+
+/// Number of devices.
+///
+/// # Safety
+/// `count` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(count) };
+    answer(|| out.set(library::library()?.device_count()))
+}
+
+/// As [`nvmlDeviceGetCount_v2`].
+///
+/// # Safety
+/// `count` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCount(count: *mut c_uint) -> c_uint {
+    // SAFETY: the caller's promise is the one that function asks for.
+    unsafe { nvmlDeviceGetCount_v2(count) }
+}
+
+/// Handle of a device by its number.
+///
+/// # Safety
+/// `device` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
+    index: c_uint,
+    device: *mut Handle,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(device) };
+    answer(|| {
+        library::library()?.device(index)?;
+        out.set(handle(index)?)
+    })
+}
+
+/// As [`nvmlDeviceGetHandleByIndex_v2`].
+///
+/// # Safety
+/// `device` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut Handle) -> c_uint {
+    // SAFETY: the caller's promise is the one that function asks for.
+    unsafe { nvmlDeviceGetHandleByIndex_v2(index, device) }
+}
+
+/// Handle of a device by its UUID.
+///
+/// # Safety
+/// `uuid` is null or a text with its NUL; `device` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
+    uuid: *const c_char,
+    device: *mut Handle,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let (uuid, out) = (unsafe { text(uuid) }, unsafe { Out::new(device) });
+    answer(|| {
+        let uuid = uuid?;
+        out.set(handle(library::library()?.find(|device| {
+            device.uuid_text().eq_ignore_ascii_case(&uuid)
+        })?)?)
+    })
+}
+
+/// Handle of a device by its place on the bus.
+///
+/// # Safety
+/// `place` is null or a text with its NUL; `device` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
+    place: *const c_char,
+    device: *mut Handle,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let (place, out) = (unsafe { text(place) }, unsafe { Out::new(device) });
+    answer(|| {
+        let place = place?;
+        out.set(handle(
+            library::library()?.find(|device| device.is_at(&place))?,
+        )?)
+    })
+}
+
+/// As [`nvmlDeviceGetHandleByPciBusId_v2`].
+///
+/// # Safety
+/// `place` is null or a text with its NUL; `device` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId(
+    place: *const c_char,
+    device: *mut Handle,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one that function asks for.
+    unsafe { nvmlDeviceGetHandleByPciBusId_v2(place, device) }
+}
+
+/// Name of a device.
+///
+/// # Safety
+/// `name` has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetName(
+    device: Handle,
+    name: *mut c_char,
+    length: c_uint,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Text::new(name, length) };
+    answer(|| out.set(&known(device)?.1.name))
+}
+
+/// UUID of a device.
+///
+/// # Safety
+/// `uuid` has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(
+    device: Handle,
+    uuid: *mut c_char,
+    length: c_uint,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Text::new(uuid, length) };
+    answer(|| out.set(&known(device)?.1.uuid_text()))
+}
+
+/// Number of a device.
+///
+/// # Safety
+/// `index` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetIndex(device: Handle, index: *mut c_uint) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(index) };
+    answer(|| {
+        known(device)?;
+        out.set(index_of(device)?)
+    })
+}
+
+/// Minor number of a device's file, which is its number on the server.
+///
+/// # Safety
+/// `minor` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: Handle, minor: *mut c_uint) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(minor) };
+    answer(|| out.set(known(device)?.1.server_ordinal))
+}
+
+/// Place of a device on the bus, first version of the structure.
+///
+/// # Safety
+/// `pci` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPciInfo(device: Handle, pci: *mut PciInfo) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(pci) };
+    answer(|| out.set(pci_info(&known(device)?.1)))
+}
+
+/// As [`nvmlDeviceGetPciInfo`]: the second version only appends what we do not know.
+///
+/// # Safety
+/// `pci` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v2(device: Handle, pci: *mut PciInfo) -> c_uint {
+    // SAFETY: the caller's promise is the one that function asks for.
+    unsafe { nvmlDeviceGetPciInfo(device, pci) }
+}
+
+/// Place of a device on the bus, third version of the structure.
+///
+/// # Safety
+/// `pci` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(device: Handle, pci: *mut PciInfoV3) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(pci) };
+    answer(|| {
+        let (_, device) = known(device)?;
+        out.set(PciInfoV3 {
+            common: pci_info(&device),
+            pci_subsystem_id: 0,
+            bus_id: fixed(&device.bus_id()),
+        })
+    })
+}
+
+/// Memory of a device. Asks the server if the figures are older than a second.
+///
+/// # Safety
+/// `memory` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
+    device: Handle,
+    memory: *mut MemoryInfo,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(memory) };
+    answer(|| {
+        let memory = memory_now(device)?;
+        out.set(MemoryInfo {
+            total: memory.total,
+            free: memory.free,
+            used: memory.used,
+        })
+    })
+}
+
+/// Memory of a device, second version of the structure.
+///
+/// # Safety
+/// `memory` is null or valid for reads and writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
+    device: Handle,
+    memory: *mut MemoryInfoV2,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let (version, out) = (unsafe { get(memory.cast::<c_uint>()) }, unsafe {
+        Out::new(memory)
+    });
+    answer(|| {
+        if version? != MEMORY_V2 {
+            return Err(Status::ARGUMENT_VERSION_MISMATCH);
+        }
+        let memory = memory_now(device)?;
+        out.set(MemoryInfoV2 {
+            version: MEMORY_V2,
+            total: memory.total,
+            reserved: 0,
+            free: memory.free,
+            used: memory.used,
+        })
+    })
+}
+
+/// Compute capability of a device.
+///
+/// # Safety
+/// `major` and `minor` are null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
+    device: Handle,
+    major: *mut c_int,
+    minor: *mut c_int,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let (major, minor) = (unsafe { Out::new(major) }, unsafe { Out::new(minor) });
+    answer(|| {
+        let sm = c_int::try_from(known(device)?.1.sm).map_err(|_| Status::UNKNOWN)?;
+        major.set(sm / 10)?;
+        minor.set(sm % 10)
+    })
+}
+
+/// Whether two devices reach each other's memory: not as far as this machine can tell.
+///
+/// # Safety
+/// `status` is null or valid for writes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetP2PStatus(
+    one: Handle,
+    other: Handle,
+    _kind: c_uint,
+    status: *mut c_uint,
+) -> c_uint {
+    // SAFETY: the caller's promise is the one this function asks for.
+    let out = unsafe { Out::new(status) };
+    answer(|| {
+        known(one)?;
+        known(other)?;
+        out.set(P2P_NOT_SUPPORTED)
+    })
+}
+
+/// Many values at once, each with a status of its own: not supported.
+///
+/// # Safety
+/// `values` is null or an array of `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
+    device: Handle,
+    count: c_int,
+    values: *mut FieldValue,
+) -> c_uint {
+    let checked = answer(|| known(device).map(|_| ()));
+    let Ok(count) = usize::try_from(count) else {
+        return Status::INVALID_ARGUMENT.0;
+    };
+    if checked != Status::SUCCESS.0 {
+        return checked;
+    }
+    if values.is_null() || count == 0 {
+        return Status::INVALID_ARGUMENT.0;
+    }
+    for index in 0..count {
+        // SAFETY: `index` is within the array that the caller promised.
+        let element = unsafe { values.add(index) };
+        // SAFETY: an element of that array; nothing is read through the pointer.
+        let status = unsafe { &raw mut (*element).status };
+        // SAFETY: a field of that element, valid for writes.
+        unsafe { status.write_unaligned(Status::NOT_SUPPORTED.0) };
+    }
+    Status::SUCCESS.0
+}
+
+/// Runs a function's inside; a panic must not unwind into C.
+fn answer(inside: impl FnOnce() -> NvmlResult) -> c_uint {
+    match catch_unwind(AssertUnwindSafe(inside)) {
+        Ok(Ok(())) => Status::SUCCESS.0,
+        Ok(Err(status)) => status.0,
+        Err(_) => Status::UNKNOWN.0,
+    }
+}
+
+fn handle(index: u32) -> NvmlResult<Handle> {
+    usize::try_from(index)
+        .ok()
+        .and_then(|index| index.checked_add(1))
+        .ok_or(Status::UNKNOWN)
+}
+
+fn index_of(handle: Handle) -> NvmlResult<u32> {
+    handle
+        .checked_sub(1)
+        .and_then(|index| u32::try_from(index).ok())
+        .ok_or(Status::INVALID_ARGUMENT)
+}
+
+fn known(handle: Handle) -> NvmlResult<(std::sync::Arc<Library>, Device)> {
+    let library = library::library()?;
+    let device = library.device(index_of(handle)?)?;
+    Ok((library, device))
+}
+
+fn memory_now(handle: Handle) -> NvmlResult<crate::device::Memory> {
+    let library = library::library()?;
+    let device = library.device_now(index_of(handle)?)?;
+    Ok(device.memory(library.memory_limit_bytes()))
+}
+
+fn pci_info(device: &Device) -> PciInfo {
+    PciInfo {
+        bus_id_legacy: fixed(&device.bus_id_legacy()),
+        domain: device.pci_domain,
+        bus: device.pci_bus,
+        device: device.pci_device,
+        pci_device_id: 0,
+    }
+}
+
+/// Text in an array, cut to leave a NUL.
+fn fixed<const N: usize>(text: &str) -> [u8; N] {
+    let mut out = [0; N];
+    let room = out.iter_mut().take(N.saturating_sub(1));
+    room.zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+    out
+}
+
+/// Where a result goes.
+#[derive(Clone, Copy)]
+struct Out<T>(*mut T);
+
+impl<T> Out<T> {
+    /// # Safety
+    /// `at` is null, or valid for writes until the call returns.
+    unsafe fn new(at: *mut T) -> Self {
+        Self(at)
+    }
+
+    fn set(self, value: T) -> NvmlResult {
+        if self.0.is_null() {
+            return Err(Status::INVALID_ARGUMENT);
+        }
+        // SAFETY: not null, so valid for writes by the promise of `new`; unaligned is allowed for.
+        unsafe { self.0.write_unaligned(value) };
+        Ok(())
+    }
+}
+
+/// Where a text goes.
+#[derive(Clone, Copy)]
+struct Text(*mut c_char, usize);
+
+impl Text {
+    /// # Safety
+    /// `at` is null, or has room for `length` bytes until the call returns.
+    unsafe fn new(at: *mut c_char, length: c_uint) -> Self {
+        Self(at, usize::try_from(length).unwrap_or(0))
+    }
+
+    /// Writes `text` and its NUL, or nothing.
+    fn set(self, text: &str) -> NvmlResult {
+        if self.0.is_null() {
+            return Err(Status::INVALID_ARGUMENT);
+        }
+        if text.len() >= self.1 {
+            return Err(Status::INSUFFICIENT_SIZE);
+        }
+        let to = self.0.cast::<u8>();
+        // SAFETY: more than `text.len()` bytes by the promise of `new` and the check above.
+        unsafe { to.copy_from_nonoverlapping(text.as_ptr(), text.len()) };
+        // SAFETY: within the room, as above.
+        let end = unsafe { to.add(text.len()) };
+        // SAFETY: as above: there is one more byte than the text has.
+        unsafe { end.write(0) };
+        Ok(())
+    }
+}
+
+/// # Safety
+/// `at` is null, or valid for reads until the call returns.
+unsafe fn get<T: Copy>(at: *const T) -> NvmlResult<T> {
+    if at.is_null() {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+    // SAFETY: not null, so valid for reads by this function's condition; unaligned is allowed for.
+    Ok(unsafe { at.read_unaligned() })
+}
+
+/// # Safety
+/// `at` is null, or a text with its NUL until the call returns.
+unsafe fn text(at: *const c_char) -> NvmlResult<String> {
+    if at.is_null() {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+    // SAFETY: not null, so a text with its NUL by this function's condition.
+    Ok(unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned())
+}
