@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // caller takes them away again.
         write!(
             out,
-            "/// Not supported.\n#[unsafe(no_mangle)]\npub extern \"C\" fn {name}() -> u32 {{\n    Status::NOT_SUPPORTED.0\n}}\n\n"
+            "/// Not supported.\n#[unsafe(no_mangle)]\npub(crate) extern \"C\" fn {name}() -> u32 {{\n    Status::NOT_SUPPORTED.0\n}}\n\n"
         )?;
     }
     fs::write(Path::new(&env::var("OUT_DIR")?).join("unsupported.rs"), out)?;

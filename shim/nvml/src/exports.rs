@@ -1,14 +1,19 @@
 //! The C functions. Fenced `unsafe`.
 //!
-//! The one precondition is the C contract of nvml.h: a pointer is null or valid, for the type and length that
-//! the header declares, until the call returns. Handles are numbers (the device's index plus one), so a
+//! Pointers are wrapped by `ptr`, under the C contract of nvml.h. Handles are numbers (the device's index plus one), so a
 //! wrong one is an error and never an address.
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+#![allow(non_snake_case, reason = "names of nvml.h")]
 
-use crate::device::Device;
+use std::ffi::{c_char, c_int, c_uint};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::device::{Device, Memory};
+use crate::layout::{FieldValue, MEMORY_V2, MemoryInfo, MemoryInfoV2, PciInfo, PciInfoV3, fixed};
 use crate::library::{self, Library};
+use crate::ptr::{Out, Text, get, text};
 use crate::status::{NvmlResult, Status};
 use crate::version;
 
@@ -17,94 +22,36 @@ include!(concat!(env!("OUT_DIR"), "/unsupported.rs"));
 /// `nvmlDevice_t`.
 type Handle = usize;
 
-/// `nvmlMemory_t`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct MemoryInfo {
-    total: u64,
-    free: u64,
-    used: u64,
-}
-
-/// `nvmlMemory_v2_t`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct MemoryInfoV2 {
-    version: c_uint,
-    total: u64,
-    reserved: u64,
-    free: u64,
-    used: u64,
-}
-
-/// `NVML_STRUCT_VERSION(Memory, 2)`.
-const MEMORY_V2: c_uint = 40 | 2 << 24;
-const _: () = assert!(size_of::<MemoryInfoV2>() == 40);
-
-/// What all versions of `nvmlPciInfo_t` before the third begin with.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PciInfo {
-    bus_id_legacy: [u8; 16],
-    domain: c_uint,
-    bus: c_uint,
-    device: c_uint,
-    /// Device and vendor; 0, the server does not tell.
-    pci_device_id: c_uint,
-}
-
-/// `nvmlPciInfo_t` of the third version.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PciInfoV3 {
-    common: PciInfo,
-    pci_subsystem_id: c_uint,
-    bus_id: [u8; 32],
-}
-
-/// `nvmlFieldValue_t`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct FieldValue {
-    field_id: c_uint,
-    scope_id: c_uint,
-    timestamp: i64,
-    latency_us: i64,
-    value_type: c_uint,
-    status: c_uint,
-    value: u64,
-}
-
 /// `NVML_P2P_STATUS_NOT_SUPPORTED`.
 const P2P_NOT_SUPPORTED: c_uint = 5;
 
 /// Initializes, or counts one more user.
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlInit() -> c_uint {
+pub(crate) extern "C" fn nvmlInit() -> c_uint {
     answer(library::init)
 }
 
 /// As [`nvmlInit`].
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlInit_v2() -> c_uint {
+pub(crate) extern "C" fn nvmlInit_v2() -> c_uint {
     answer(library::init)
 }
 
 /// As [`nvmlInit`]; the flags ask for less than it does.
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> c_uint {
+pub(crate) extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> c_uint {
     answer(library::init)
 }
 
 /// Ends the last user's time.
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlShutdown() -> c_uint {
+pub(crate) extern "C" fn nvmlShutdown() -> c_uint {
     answer(library::shutdown)
 }
 
 /// Text of a result code; static.
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlErrorString(result: c_uint) -> *const c_char {
+pub(crate) extern "C" fn nvmlErrorString(result: c_uint) -> *const c_char {
     Status(result).text().as_ptr()
 }
 
@@ -113,7 +60,7 @@ pub extern "C" fn nvmlErrorString(result: c_uint) -> *const c_char {
 /// # Safety
 /// `version` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetDriverVersion(
+pub(crate) unsafe extern "C" fn nvmlSystemGetDriverVersion(
     version: *mut c_char,
     length: c_uint,
 ) -> c_uint {
@@ -127,7 +74,10 @@ pub unsafe extern "C" fn nvmlSystemGetDriverVersion(
 /// # Safety
 /// `version` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlSystemGetNVMLVersion(
+    version: *mut c_char,
+    length: c_uint,
+) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Text::new(version, length) };
     answer(|| out.set(&version::nvml(library::library()?.cuda_version())))
@@ -138,7 +88,7 @@ pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: 
 /// # Safety
 /// `version` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(version) };
     answer(|| {
@@ -151,7 +101,7 @@ pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) -> 
 /// # Safety
 /// `version` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> c_uint {
     // SAFETY: the caller's promise is the one that function asks for.
     unsafe { nvmlSystemGetCudaDriverVersion(version) }
 }
@@ -161,7 +111,7 @@ pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) 
 /// # Safety
 /// `count` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(count) };
     answer(|| out.set(library::library()?.device_count()))
@@ -172,7 +122,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_uint {
 /// # Safety
 /// `count` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetCount(count: *mut c_uint) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetCount(count: *mut c_uint) -> c_uint {
     // SAFETY: the caller's promise is the one that function asks for.
     unsafe { nvmlDeviceGetCount_v2(count) }
 }
@@ -182,7 +132,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCount(count: *mut c_uint) -> c_uint {
 /// # Safety
 /// `device` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     index: c_uint,
     device: *mut Handle,
 ) -> c_uint {
@@ -199,7 +149,10 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
 /// # Safety
 /// `device` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut Handle) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByIndex(
+    index: c_uint,
+    device: *mut Handle,
+) -> c_uint {
     // SAFETY: the caller's promise is the one that function asks for.
     unsafe { nvmlDeviceGetHandleByIndex_v2(index, device) }
 }
@@ -209,7 +162,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex(index: c_uint, device: *mut 
 /// # Safety
 /// `uuid` is null or a text with its NUL; `device` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
     uuid: *const c_char,
     device: *mut Handle,
 ) -> c_uint {
@@ -228,7 +181,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
 /// # Safety
 /// `place` is null or a text with its NUL; `device` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
     place: *const c_char,
     device: *mut Handle,
 ) -> c_uint {
@@ -247,7 +200,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
 /// # Safety
 /// `place` is null or a text with its NUL; `device` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId(
     place: *const c_char,
     device: *mut Handle,
 ) -> c_uint {
@@ -260,7 +213,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId(
 /// # Safety
 /// `name` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetName(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetName(
     device: Handle,
     name: *mut c_char,
     length: c_uint,
@@ -275,7 +228,7 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
 /// # Safety
 /// `uuid` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetUUID(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetUUID(
     device: Handle,
     uuid: *mut c_char,
     length: c_uint,
@@ -290,7 +243,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
 /// # Safety
 /// `index` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetIndex(device: Handle, index: *mut c_uint) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetIndex(device: Handle, index: *mut c_uint) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(index) };
     answer(|| {
@@ -304,7 +257,10 @@ pub unsafe extern "C" fn nvmlDeviceGetIndex(device: Handle, index: *mut c_uint) 
 /// # Safety
 /// `minor` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: Handle, minor: *mut c_uint) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetMinorNumber(
+    device: Handle,
+    minor: *mut c_uint,
+) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(minor) };
     answer(|| out.set(known(device)?.1.server_ordinal))
@@ -315,10 +271,10 @@ pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: Handle, minor: *mut c_
 /// # Safety
 /// `pci` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetPciInfo(device: Handle, pci: *mut PciInfo) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetPciInfo(device: Handle, pci: *mut PciInfo) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(pci) };
-    answer(|| out.set(pci_info(&known(device)?.1)))
+    answer(|| out.set(PciInfo::new(&known(device)?.1)))
 }
 
 /// As [`nvmlDeviceGetPciInfo`]: the second version only appends what we do not know.
@@ -326,7 +282,10 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo(device: Handle, pci: *mut PciInfo)
 /// # Safety
 /// `pci` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v2(device: Handle, pci: *mut PciInfo) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetPciInfo_v2(
+    device: Handle,
+    pci: *mut PciInfo,
+) -> c_uint {
     // SAFETY: the caller's promise is the one that function asks for.
     unsafe { nvmlDeviceGetPciInfo(device, pci) }
 }
@@ -336,13 +295,16 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v2(device: Handle, pci: *mut PciIn
 /// # Safety
 /// `pci` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(device: Handle, pci: *mut PciInfoV3) -> c_uint {
+pub(crate) unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(
+    device: Handle,
+    pci: *mut PciInfoV3,
+) -> c_uint {
     // SAFETY: the caller's promise is the one this function asks for.
     let out = unsafe { Out::new(pci) };
     answer(|| {
         let (_, device) = known(device)?;
         out.set(PciInfoV3 {
-            common: pci_info(&device),
+            common: PciInfo::new(&device),
             pci_subsystem_id: 0,
             bus_id: fixed(&device.bus_id()),
         })
@@ -354,7 +316,7 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(device: Handle, pci: *mut PciIn
 /// # Safety
 /// `memory` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
     device: Handle,
     memory: *mut MemoryInfo,
 ) -> c_uint {
@@ -375,7 +337,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
 /// # Safety
 /// `memory` is null or valid for reads and writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     device: Handle,
     memory: *mut MemoryInfoV2,
 ) -> c_uint {
@@ -403,7 +365,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
 /// # Safety
 /// `major` and `minor` are null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
     device: Handle,
     major: *mut c_int,
     minor: *mut c_int,
@@ -422,7 +384,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
 /// # Safety
 /// `status` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetP2PStatus(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetP2PStatus(
     one: Handle,
     other: Handle,
     _kind: c_uint,
@@ -442,7 +404,7 @@ pub unsafe extern "C" fn nvmlDeviceGetP2PStatus(
 /// # Safety
 /// `values` is null or an array of `count` elements.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
+pub(crate) unsafe extern "C" fn nvmlDeviceGetFieldValues(
     device: Handle,
     count: c_int,
     values: *mut FieldValue,
@@ -491,103 +453,14 @@ fn index_of(handle: Handle) -> NvmlResult<u32> {
         .ok_or(Status::INVALID_ARGUMENT)
 }
 
-fn known(handle: Handle) -> NvmlResult<(std::sync::Arc<Library>, Device)> {
+fn known(handle: Handle) -> NvmlResult<(Arc<Library>, Device)> {
     let library = library::library()?;
     let device = library.device(index_of(handle)?)?;
     Ok((library, device))
 }
 
-fn memory_now(handle: Handle) -> NvmlResult<crate::device::Memory> {
+fn memory_now(handle: Handle) -> NvmlResult<Memory> {
     let library = library::library()?;
-    let device = library.device_now(index_of(handle)?)?;
+    let device = library.device_now(index_of(handle)?, Instant::now())?;
     Ok(device.memory(library.memory_limit_bytes()))
-}
-
-fn pci_info(device: &Device) -> PciInfo {
-    PciInfo {
-        bus_id_legacy: fixed(&device.bus_id_legacy()),
-        domain: device.pci_domain,
-        bus: device.pci_bus,
-        device: device.pci_device,
-        pci_device_id: 0,
-    }
-}
-
-/// Text in an array, cut to leave a NUL.
-fn fixed<const N: usize>(text: &str) -> [u8; N] {
-    let mut out = [0; N];
-    let room = out.iter_mut().take(N.saturating_sub(1));
-    room.zip(text.bytes()).for_each(|(to, byte)| *to = byte);
-    out
-}
-
-/// Where a result goes.
-#[derive(Clone, Copy)]
-struct Out<T>(*mut T);
-
-impl<T> Out<T> {
-    /// # Safety
-    /// `at` is null, or valid for writes until the call returns.
-    unsafe fn new(at: *mut T) -> Self {
-        Self(at)
-    }
-
-    fn set(self, value: T) -> NvmlResult {
-        if self.0.is_null() {
-            return Err(Status::INVALID_ARGUMENT);
-        }
-        // SAFETY: not null, so valid for writes by the promise of `new`; unaligned is allowed for.
-        unsafe { self.0.write_unaligned(value) };
-        Ok(())
-    }
-}
-
-/// Where a text goes.
-#[derive(Clone, Copy)]
-struct Text(*mut c_char, usize);
-
-impl Text {
-    /// # Safety
-    /// `at` is null, or has room for `length` bytes until the call returns.
-    unsafe fn new(at: *mut c_char, length: c_uint) -> Self {
-        Self(at, usize::try_from(length).unwrap_or(0))
-    }
-
-    /// Writes `text` and its NUL, or nothing.
-    fn set(self, text: &str) -> NvmlResult {
-        if self.0.is_null() {
-            return Err(Status::INVALID_ARGUMENT);
-        }
-        if text.len() >= self.1 {
-            return Err(Status::INSUFFICIENT_SIZE);
-        }
-        let to = self.0.cast::<u8>();
-        // SAFETY: more than `text.len()` bytes by the promise of `new` and the check above.
-        unsafe { to.copy_from_nonoverlapping(text.as_ptr(), text.len()) };
-        // SAFETY: within the room, as above.
-        let end = unsafe { to.add(text.len()) };
-        // SAFETY: as above: there is one more byte than the text has.
-        unsafe { end.write(0) };
-        Ok(())
-    }
-}
-
-/// # Safety
-/// `at` is null, or valid for reads until the call returns.
-unsafe fn get<T: Copy>(at: *const T) -> NvmlResult<T> {
-    if at.is_null() {
-        return Err(Status::INVALID_ARGUMENT);
-    }
-    // SAFETY: not null, so valid for reads by this function's condition; unaligned is allowed for.
-    Ok(unsafe { at.read_unaligned() })
-}
-
-/// # Safety
-/// `at` is null, or a text with its NUL until the call returns.
-unsafe fn text(at: *const c_char) -> NvmlResult<String> {
-    if at.is_null() {
-        return Err(Status::INVALID_ARGUMENT);
-    }
-    // SAFETY: not null, so a text with its NUL by this function's condition.
-    Ok(unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned())
 }

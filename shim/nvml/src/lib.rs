@@ -1,7 +1,8 @@
 //! `libnvidia-ml.so.1`: what programs ask about devices before and beside using them, answered from
 //! the server's inventory.
 //!
-//! - `exports` has the C functions; every other module forbids `unsafe`;
+//! - `exports` has the C functions, `ptr` their pointers; every other module forbids `unsafe`;
+//! - `layout` has the structures of nvml.h;
 //! - `library` is what `nvmlInit` makes: the configuration and the newest inventory;
 //! - `inventory` asks the server, `device` is one of its answers, `status` the result codes.
 //!
@@ -12,6 +13,8 @@
 mod device;
 mod exports;
 mod inventory;
+mod layout;
 mod library;
+mod ptr;
 mod status;
 mod version;

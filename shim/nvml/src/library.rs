@@ -47,10 +47,14 @@ pub(crate) fn init() -> NvmlResult {
         return count;
     }
     // Not under the lock: it takes as long as the server takes.
-    let opened = Library::open().map(Arc::new).map_err(|message| {
-        complain(&message);
-        Status::DRIVER_NOT_LOADED
-    })?;
+    let config = ClientConfig::from_process().map_err(|error| error.to_string());
+    let opened = config
+        .and_then(Library::open)
+        .map(Arc::new)
+        .map_err(|message| {
+            complain(&message);
+            Status::DRIVER_NOT_LOADED
+        })?;
     let mut users = lock(&USERS);
     users.library.get_or_insert(opened);
     users.count = users.count.saturating_add(1);
@@ -80,8 +84,7 @@ fn add_user() -> Option<NvmlResult> {
 }
 
 impl Library {
-    fn open() -> Result<Self, String> {
-        let config = ClientConfig::from_process().map_err(|error| error.to_string())?;
+    fn open(config: ClientConfig) -> Result<Self, String> {
         let inventory = inventory::ask(&config).map_err(|error| {
             format!(
                 "no NVML: {error} (server from {}); start one with `farcall serve`, or name another with FARCALL_SERVER",
@@ -139,9 +142,9 @@ impl Library {
         found.ok_or(Status::NOT_FOUND)
     }
 
-    /// Device `index` with figures that are at most a second old. Blocks while the server is asked.
-    pub(crate) fn device_now(&self, index: u32) -> NvmlResult<Device> {
-        self.refresh();
+    /// Device `index` with figures that are at most a second old at `now`. Blocks while the server is asked.
+    pub(crate) fn device_now(&self, index: u32, now: Instant) -> NvmlResult<Device> {
+        self.refresh(now);
         if !lock(&self.latest).reached {
             return Err(Status::GPU_IS_LOST);
         }
@@ -150,8 +153,8 @@ impl Library {
 
     /// Asks again if the figures are old and no other thread is asking. A server that does not answer
     /// is not asked more often either.
-    fn refresh(&self) {
-        if lock(&self.latest).asked.elapsed() < FRESH {
+    fn refresh(&self, now: Instant) {
+        if now.saturating_duration_since(lock(&self.latest).asked) < FRESH {
             return;
         }
         let _asking = match self.asking.try_lock() {
@@ -161,7 +164,7 @@ impl Library {
         };
         let answer = inventory::ask(&self.config);
         let mut latest = lock(&self.latest);
-        latest.asked = Instant::now();
+        latest.asked = now;
         // Devices keep their numbers as long as the library is in use; others are another server's.
         latest.reached = answer
             .as_ref()
@@ -191,4 +194,58 @@ fn complain(message: &str) {
 /// None of the critical sections can leave a value half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "../tests/common/server.rs"]
+mod server;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
+
+    use farcall_config::{ClientConfig, vars};
+
+    use super::Library;
+    use super::server::Server;
+    use crate::status::Status;
+
+    #[test]
+    fn figures_are_asked_once_a_second_and_a_lost_server_is_told() {
+        let server = Server::start("t");
+        let config = ClientConfig::load(|name| match name {
+            vars::SERVER => Some(server.address.clone()),
+            vars::TOKEN => Some("t".to_owned()),
+            _ => None,
+        });
+        let library = Library::open(config.unwrap()).unwrap();
+        let asked = || server.asked.load(Ordering::SeqCst);
+        let start = Instant::now();
+        let used = |seconds| {
+            library
+                .device_now(0, start + Duration::from_secs(seconds))
+                .map(|device| device.used_bytes)
+        };
+        assert_eq!(library.device_count(), 3);
+        server.used_bytes.store(4096, Ordering::SeqCst);
+        assert_eq!((used(0), asked()), (Ok(0), 1));
+        assert_eq!((used(2), asked()), (Ok(4096), 2));
+        assert_eq!((used(2), asked()), (Ok(4096), 2));
+
+        server.uuid_first.store(9, Ordering::SeqCst);
+        assert_eq!(
+            (used(4), asked()),
+            (Err(Status::GPU_IS_LOST), 3),
+            "other devices are there now"
+        );
+        assert_eq!((used(4), asked()), (Err(Status::GPU_IS_LOST), 3));
+        server.uuid_first.store(1, Ordering::SeqCst);
+        assert_eq!(
+            (used(6), asked()),
+            (Ok(4096), 4),
+            "the same devices are back"
+        );
+    }
 }

@@ -6,7 +6,8 @@ mod common;
 use std::ffi::CString;
 use std::sync::atomic::Ordering;
 
-use common::{Nvml, Server, TOTAL_BYTES};
+use common::Nvml;
+use common::server::{Server, TOTAL_BYTES};
 
 const UNINITIALIZED: u32 = 1;
 const INVALID_ARGUMENT: u32 = 2;
