@@ -1,8 +1,28 @@
 //! The supervisor: listening socket, authentication, limits, executors.
+#![forbid(unsafe_code)]
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use farcall_transport::{AcceptError, Incoming, IncomingKind, ListenOptions, Listener, RefuseCode, constant_time_eq};
+
+use self::inbox::{Event, Inbox};
+use self::keeper::Keeper;
+use self::plan::Plan;
+use crate::limits::STACK_BYTES;
 use crate::{ServeError, ServeOptions};
+
+pub(crate) use self::answer::Deaf;
+pub(crate) use self::keeper::INVENTORY_ONLY;
+
+mod answer;
+mod executors;
+mod inbox;
+mod keeper;
+mod plan;
+mod signals;
 
 /// Serves until SIGTERM or SIGINT. Calls `on_ready` once with the bound address. Blocks.
 ///
@@ -11,52 +31,123 @@ use crate::{ServeError, ServeOptions};
 /// # Errors
 /// No such device, address taken, no executor can be started.
 pub fn serve(options: &ServeOptions, on_ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    let signals = signals::block().map_err(ServeError::system("block signals"))?;
     let server = Server::bind(options)?;
+    let stopper = server.stopper();
+    signals.watch(move |name| {
+        log::info!("{name}: the server stops");
+        stopper.stop();
+    })?;
     on_ready(server.local_addr());
     server.run()
 }
 
 /// A server whose signals are somebody else's business.
-#[derive(Debug)]
 pub struct Server {
-    address: SocketAddr,
+    listener: Arc<Listener>,
+    inbox: Arc<Inbox>,
+    stopped: Arc<AtomicBool>,
+    plan: Plan,
 }
 
 /// Ends a [`Server`] from any thread.
-#[derive(Clone, Debug)]
-pub struct Stopper {}
+#[derive(Clone)]
+pub struct Stopper {
+    listener: Arc<Listener>,
+    inbox: Arc<Inbox>,
+    stopped: Arc<AtomicBool>,
+}
 
 impl Stopper {
     /// Makes [`Server::run`] return once its executors are gone. Does not block.
-    pub fn stop(&self) {}
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.listener.close();
+        self.inbox.send(Event::Stop);
+    }
 }
 
 impl Server {
-    /// Opens devices and the listening socket and starts the first executors.
+    /// Chooses the device and binds the listening socket.
     ///
     /// # Errors
-    /// No such device, address taken, no executor can be started.
+    /// No such device, address taken.
     pub fn bind(options: &ServeOptions) -> Result<Self, ServeError> {
-        Err(ServeError::Option(format!("device {}: the server is not in place yet", options.device)))
+        let plan = Plan::new(options)?;
+        let listener = Listener::bind(&*options.listen, ListenOptions::default());
+        let listener = listener.map_err(|source| ServeError::Listen { address: options.listen.clone(), source })?;
+        let inbox = Inbox::new().map_err(ServeError::system("make an event descriptor"))?;
+        Ok(Self { listener: Arc::new(listener), inbox: Arc::new(inbox), stopped: Arc::default(), plan })
     }
 
     /// The bound address.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.listener.local_addr()
     }
 
     /// Ends this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper {}
+        Stopper { listener: self.listener.clone(), inbox: self.inbox.clone(), stopped: self.stopped.clone() }
     }
 
-    /// Serves until stopped. Blocks.
+    /// Serves until stopped. Blocks. Executors die with the thread that calls this.
     ///
     /// # Errors
-    /// The listening socket failed for good.
+    /// No executor can be started, or the listening socket failed for good.
     pub fn run(self) -> Result<(), ServeError> {
-        Ok(())
+        let stopper = self.stopper();
+        let (listener, inbox, token) = (self.listener, self.inbox.clone(), self.plan.token.clone());
+        let builder = std::thread::Builder::new().name("accept".to_owned()).stack_size(STACK_BYTES);
+        let accept = builder.spawn(move || accept_clients(&listener, &inbox, token.as_deref()));
+        let accept = accept.map_err(ServeError::system("start a thread"))?;
+        let outcome = Keeper::new(self.plan, self.inbox).and_then(Keeper::run);
+        stopper.stop();
+        let _ = accept.join();
+        outcome
     }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").finish_non_exhaustive()
+    }
+}
+
+/// Turns away who may not come in, hands on the others.
+fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
+    loop {
+        match listener.accept() {
+            // The right of a bulk connection to its session is checked by its executor.
+            Ok(incoming) if matches!(incoming.kind(), IncomingKind::New) => {
+                if let Some(client) = admit(incoming, token) {
+                    inbox.send(Event::Client(client));
+                }
+            }
+            Ok(incoming) => inbox.send(Event::Bulk(incoming)),
+            Err(AcceptError::Closed) => return,
+            Err(error) => {
+                log::error!("{error}");
+                // Out of descriptors, most likely: some must be closed before it can go on.
+                std::thread::park_timeout(std::time::Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+fn admit(incoming: Incoming, token: Option<&str>) -> Option<Incoming> {
+    let Some(token) = token else { return Some(incoming) };
+    if incoming.token().is_some_and(|shown| constant_time_eq(shown, token.as_bytes())) {
+        return Some(incoming);
+    }
+    log::warn!("{}: wrong or missing token", incoming.peer().map_or_else(String::new, |peer| peer.to_string()));
+    incoming.refuse(RefuseCode::TOKEN, "the token is missing or wrong");
+    None
 }

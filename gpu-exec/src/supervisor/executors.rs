@@ -1,0 +1,105 @@
+//! Executor processes, seen from the supervisor.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use farcall_transport::SessionId;
+
+use super::inbox::{Event, Inbox};
+use super::plan::Plan;
+use crate::cache::Cache;
+use crate::ledger::Slot;
+use crate::limits::STACK_BYTES;
+use crate::sys::fds;
+
+/// One executor process.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    /// Taken when it is being reaped.
+    child: Option<Child>,
+    /// Dropped to end it.
+    pub(crate) control: Option<OwnedFd>,
+    pub(crate) stage: Stage,
+    pub(crate) process: u32,
+}
+
+/// What an executor does.
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// It has not said that it is ready.
+    Starting,
+    /// It waits for a session.
+    Ready,
+    /// It has a session.
+    Serving(Serving),
+}
+
+/// A session, seen from the supervisor.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) session: SessionId,
+    pub(crate) slot: Slot,
+    /// Who it is, for the log.
+    pub(crate) client: String,
+    /// Numbers of its devices.
+    pub(crate) devices: Vec<u32>,
+    pub(crate) since: Instant,
+    /// What its executor said at the end.
+    pub(crate) farewell: Option<String>,
+}
+
+impl Executor {
+    /// Starts a process. It dies with the calling thread.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub(crate) fn start(plan: &Plan) -> io::Result<Self> {
+        let (ours, theirs) = fds::pair()?;
+        let mut command = Command::new(&plan.program);
+        command.args(&plan.arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        // A group of its own: Ctrl-C is for the supervisor, which ends executors in good order.
+        let child = command.process_group(0).spawn()?;
+        let process = child.id();
+        Ok(Self { child: Some(child), control: Some(ours), stage: Stage::Starting, process })
+    }
+
+    /// The control socket, while it is open.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its session, if it has one.
+    pub(crate) fn serving(&self) -> Option<&Serving> {
+        match &self.stage {
+            Stage::Serving(serving) => Some(serving),
+            Stage::Starting | Stage::Ready => None,
+        }
+    }
+
+    /// Waits for the end of the process on a thread of its own, which then tells the inbox and tidies the cache.
+    pub(crate) fn reap(&mut self, id: u64, inbox: &Arc<Inbox>, cache: &Cache, cache_bytes_max: u64) {
+        self.control = None;
+        let Some(mut child) = self.child.take() else { return };
+        let (inbox, cache) = (inbox.clone(), cache.clone());
+        let wait = move || {
+            let _ = child.wait();
+            inbox.send(Event::Reaped(id));
+            cache.trim(cache_bytes_max);
+        };
+        let builder = std::thread::Builder::new().name("reaper".to_owned()).stack_size(STACK_BYTES);
+        if let Err(error) = builder.spawn(wait) {
+            log::error!("executor {} is left as a zombie: {error}", self.process);
+        }
+    }
+
+    /// Ends the process at once.
+    pub(crate) fn kill(&self) {
+        let Ok(process) = i32::try_from(self.process) else { return };
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL);
+    }
+}

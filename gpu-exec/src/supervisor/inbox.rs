@@ -1,0 +1,59 @@
+//! What other threads tell the keeper.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use farcall_transport::Incoming;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+
+/// Something happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A client that may come in.
+    Client(Incoming),
+    /// A session's second connection.
+    Bulk(Incoming),
+    /// An executor process is gone, its memory too.
+    Reaped(u64),
+    /// Time to stop.
+    Stop,
+}
+
+/// A queue whose arrivals wake a poll.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    queue: Mutex<VecDeque<Event>>,
+    wake: EventFd,
+}
+
+impl Inbox {
+    /// An empty queue.
+    ///
+    /// # Errors
+    /// No descriptors.
+    pub(crate) fn new() -> io::Result<Self> {
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { queue: Mutex::default(), wake })
+    }
+
+    /// Adds an event.
+    pub(crate) fn send(&self, event: Event) {
+        self.queue.lock().push_back(event);
+        // Full means that it is awake anyway.
+        let _ = self.wake.write(1);
+    }
+
+    /// Takes all events.
+    pub(crate) fn take(&self) -> VecDeque<Event> {
+        let _ = self.wake.read();
+        std::mem::take(&mut *self.queue.lock())
+    }
+
+    /// Readable when there are events.
+    pub(crate) fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,128 @@
+//! What the options come to on this host.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::cache::{default_directory, make_directory};
+use crate::device::describe::DeviceSpec;
+use crate::limits::{DEVICES_MAX, SESSIONS_MAX};
+use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, ServeError, ServeOptions};
+
+/// Least memory of a device.
+const MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Memory of a device is a multiple of this.
+const MEMORY_GRAIN: u64 = 2 << 20;
+
+/// A server's settings, checked.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) kind: DeviceKind,
+    /// All devices; the limit of a session is at most the total.
+    pub(crate) devices: Vec<DeviceSpec>,
+    pub(crate) token: Option<String>,
+    pub(crate) sessions_max: usize,
+    pub(crate) warm_executors: usize,
+    pub(crate) server_name: String,
+    pub(crate) cache_directory: Option<PathBuf>,
+    pub(crate) cache_bytes_max: u64,
+    pub(crate) program: OsString,
+    pub(crate) arguments: Vec<OsString>,
+}
+
+impl Plan {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// No such device, or an option out of range.
+    pub(crate) fn new(options: &ServeOptions) -> Result<Self, ServeError> {
+        let kind = choose(options.device)?;
+        let bad = |what: String| Err(ServeError::Option(what));
+        let count = options.device_count.unwrap_or(1);
+        if count == 0 || count as usize > DEVICES_MAX {
+            return bad(format!("{count} devices: there can be 1 to {DEVICES_MAX}"));
+        }
+        let total_bytes = options.memory_bytes.unwrap_or_else(|| (host_memory_bytes() / 2 / u64::from(count)) & !(MEMORY_GRAIN - 1));
+        if total_bytes < MEMORY_BYTES_MIN || total_bytes > 1 << 46 {
+            return bad(format!("a device memory of {total_bytes} bytes: at least {MEMORY_BYTES_MIN}"));
+        }
+        if options.sessions_max == 0 || options.sessions_max as usize > SESSIONS_MAX {
+            return bad(format!("{} sessions: there can be 1 to {SESSIONS_MAX}", options.sessions_max));
+        }
+        if options.token.as_deref() == Some("") {
+            return bad("an empty token".to_owned());
+        }
+        let cache_directory = match (&options.cache_dir, options.cache_bytes_max) {
+            (_, 0) => None,
+            (Some(directory), _) => make_directory(directory),
+            (None, _) => default_directory(),
+        };
+        let mut command = options.executor.clone().unwrap_or_else(|| vec!["/proc/self/exe".into(), EXECUTOR_COMMAND.into()]).into_iter();
+        let Some(program) = command.next() else { return bad("an empty executor command".to_owned()) };
+        let device = |ordinal| DeviceSpec { ordinal, total_bytes, limit_bytes: total_bytes };
+        Ok(Self {
+            kind,
+            devices: (0..count).map(device).collect(),
+            token: options.token.clone(),
+            sessions_max: options.sessions_max as usize,
+            warm_executors: options.warm_executors.min(options.sessions_max) as usize,
+            server_name: options.server_name.clone(),
+            cache_directory,
+            cache_bytes_max: options.cache_bytes_max,
+            program,
+            arguments: command.collect(),
+        })
+    }
+}
+
+/// Never `soft` unless it was asked for.
+fn choose(choice: DeviceChoice) -> Result<DeviceKind, ServeError> {
+    let has_gpu = || Path::new("/dev/nvidiactl").exists();
+    match choice {
+        DeviceChoice::Soft => Ok(DeviceKind::Soft),
+        DeviceChoice::Null => Ok(DeviceKind::Null),
+        DeviceChoice::Auto if !has_gpu() => Err(ServeError::NoGpu("there is no GPU here (no /dev/nvidiactl)".to_owned())),
+        DeviceChoice::Cuda if !has_gpu() => Err(ServeError::NoGpu("there is no GPU driver here (no /dev/nvidiactl)".to_owned())),
+        DeviceChoice::Auto | DeviceChoice::Cuda => {
+            Err(ServeError::NoGpu("there is a GPU, but this build cannot drive it yet".to_owned()))
+        }
+    }
+}
+
+fn host_memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::Plan;
+    use crate::{DeviceChoice, ServeOptions};
+
+    fn options() -> ServeOptions {
+        ServeOptions { device: DeviceChoice::Null, cache_bytes_max: 0, ..ServeOptions::default() }
+    }
+
+    #[test]
+    fn a_missing_gpu_is_said_and_never_replaced() {
+        for device in [DeviceChoice::Auto, DeviceChoice::Cuda] {
+            let error = Plan::new(&ServeOptions { device, ..options() }).unwrap_err().to_string();
+            assert!(error.contains("--device soft"), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        assert!(Plan::new(&ServeOptions { device_count: Some(0), ..options() }).is_err());
+        assert!(Plan::new(&ServeOptions { device_count: Some(17), ..options() }).is_err());
+        assert!(Plan::new(&ServeOptions { memory_bytes: Some(5), ..options() }).is_err());
+        assert!(Plan::new(&ServeOptions { sessions_max: 0, ..options() }).is_err());
+        assert!(Plan::new(&ServeOptions { token: Some(String::new()), ..options() }).is_err());
+        let plan = Plan::new(&ServeOptions { device_count: Some(3), ..options() }).unwrap();
+        assert_eq!(plan.devices.len(), 3);
+        assert!(plan.devices.iter().all(|device| device.total_bytes >= 1 << 20));
+    }
+}
