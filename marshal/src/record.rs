@@ -20,9 +20,11 @@ pub const HEAD_BYTES: usize = 16;
 /// copy never waits for a frame of its own (transport frames hold 256 KiB at most).
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
 
+/// Flag of a request whose way the server tells (`trace_step`), for `farcall trace --steps`.
+pub const FLAG_TRACED: u16 = 2;
 /// Flag of a reply.
 pub const FLAG_REPLY: u16 = 1;
-const FLAGS_KNOWN: u16 = FLAG_REPLY;
+const FLAGS_KNOWN: u16 = FLAG_REPLY | FLAG_TRACED;
 
 /// Why bytes are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +113,12 @@ impl Head {
     #[must_use]
     pub const fn reply(number: u16, status: u32, ticket: u32) -> Self {
         Self { number, flags: FLAG_REPLY, context: status, ticket }
+    }
+
+    /// Whether the sender wants to hear of its way.
+    #[must_use]
+    pub const fn is_traced(&self) -> bool {
+        self.flags & FLAG_TRACED != 0
     }
 
     /// Whether it heads a reply.

@@ -245,7 +245,7 @@ fn bare_images_are_selected_as_they_are() {
     assert!(selected(CUBIN, &target(120, Accepts::Any)).is_ok());
 }
 
-/// The order of preference when several entries fit, whichever comes first.
+/// The order of preference when several entries fit; among equals the first.
 #[test]
 fn optimized_code_comes_before_debug_code() {
     let release = fatbin(&[entry(2, 80, 0x11, b"release")]);
@@ -258,6 +258,8 @@ fn optimized_code_comes_before_debug_code() {
     for image in &both {
         assert_eq!(selected(image, &want).unwrap().bytes, expected);
     }
+    let twins = fatbin(&[entry(2, 80, 0x11, b"first"), entry(2, 80, 0x11, b"second")]);
+    assert_eq!(selected(&twins, &want).unwrap().index, 0);
     let specific = fatbin(&[
         entry(2, 90, 0x11, b"portable"),
         entry(2, 90, 0x10_0011, b"specific"),

@@ -1,14 +1,13 @@
 //! The way in: every exported function comes through here.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use farcall_marshal::catalogue;
 use farcall_marshal::status::{CuResult, CuStatus};
 
-use crate::observe;
+use crate::{observe, steps};
 
 /// Runs one call. When nothing is counted this is one load and the call itself; `args` is not evaluated.
 #[inline]
@@ -43,26 +42,11 @@ fn guarded(body: impl FnOnce() -> CuResult) -> u32 {
 
 #[cold]
 fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
+    let Some(info) = catalogue::call(number) else { return guarded(body) };
+    steps::captured(info);
     let began = Instant::now();
     let status = guarded(body);
-    if let Some(info) = catalogue::call(number) {
-        observe::called(info, args, status, began);
-    }
+    steps::returned(info, CuStatus(status));
+    observe::called(info, args, status, began);
     status
-}
-
-thread_local! {
-    static STEPS: RefCell<Vec<(&'static str, String)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Notes one step of the way of the running call, for `farcall trace --steps`.
-pub(crate) fn step(name: &'static str, detail: impl FnOnce() -> String) {
-    if observe::wants_steps() {
-        STEPS.with_borrow_mut(|steps| steps.push((name, detail())));
-    }
-}
-
-/// The noted steps, once.
-pub(crate) fn take_steps() -> Vec<(&'static str, String)> {
-    STEPS.with_borrow_mut(std::mem::take)
 }

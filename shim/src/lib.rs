@@ -32,6 +32,7 @@ mod process;
 mod ptr;
 mod reserve;
 mod session;
+mod steps;
 mod stream;
 mod tables;
 mod ticket;

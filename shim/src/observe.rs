@@ -126,7 +126,7 @@ fn trace_call(
     let mut out = trace.lock();
     let _ = writeln!(out, "{line}");
     if settings.steps && info.class != Class::Local {
-        for (step, detail) in crate::enter::take_steps() {
+        for (step, detail) in crate::steps::take() {
             let _ = writeln!(out, "{}", json!({"seq": seq, "step": step, "detail": detail}));
         }
     }

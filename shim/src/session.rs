@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use farcall_marshal::record::{self, Head, Record};
+use farcall_marshal::record::{self, FLAG_TRACED, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput};
+use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::{Mutex, RwLock};
 
@@ -18,6 +18,7 @@ use crate::landing;
 use crate::memory::DeviceRange;
 use crate::observe;
 use crate::reserve::Range;
+use crate::steps;
 use crate::ticket::{Pending, Sink, Tickets};
 
 /// What kind of device a server stands for.
@@ -141,9 +142,25 @@ impl Session {
 
     #[inline]
     fn post<'a, R: Record<'a>>(&self, head: Head, body: &R) -> CuResult {
+        if observe::is_on() {
+            return self.post_observed(head, body);
+        }
         let len = record::record_bytes(body);
         let sent = self.endpoint.append(len, |out| record::encode(head, body, out));
         sent.map(|_| ()).map_err(|_| self.ended())
+    }
+
+    /// The same, with what `farcall trace --steps` shows of it.
+    #[cold]
+    fn post_observed<'a, R: Record<'a>>(&self, mut head: Head, body: &R) -> CuResult {
+        if observe::wants_steps() {
+            head.flags |= FLAG_TRACED;
+        }
+        let bytes = record::to_vec(head, body);
+        steps::marshalled(head, &bytes);
+        let sent = self.send_encoded(&bytes);
+        steps::sent(head, &self.endpoint);
+        sent
     }
 
     /// Why nothing can be sent any more.
@@ -270,6 +287,7 @@ impl Inbox {
                 ErrorNotice::NUMBER => self.notice(head.context, &ErrorNotice::decode_body(body)?),
                 HostFuncDue::NUMBER => self.due(endpoint, head.context, HostFuncDue::decode_body(body)?),
                 KernelOutput::NUMBER => observe::print(KernelOutput::decode_body(body)?.text),
+                TraceStep::NUMBER => steps::told(&TraceStep::decode_body(body)?),
                 number => return Err(record::DecodeError::UnknownRecord { number }),
             }
         }

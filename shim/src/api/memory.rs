@@ -24,10 +24,6 @@ pub(crate) fn cuMemAlloc_v2(place: Out<u64>, bytes: usize) -> CuResult {
     }
     let context = context::current()?;
     let allocation = memory::take(context, bytes as u64, 0)?;
-    crate::enter::step("mapped", || {
-        let device = context.device;
-        format!("device {} of the program is device {} of the server", device.ordinal, device.server_ordinal)
-    });
     let record = CuMemAllocV2 { addr: allocation.start, bytes: allocation.reserved_bytes };
     tell(&allocation, |context| context.session().send(context.id, &record))?;
     place.set(allocation.start)
