@@ -250,7 +250,7 @@ fn integers() {
                 v >> 5,
                 v.swap_bytes(),
                 v.min(9),
-                (u64::from(v) * 77 >> 32) as u32,
+                ((u64::from(v) * 77) >> 32) as u32,
             ];
             assert_eq!(
                 y[i],

@@ -109,10 +109,12 @@ fn blend<T: Copy>(to: &mut [T; LANES], v: &[T; LANES], mask: u32) {
     }
 }
 
+// For u32 and u64 the transmutation changes nothing.
 macro_rules! lane_wide {
     ($($t:ty, $bits:ty, $get:ident, $get_mut:ident;)*) => {$(
         impl Lane for $t {
             #[inline(always)]
+            #[allow(clippy::useless_transmute)]
             fn get(regs: &Regs, r: R) -> [Self; LANES] {
                 transmute!(*regs.$get(r))
             }

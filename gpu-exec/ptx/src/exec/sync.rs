@@ -32,7 +32,7 @@ impl Warp {
         };
         if bar.counted {
             let count = self.regs.r32(inst.b)[lane];
-            if count == 0 || count % LANES as u32 != 0 {
+            if count == 0 || !count.is_multiple_of(LANES as u32) {
                 return Err(bad(format!(
                     "barrier for {count} threads, not a multiple of a warp"
                 )));

@@ -357,7 +357,7 @@ impl<'t> Lower<'_, '_, 't> {
 fn bmsk(at: u32, len: u32, wrap: bool) -> u32 {
     if wrap {
         let (at, len) = (at & 31, len & 31);
-        return ((1u64 << len) - 1 << at) as u32;
+        return (((1u64 << len) - 1) << at) as u32;
     }
     if at > 31 {
         return 0;

@@ -160,7 +160,7 @@ fn to_tf32(x: f32, imm: u64) -> u32 {
     }
 }
 
-fn float_to_int<S: 'static>(from: Ty, to: Ty, imm: u64) -> Result<AluFn> {
+fn float_to_int(from: Ty, to: Ty, imm: u64) -> Result<AluFn> {
     macro_rules! from_float {
         ($f:ty) => {
             ints!(to, D => if imm == INTEGRAL | rm_code(Rm::Zero) << RM_SHIFT {
@@ -266,7 +266,7 @@ impl<'t> Lower<'_, '_, 't> {
             _ if to == Ty::Tf32 && from == Ty::F32 => un!(f32 => u32, |x, imm| to_tf32(x, imm)),
             (false, false) => int_to_int(from, to, imm & SAT != 0)?,
             (false, true) if !pair_type(to) => int_to_float(from, to)?,
-            (true, false) if !pair_type(from) => float_to_int::<f32>(from, to, imm)?,
+            (true, false) if !pair_type(from) => float_to_int(from, to, imm)?,
             (true, true) if !pair_type(from) && !pair_type(to) => float_to_float(from, to)?,
             _ => return Err(format!("no conversion from {from:?} to {to:?}")),
         };

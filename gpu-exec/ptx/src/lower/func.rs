@@ -92,7 +92,7 @@ impl<'m, 't> Builder<'m, 't> {
         if end > 1 << 20 {
             return Err("more shared memory than any device has".to_owned());
         }
-        self.code.shared_static_bytes = end as u32;
+        self.code.shared_static_bytes = u32::try_from(end).unwrap_or(u32::MAX);
         Ok(at)
     }
 
@@ -102,7 +102,7 @@ impl<'m, 't> Builder<'m, 't> {
         if end > 512 << 10 {
             return Err("more local memory than a thread can have".to_owned());
         }
-        self.code.local_bytes = end as u32;
+        self.code.local_bytes = u32::try_from(end).unwrap_or(u32::MAX);
         Ok(at)
     }
 

@@ -135,7 +135,7 @@ pub(crate) enum Init<'t> {
         generic: bool,
         mask: Option<u64>,
     },
-    List(Vec<Init<'t>>),
+    List(Vec<Self>),
 }
 
 #[derive(Debug, Clone)]
@@ -201,11 +201,11 @@ pub(crate) enum Operand<'t> {
     F32(u32),
     F64(u64),
     /// `[a+4]`; further operands inside the brackets (textures) are not PTX that we run.
-    Address(Box<Operand<'t>>, i64),
+    Address(Box<Self>, i64),
     /// `{a, b}`
-    Vector(Vec<Operand<'t>>),
+    Vector(Vec<Self>),
     /// `(a, b)` of a call.
-    List(Vec<Operand<'t>>),
+    List(Vec<Self>),
     /// `p|q`
-    Pair(Box<Operand<'t>>, Box<Operand<'t>>),
+    Pair(Box<Self>, Box<Self>),
 }

@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 const ARENA_BYTES: usize = 256 << 20;
 
 /// Device memory: an arena that lives as long as the test process.
-pub struct Memory {
+pub(crate) struct Memory {
     base: u64,
     regions: RwLock<Vec<Region>>,
 }
@@ -48,14 +48,14 @@ impl Memory {
 }
 
 /// A device with memory and an engine.
-pub struct Device {
-    pub memory: Arc<Memory>,
-    pub engine: Engine,
-    pub cancel: Arc<AtomicBool>,
+pub(crate) struct Device {
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) engine: Engine,
+    pub(crate) cancel: Arc<AtomicBool>,
 }
 
 impl Device {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             memory: Arc::new(Memory::new()),
             engine: Engine::new(4),
@@ -64,7 +64,7 @@ impl Device {
     }
 
     /// Allocates exactly `bytes`, with a gap behind them.
-    pub fn alloc(&self, bytes: usize) -> u64 {
+    pub(crate) fn alloc(&self, bytes: usize) -> u64 {
         let mut regions = self.memory.regions.write();
         let start = regions
             .last()
@@ -83,7 +83,7 @@ impl Device {
     }
 
     /// Makes the allocation at `addr` read-only to kernels.
-    pub fn protect(&self, addr: u64) {
+    pub(crate) fn protect(&self, addr: u64) {
         let mut regions = self.memory.regions.write();
         regions
             .iter_mut()
@@ -92,7 +92,7 @@ impl Device {
             .writable = false;
     }
 
-    pub fn write_bytes(&self, addr: u64, bytes: &[u8]) {
+    pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) {
         let region = self.memory.find(addr).unwrap();
         assert!(addr + bytes.len() as u64 <= region.end);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(addr as usize);
@@ -100,7 +100,7 @@ impl Device {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
-    pub fn read_bytes(&self, addr: u64, count: usize) -> Vec<u8> {
+    pub(crate) fn read_bytes(&self, addr: u64, count: usize) -> Vec<u8> {
         let region = self.memory.find(addr).unwrap();
         assert!(addr + count as u64 <= region.end);
         let from = std::ptr::with_exposed_provenance::<u8>(addr as usize);
@@ -110,14 +110,14 @@ impl Device {
         bytes
     }
 
-    pub fn upload<T: Plain>(&self, values: &[T]) -> u64 {
+    pub(crate) fn upload<T: Plain>(&self, values: &[T]) -> u64 {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.bytes()).collect();
         let addr = self.alloc(bytes.len());
         self.write_bytes(addr, &bytes);
         addr
     }
 
-    pub fn download<T: Plain>(&self, addr: u64, count: usize) -> Vec<T> {
+    pub(crate) fn download<T: Plain>(&self, addr: u64, count: usize) -> Vec<T> {
         self.read_bytes(addr, count * size_of::<T>())
             .chunks_exact(size_of::<T>())
             .map(T::from_bytes)
@@ -125,7 +125,7 @@ impl Device {
     }
 
     /// Parses and places a module.
-    pub fn load(&self, text: &str) -> LoadedModule {
+    pub(crate) fn load(&self, text: &str) -> LoadedModule {
         let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}"));
         let loaded = LoadedModule::load(Arc::new(module), &mut |g| {
             Some(self.alloc(usize::try_from(g.bytes.max(1)).unwrap()))
@@ -137,7 +137,7 @@ impl Device {
         loaded
     }
 
-    pub fn launch(
+    pub(crate) fn launch(
         &self,
         kernel: &Kernel,
         grid: [u32; 3],
@@ -147,7 +147,7 @@ impl Device {
         self.launch_with(kernel, grid, block, args, 0, false)
     }
 
-    pub fn launch_with(
+    pub(crate) fn launch_with(
         &self,
         kernel: &Kernel,
         grid: [u32; 3],
@@ -168,21 +168,21 @@ impl Device {
         })
     }
 
-    pub fn raise_cancel(&self) {
+    pub(crate) fn raise_cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
 }
 
 /// A parameter image, each argument aligned to its size.
 #[derive(Default, Clone)]
-pub struct Args(pub Vec<u8>);
+pub(crate) struct Args(pub(crate) Vec<u8>);
 
 impl Args {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    pub fn arg<T: Plain>(mut self, value: T) -> Self {
+    pub(crate) fn arg<T: Plain>(mut self, value: T) -> Self {
         let bytes = value.bytes();
         self.0.resize(self.0.len().next_multiple_of(bytes.len()), 0);
         self.0.extend_from_slice(&bytes);
@@ -191,7 +191,7 @@ impl Args {
 }
 
 /// Numbers that travel to the device.
-pub trait Plain: Copy {
+pub(crate) trait Plain: Copy {
     fn bytes(self) -> Vec<u8>;
     fn from_bytes(bytes: &[u8]) -> Self;
 }
