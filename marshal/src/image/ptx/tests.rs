@@ -94,6 +94,7 @@ fn bodies_end_where_they_end() {
 fn shared_and_local_memory_of_the_body() {
     let kernel = kernel(
         ".entry k() {
+            .loc 1 2 3
             .local .align 16 .b8 __local_depot0[40];
             .shared .align 4 .b8 tile[4224]; .shared .f64 sum;
             ld.shared.f32 %f1, [tile]; st.local.u32 [%rd], %r1;
