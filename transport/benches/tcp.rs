@@ -74,15 +74,23 @@ fn round_trips(c: &mut Criterion) {
         echo.join().unwrap();
 
         let tap = Tap::ignore();
-        let (client, server) =
-            Tcp::pair(Limits::default(), Tuning::default(), tap.clone(), Tap::echo());
+        let (client, server) = Tcp::pair(
+            Limits::default(),
+            Tuning::default(),
+            tap.clone(),
+            Tap::echo(),
+        );
         let running = serve(server);
         let mut total = 0;
         group.bench_function(BenchmarkId::new("ours", size), |b| {
             b.iter(|| {
                 total += size as u64;
-                client.append(size, |record| record.copy_from_slice(&buffer)).unwrap();
-                client.wait_until(&|| tap.bytes() == total, Some(PATIENCE)).unwrap();
+                client
+                    .append(size, |record| record.copy_from_slice(&buffer))
+                    .unwrap();
+                client
+                    .wait_until(&|| tap.bytes() == total, Some(PATIENCE))
+                    .unwrap();
             });
         });
         client.close();
@@ -96,18 +104,26 @@ fn flood(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for size in [64usize, 96] {
         let tap = Tap::ignore();
-        let (client, server) =
-            Tcp::pair(Limits::default(), Tuning::default(), Tap::ignore(), tap.clone());
+        let (client, server) = Tcp::pair(
+            Limits::default(),
+            Tuning::default(),
+            Tap::ignore(),
+            tap.clone(),
+        );
         let running = serve(server);
         let mut total = 0;
         group.bench_function(BenchmarkId::new("delivered", size), |b| {
             b.iter_custom(|records| {
                 let start = Instant::now();
                 for n in 0..records {
-                    client.append(size, |record| record[..8].copy_from_slice(&n.to_le_bytes())).unwrap();
+                    client
+                        .append(size, |record| record[..8].copy_from_slice(&n.to_le_bytes()))
+                        .unwrap();
                 }
                 total += records * size as u64;
-                client.wait_until(&|| tap.bytes() == total, None).unwrap_or_else(|_| panic!());
+                client
+                    .wait_until(&|| tap.bytes() == total, None)
+                    .unwrap_or_else(|_| panic!());
                 start.elapsed()
             });
         });
@@ -121,7 +137,9 @@ fn flood(c: &mut Criterion) {
                     let burst = left.min(200);
                     let start = Instant::now();
                     for n in 0..burst {
-                        client.append(size, |record| record[..8].copy_from_slice(&n.to_le_bytes())).unwrap();
+                        client
+                            .append(size, |record| record[..8].copy_from_slice(&n.to_le_bytes()))
+                            .unwrap();
                     }
                     time += start.elapsed();
                     total += burst * size as u64;
@@ -143,7 +161,9 @@ fn flood(c: &mut Criterion) {
 fn bulk(c: &mut Criterion) {
     const BYTES: usize = 64 << 20;
     let mut group = c.benchmark_group("bulk_tcp");
-    group.throughput(Throughput::Bytes(BYTES as u64)).sample_size(20);
+    group
+        .throughput(Throughput::Bytes(BYTES as u64))
+        .sample_size(20);
     let source = vec![1u8; BYTES];
 
     let (mut near, mut far) = raw_pair();
@@ -170,8 +190,12 @@ fn bulk(c: &mut Criterion) {
     drop(near);
     reader.join().unwrap();
 
-    let (client, server) =
-        Tcp::pair(Limits::default(), Tuning::default(), Tap::ignore(), Tap::ignore());
+    let (client, server) = Tcp::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        Tap::ignore(),
+    );
     let running = serve(server.clone());
     let mut dest = vec![0u8; BYTES];
     let mut id = 0;

@@ -4,13 +4,19 @@
 const _: () = assert!(usize::BITS == 64, "positions are 64 bits wide");
 
 /// A length as a stream position.
-#[expect(clippy::cast_lossless, reason = "usize has 64 bits here, asserted above")]
+#[expect(
+    clippy::cast_lossless,
+    reason = "usize has 64 bits here, asserted above"
+)]
 pub(crate) const fn to_u64(n: usize) -> u64 {
     n as u64
 }
 
 /// A position as an index.
-#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits here, asserted above")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "usize has 64 bits here, asserted above"
+)]
 pub(crate) const fn to_usize(n: u64) -> usize {
     n as usize
 }

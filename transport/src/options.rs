@@ -48,7 +48,11 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { frame_bytes_max: 256 << 10, ring_bytes: 1 << 20, window_bytes: 1 << 20 }
+        Self {
+            frame_bytes_max: 256 << 10,
+            ring_bytes: 1 << 20,
+            window_bytes: 1 << 20,
+        }
     }
 }
 
@@ -82,7 +86,8 @@ impl Default for Tuning {
 /// What a client needs to open a session.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// `host:port`, IPv4, IPv6 (`[::1]:7474`) or a name.
+    /// `host:port`, IPv4, IPv6 (`[::1]:7474`) or a name; or `unix:PATH`, for shared memory
+    /// with a server on this host.
     pub server: String,
     /// Secret that the server checks.
     pub token: Option<String>,
@@ -123,6 +128,8 @@ pub struct ListenOptions {
     pub pending_max: usize,
     /// Sizes offered to clients.
     pub limits: Limits,
+    /// Whether clients on this host get shared memory instead of TCP.
+    pub shm: bool,
 }
 
 impl Default for ListenOptions {
@@ -131,6 +138,7 @@ impl Default for ListenOptions {
             handshake_timeout: Duration::from_secs(5),
             pending_max: 256,
             limits: Limits::default(),
+            shm: true,
         }
     }
 }

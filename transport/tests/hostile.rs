@@ -44,7 +44,10 @@ fn frame(kind: u8, len: u32, seq: u64, ack: u64) -> Vec<u8> {
 
 fn listener() -> Arc<Listener> {
     let timeout = Duration::from_millis(300);
-    let options = ListenOptions { handshake_timeout: timeout, ..ListenOptions::default() };
+    let options = ListenOptions {
+        handshake_timeout: timeout,
+        ..ListenOptions::default()
+    };
     Arc::new(Listener::bind("127.0.0.1:0", options).unwrap())
 }
 
@@ -79,7 +82,12 @@ fn serves_on(listener: &Arc<Listener>) {
 }
 
 /// A session whose client is ours to misuse, after its handshake.
-fn session() -> (TcpStream, Endpoint, Arc<Tap>, thread::JoinHandle<CloseReason>) {
+fn session() -> (
+    TcpStream,
+    Endpoint,
+    Arc<Tap>,
+    thread::JoinHandle<CloseReason>,
+) {
     let listener = listener();
     let accepted = accepting(&listener);
     let mut socket = raw(listener.local_addr(), &hello(1, [0; 16], [0; 16], 0));
@@ -154,17 +162,26 @@ fn connect_to(address: SocketAddr) -> ConnectError {
 #[test]
 fn servers_that_are_none_are_told_apart() {
     let (address, server) = fake_server(Some(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()));
-    assert!(matches!(connect_to(address), ConnectError::NotFarcall { .. }));
+    assert!(matches!(
+        connect_to(address),
+        ConnectError::NotFarcall { .. }
+    ));
     server.join().unwrap();
     let (address, server) = fake_server(Some(Vec::new()));
-    assert!(matches!(connect_to(address), ConnectError::NotFarcall { .. }));
+    assert!(matches!(
+        connect_to(address),
+        ConnectError::NotFarcall { .. }
+    ));
     server.join().unwrap();
     let start = Instant::now();
     let (address, server) = fake_server(None);
     assert!(matches!(connect_to(address), ConnectError::TimedOut { .. }));
     assert!(start.elapsed() < PATIENCE);
     server.join().unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     assert!(matches!(connect_to(free), ConnectError::Connect { .. }));
 }
 
@@ -174,10 +191,19 @@ fn a_version_mismatch_names_both_versions() {
     answer.extend(9u16.to_le_bytes());
     let (address, server) = fake_server(Some(answer));
     let error = connect_to(address);
-    assert!(matches!(error, ConnectError::Version { server: 9, client: PROTOCOL_VERSION }));
+    assert!(matches!(
+        error,
+        ConnectError::Version {
+            server: 9,
+            client: PROTOCOL_VERSION
+        }
+    ));
     let text = error.to_string();
     let expected = format!("server speaks protocol 9, this client {PROTOCOL_VERSION}");
-    assert!(text.starts_with(&expected) && text.contains("update the client"), "{text}");
+    assert!(
+        text.starts_with(&expected) && text.contains("update the client"),
+        "{text}"
+    );
     server.join().unwrap();
 }
 
@@ -188,7 +214,13 @@ fn a_wrong_token_is_refused_with_a_reason() {
     let address = listener.local_addr().to_string();
     let client = thread::spawn(move || {
         let token = Some("guessed".to_owned());
-        connect(&ConnectOptions { token, ..ConnectOptions::new(address) }, Tap::ignore())
+        connect(
+            &ConnectOptions {
+                token,
+                ..ConnectOptions::new(address)
+            },
+            Tap::ignore(),
+        )
     });
     let incoming = accepted.join().unwrap();
     assert!(!constant_time_eq(incoming.token().unwrap(), b"correct"));
@@ -196,7 +228,10 @@ fn a_wrong_token_is_refused_with_a_reason() {
     incoming.refuse(RefuseCode::TOKEN, "the token is not known here");
     match client.join().unwrap() {
         Err(ConnectError::Refused { code, message }) => {
-            assert_eq!((code, &*message), (RefuseCode::TOKEN, "the token is not known here"));
+            assert_eq!(
+                (code, &*message),
+                (RefuseCode::TOKEN, "the token is not known here")
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -206,11 +241,20 @@ fn a_wrong_token_is_refused_with_a_reason() {
 #[test]
 fn slow_clients_delay_nobody_and_time_out() {
     let listener = listener();
-    let mut slow: Vec<_> =
-        (0..20).map(|n| raw(listener.local_addr(), &hello(1, [0; 16], [0; 16], 0)[..n * 4])).collect();
+    let mut slow: Vec<_> = (0..20)
+        .map(|n| {
+            raw(
+                listener.local_addr(),
+                &hello(1, [0; 16], [0; 16], 0)[..n * 4],
+            )
+        })
+        .collect();
     let start = Instant::now();
     serves_on(&listener);
-    assert!(start.elapsed() < Duration::from_millis(200), "held up by slow clients");
+    assert!(
+        start.elapsed() < Duration::from_millis(200),
+        "held up by slow clients"
+    );
     let accepting = accepting(&listener);
     for socket in &mut slow {
         assert_eq!(read_out(socket), b"");
@@ -221,7 +265,10 @@ fn slow_clients_delay_nobody_and_time_out() {
 
 #[test]
 fn a_crowd_in_its_handshake_is_bounded() {
-    let options = ListenOptions { pending_max: 8, ..ListenOptions::default() };
+    let options = ListenOptions {
+        pending_max: 8,
+        ..ListenOptions::default()
+    };
     let listener = Arc::new(Listener::bind("127.0.0.1:0", options).unwrap());
     let accepting = accepting(&listener);
     let before = support::resources().0;
@@ -245,14 +292,41 @@ fn broken_frames_end_the_session_with_the_rule_they_break() {
     let limit = 256 << 10;
     assert_eq!(
         violation(&frame(1, limit + 8, 0, 0)),
-        Violation::FrameTooLong { bytes: limit + 8, limit }
+        Violation::FrameTooLong {
+            bytes: limit + 8,
+            limit
+        }
     );
-    assert_eq!(violation(&frame(1, 12, 0, 0)), Violation::FrameUnaligned(12));
-    assert_eq!(violation(&frame(1, 0, 64, 0)), Violation::Gap { expected: 0, got: 64 });
-    assert_eq!(violation(&frame(2, 0, 0, 32)), Violation::AckAhead { got: 32, sent: 0 });
-    assert_eq!(violation(&frame(5, 0, 32, 0)), Violation::Gap { expected: 0, got: 32 });
+    assert_eq!(
+        violation(&frame(1, 12, 0, 0)),
+        Violation::FrameUnaligned(12)
+    );
+    assert_eq!(
+        violation(&frame(1, 0, 64, 0)),
+        Violation::Gap {
+            expected: 0,
+            got: 64
+        }
+    );
+    assert_eq!(
+        violation(&frame(2, 0, 0, 32)),
+        Violation::AckAhead { got: 32, sent: 0 }
+    );
+    assert_eq!(
+        violation(&frame(5, 0, 32, 0)),
+        Violation::Gap {
+            expected: 0,
+            got: 32
+        }
+    );
     let twice = [frame(1, 0, 0, 0), frame(1, 0, 0, 0)].concat();
-    assert_eq!(violation(&twice), Violation::Overlap { expected: 32, got: 0 });
+    assert_eq!(
+        violation(&twice),
+        Violation::Overlap {
+            expected: 32,
+            got: 0
+        }
+    );
 }
 
 #[test]
@@ -327,21 +401,31 @@ fn a_bulk_connection_needs_the_session_key() {
     let thief = hello(2, endpoint.session().0, [7; 16], 0);
     let mut socket = raw(listener.local_addr(), &thief);
     let incoming = accepted.join().unwrap();
-    assert_eq!(incoming.kind(), IncomingKind::Bulk { session: endpoint.session() });
+    assert_eq!(
+        incoming.kind(),
+        IncomingKind::Bulk {
+            session: endpoint.session()
+        }
+    );
     let (fd, state) = incoming.into_parts();
     let result = endpoint.attach_bulk(fd, &state);
-    assert!(matches!(result, Err(AdoptError::WrongSession)), "{result:?}");
+    assert!(
+        matches!(result, Err(AdoptError::WrongSession)),
+        "{result:?}"
+    );
     let answer = read_out(&mut socket);
     assert_eq!(answer[10..12], RefuseCode::SESSION.0.to_le_bytes());
     assert!(endpoint.closed().is_none(), "the session itself goes on");
-    assert!(Endpoint::adopt(
-        TcpStream::connect(listener.local_addr()).unwrap().into(),
-        &state[..20],
-        b"",
-        &Tuning::default(),
-        Tap::ignore()
-    )
-    .is_err());
+    assert!(
+        Endpoint::adopt(
+            TcpStream::connect(listener.local_addr()).unwrap().into(),
+            &state[..20],
+            b"",
+            &Tuning::default(),
+            Tap::ignore()
+        )
+        .is_err()
+    );
 }
 
 #[test]
@@ -353,7 +437,10 @@ fn a_bulk_transfer_longer_than_its_destination_is_a_violation() {
     let endpoint = Endpoint::adopt(fd, &state, b"", &Tuning::default(), Tap::ignore()).unwrap();
     let mut head = [0; 96];
     first.read_exact(&mut head).unwrap();
-    let (session, key) = (head[16..32].try_into().unwrap(), head[32..48].try_into().unwrap());
+    let (session, key) = (
+        head[16..32].try_into().unwrap(),
+        head[32..48].try_into().unwrap(),
+    );
     let accepted = accepting(&listener);
     let mut bulk = raw(listener.local_addr(), &hello(2, session, key, 0));
     let (fd, state) = accepted.join().unwrap().into_parts();
@@ -367,7 +454,11 @@ fn a_bulk_transfer_longer_than_its_destination_is_a_violation() {
     let mut room = [std::mem::MaybeUninit::uninit(); 16];
     let result = endpoint.bulk_recv(5, &mut room);
     assert!(result.is_err());
-    let expected = Violation::BulkTooLong { id: 5, bytes: u64::MAX, room: 16 };
+    let expected = Violation::BulkTooLong {
+        id: 5,
+        bytes: u64::MAX,
+        room: 16,
+    };
     assert!(matches!(endpoint.closed(), Some(CloseReason::Violation(v)) if v == expected));
     wait_for(|| endpoint.closed().is_some());
 }

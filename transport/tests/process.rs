@@ -17,12 +17,18 @@ use support::{Backend, PATIENCE, Tap, Tcp, serve};
 #[test]
 fn a_forked_child_is_inert_and_the_parent_goes_on() {
     let tap = Tap::ignore();
-    let (client, server) =
-        Tcp::pair(Limits::default(), Tuning::default(), tap.clone(), Tap::echo());
+    let (client, server) = Tcp::pair(
+        Limits::default(),
+        Tuning::default(),
+        tap.clone(),
+        Tap::echo(),
+    );
     let running = serve(server);
     let ping = |total: u64| {
         client.append(64, |record| record.fill(1)).unwrap();
-        client.wait_until(&|| tap.bytes() == total, Some(PATIENCE)).unwrap();
+        client
+            .wait_until(&|| tap.bytes() == total, Some(PATIENCE))
+            .unwrap();
     };
     ping(64);
     // SAFETY: the child only uses the endpoint, which must be inert, and ends with _exit.
@@ -95,7 +101,9 @@ extern "C" fn close_at_exit() {
 /// The program of the next test; does nothing when it runs by itself.
 #[test]
 fn program_that_exits() {
-    let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else { return };
+    let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else {
+        return;
+    };
     let (endpoint, _) = connect(&ConnectOptions::new(server), Tap::ignore()).unwrap();
     let endpoint = AT_EXIT.get_or_init(|| endpoint);
     // SAFETY: the handler uses statics only.
@@ -105,7 +113,9 @@ fn program_that_exits() {
         std::thread::spawn(|| endpoint.wait_until(&|| false, None));
     }
     for n in 0..1000u64 {
-        endpoint.append(64, |record| record[..8].copy_from_slice(&n.to_le_bytes())).unwrap();
+        endpoint
+            .append(64, |record| record[..8].copy_from_slice(&n.to_le_bytes()))
+            .unwrap();
     }
     std::process::exit(0);
 }
@@ -122,8 +132,7 @@ fn exit_sends_what_is_pending_and_does_not_hang() {
             .unwrap();
         let (fd, state) = listener.accept().unwrap().into_parts();
         let tap = Tap::ignore();
-        let server =
-            Endpoint::adopt(fd, &state, b"", &Tuning::default(), tap.clone()).unwrap();
+        let server = Endpoint::adopt(fd, &state, b"", &Tuning::default(), tap.clone()).unwrap();
         let why = server.run();
         assert!(matches!(why, CloseReason::Peer), "{why}");
         assert_eq!(tap.bytes(), 64_000);
@@ -141,7 +150,9 @@ fn program_that_serves() {
     let listener = Listener::bind("127.0.0.1:0", ListenOptions::default()).unwrap();
     println!("\nPORT {}", listener.local_addr().port());
     let (fd, state) = listener.accept().unwrap().into_parts();
-    Endpoint::adopt(fd, &state, b"", &Tuning::default(), Tap::ignore()).unwrap().run();
+    Endpoint::adopt(fd, &state, b"", &Tuning::default(), Tap::ignore())
+        .unwrap()
+        .run();
 }
 
 #[test]
@@ -153,7 +164,9 @@ fn a_killed_server_ends_waits() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(program.stdout.take().unwrap()).lines();
-    let port = lines.map(Result::unwrap).find_map(|l| l.strip_prefix("PORT ").map(String::from));
+    let port = lines
+        .map(Result::unwrap)
+        .find_map(|l| l.strip_prefix("PORT ").map(String::from));
     let options = ConnectOptions::new(format!("127.0.0.1:{}", port.unwrap()));
     let (client, _) = connect(&options, Tap::ignore()).unwrap();
     std::thread::scope(|scope| {
@@ -161,7 +174,10 @@ fn a_killed_server_ends_waits() {
         support::wait_for(|| client.stats().sleeps > 0);
         program.kill().unwrap();
         let ended = waiter.join().unwrap();
-        assert!(matches!(ended, Err(WaitError::Closed(CloseReason::Lost(_)))), "{ended:?}");
+        assert!(
+            matches!(ended, Err(WaitError::Closed(CloseReason::Lost(_)))),
+            "{ended:?}"
+        );
     });
     program.wait().unwrap();
     assert!(client.append(8, |_| ()).is_err());
@@ -188,7 +204,9 @@ fn a_killed_client_is_noticed() {
 /// The program of the test above; does nothing when it runs by itself.
 #[test]
 fn program_that_waits() {
-    let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else { return };
+    let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else {
+        return;
+    };
     let (endpoint, _) = connect(&ConnectOptions::new(server), Tap::ignore()).unwrap();
     endpoint.append(64, |_| ()).unwrap();
     let _ = endpoint.wait_until(&|| false, None);
@@ -197,13 +215,17 @@ fn program_that_waits() {
 #[test]
 fn added_delay_shows_in_every_round_trip() {
     let added_rtt = Duration::from_millis(3);
-    let tuning = Tuning { added_rtt, ..Tuning::default() };
+    let tuning = Tuning {
+        added_rtt,
+        ..Tuning::default()
+    };
     let tap = Tap::ignore();
     let near = delayed_client(tuning, &tap);
     let start = Instant::now();
     for round in 1..=10u64 {
         near.append(64, |record| record.fill(1)).unwrap();
-        near.wait_until(&|| tap.bytes() == 64 * round, Some(PATIENCE)).unwrap();
+        near.wait_until(&|| tap.bytes() == 64 * round, Some(PATIENCE))
+            .unwrap();
     }
     let each = start.elapsed() / 10;
     assert!(each >= added_rtt, "{each:?}");
@@ -213,14 +235,15 @@ fn added_delay_shows_in_every_round_trip() {
 /// A client with this tuning, and a server with the default one.
 fn delayed_client(tuning: Tuning, tap: &std::sync::Arc<Tap>) -> Endpoint {
     let listener = Listener::bind("[::1]:0", ListenOptions::default()).unwrap();
-    let options =
-        ConnectOptions { tuning, ..ConnectOptions::new(listener.local_addr().to_string()) };
+    let options = ConnectOptions {
+        tuning,
+        ..ConnectOptions::new(listener.local_addr().to_string())
+    };
     let tap = std::sync::Arc::clone(tap);
     std::thread::scope(|scope| {
         let client = scope.spawn(move || connect(&options, tap).unwrap().0);
         let (fd, state) = listener.accept().unwrap().into_parts();
-        let server =
-            Endpoint::adopt(fd, &state, b"", &Tuning::default(), Tap::echo()).unwrap();
+        let server = Endpoint::adopt(fd, &state, b"", &Tuning::default(), Tap::echo()).unwrap();
         serve(server);
         client.join().unwrap()
     })
@@ -228,11 +251,17 @@ fn delayed_client(tuning: Tuning, tap: &std::sync::Arc<Tap>) -> Endpoint {
 
 #[test]
 fn an_idle_session_uses_no_cpu() {
-    let (client, server) =
-        Tcp::pair(Limits::default(), Tuning::default(), Tap::ignore(), Tap::echo());
+    let (client, server) = Tcp::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        Tap::echo(),
+    );
     let running = serve(server.clone());
     (0..100).for_each(|_| drop(client.append(64, |_| ()).unwrap()));
-    support::wait_for(|| client.acked() == client.append(0, |_| ()).unwrap() || client.stats().frames_in > 0);
+    support::wait_for(|| {
+        client.acked() == client.append(0, |_| ()).unwrap() || client.stats().frames_in > 0
+    });
     // Let both sides go to sleep: they are asleep when their sleeps stop counting.
     let cpu = |limit: Duration| {
         let before = (cpu_time(), Instant::now());
@@ -252,5 +281,8 @@ fn cpu_time() -> Duration {
     let mut time: libc::timespec = unsafe { std::mem::zeroed() };
     // SAFETY: a valid clock and a valid pointer.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap(),
+    )
 }

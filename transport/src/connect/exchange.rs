@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::error::RefuseCode;
 use crate::handshake::ServerHead;
-use crate::stream::{Stream, recv_into};
+use crate::stream::shm::OFFER_BYTES;
 use crate::stream::tcp::TcpStream;
+use crate::stream::{Stream, recv_into};
+use crate::sys::fdpass;
 use crate::sys::poll::PollSet;
 
 /// Bound where the caller gives none: a peer that takes nothing must not hold us.
@@ -59,6 +61,29 @@ pub(crate) fn recv_exact(
         }
     }
     Ok(())
+}
+
+/// Receives the peer's half of a shared memory session.
+///
+/// # Errors
+/// `TimedOut`, `UnexpectedEof`, `InvalidData`, or the socket's error.
+pub(crate) fn recv_offer(
+    stream: &TcpStream,
+    deadline: Option<Instant>,
+) -> io::Result<([u8; OFFER_BYTES], [OwnedFd; fdpass::FDS])> {
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + DEADLINE_DEFAULT);
+    let mut offer = [0; OFFER_BYTES];
+    loop {
+        match fdpass::recv(stream.fd().as_raw_fd(), &mut offer) {
+            // A message with descriptors comes in one piece.
+            Ok((OFFER_BYTES, Some(fds))) => return Ok((offer, fds)),
+            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => sleep(stream, true, deadline)?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// Tells a connection that names a session without the right to it that there is none.

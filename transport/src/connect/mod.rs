@@ -11,14 +11,18 @@ use crate::endpoint::{Agreed, BulkConnector, Endpoint, Handler};
 use crate::error::{ConnectError, HelloError, RefuseCode};
 use crate::handshake::{ClientHead, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX};
 use crate::options::{ConnectOptions, TransportChoice};
+use crate::stream::Stream;
 use crate::stream::tcp::TcpStream;
 use crate::sys::poll::{OUT, PollSet};
 use crate::sys::socket;
 
 pub(crate) mod exchange;
+mod local;
 
 /// Opens a session. Returns it with the server application's answer to
 /// [`ConnectOptions::payload`].
+///
+/// With [`TransportChoice::Auto`]: shared memory if the server is on this host, else TCP.
 ///
 /// Blocks for one connection set-up and one round trip, at most
 /// [`ConnectOptions::connect_timeout`] (plus the resolver's time for names). The process gets
@@ -32,42 +36,102 @@ pub fn connect(
 ) -> Result<(Endpoint, Vec<u8>), ConnectError> {
     check(options)?;
     let deadline = Instant::now() + options.connect_timeout;
-    let (stream, address) = open(options, deadline)?;
-    let (head, payload) = greet(options, &stream, deadline)?;
-    let agreed = Agreed {
-        session: head.session(),
-        key: head.key(),
-        local: options.limits,
-        remote: head.limits()?,
+    let link = match options.transport {
+        TransportChoice::Tcp => over_tcp(options, deadline)?,
+        TransportChoice::Shm => local::over_shm(options, deadline)?,
+        TransportChoice::Auto => best(options, deadline)?,
+        TransportChoice::Verbs => return Err(unavailable("verbs", "this build does not have it")),
     };
-    let connector = BulkConnector { address, agreed };
-    let endpoint =
-        Endpoint::start(Arc::new(stream), &agreed, &options.tuning, handler, Some(connector), true)
-            .map_err(ConnectError::System)?;
-    log::info!("session {} with {} over {}", agreed.session, options.server, "tcp");
+    let Link {
+        call,
+        bulk,
+        agreed,
+        address,
+        payload,
+    } = link;
+    log::info!(
+        "session {} with {} over {}",
+        agreed.session,
+        options.server,
+        call.name()
+    );
+    let connector = address.map(|address| BulkConnector { address, agreed });
+    let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, connector, true)
+        .map_err(ConnectError::System)?;
+    if let Some(bulk) = bulk {
+        endpoint.attach_bulk_stream(bulk);
+    }
     Ok((endpoint, payload))
+}
+
+/// A connection that was let in.
+struct Link {
+    call: Arc<dyn Stream>,
+    /// Where the bulk plane came with it.
+    bulk: Option<Arc<dyn Stream>>,
+    agreed: Agreed,
+    /// Where to open a bulk connection, if it did not.
+    address: Option<SocketAddr>,
+    payload: Vec<u8>,
+}
+
+/// Shared memory where it works, else TCP. What the server says itself is final.
+fn best(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    match local::over_shm(options, deadline) {
+        Err(ConnectError::Transport { reason, .. }) if !local::is_path(options) => {
+            log::debug!("{}: not over shared memory: {reason}", options.server);
+            over_tcp(options, deadline)
+        }
+        other => other,
+    }
+}
+
+fn over_tcp(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    let (stream, address) = open(options, deadline)?;
+    let (agreed, payload) = greet(options, &stream, deadline)?;
+    Ok(Link {
+        call: Arc::new(stream),
+        bulk: None,
+        agreed,
+        address: Some(address),
+        payload,
+    })
 }
 
 fn check(options: &ConnectOptions) -> Result<(), ConnectError> {
     if !options.limits.is_valid() {
-        return Err(ConnectError::Option(format!("impossible limits {:?}", options.limits)));
+        return Err(ConnectError::Option(format!(
+            "impossible limits {:?}",
+            options.limits
+        )));
     }
     if options.payload.len() > PAYLOAD_BYTES_MAX {
         let text = format!("payload of {} bytes is too long", options.payload.len());
         return Err(ConnectError::Option(text));
     }
-    if options.token.as_ref().is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
+    if options
+        .token
+        .as_ref()
+        .is_some_and(|token| token.len() > TOKEN_BYTES_MAX)
+    {
         return Err(ConnectError::Option("the token is too long".into()));
     }
-    match options.transport {
-        TransportChoice::Auto | TransportChoice::Tcp => Ok(()),
-        TransportChoice::Shm => Err(unavailable("shm")),
-        TransportChoice::Verbs => Err(unavailable("verbs")),
+    Ok(())
+}
+
+fn unavailable(transport: &'static str, reason: impl Into<String>) -> ConnectError {
+    ConnectError::Transport {
+        transport,
+        reason: reason.into(),
     }
 }
 
-fn unavailable(transport: &'static str) -> ConnectError {
-    ConnectError::Transport { transport, reason: "this build does not have it".into() }
+fn resolve(options: &ConnectOptions) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |source| ConnectError::Resolve {
+        server: options.server.clone(),
+        source,
+    };
+    Ok(options.server.to_socket_addrs().map_err(failed)?.collect())
 }
 
 /// Connects to the first address of the server that answers.
@@ -75,9 +139,7 @@ fn open(
     options: &ConnectOptions,
     deadline: Instant,
 ) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let server = &options.server;
-    let resolve = |source| ConnectError::Resolve { server: server.clone(), source };
-    let addresses: Vec<SocketAddr> = server.to_socket_addrs().map_err(resolve)?.collect();
+    let addresses = resolve(options)?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (n, address) in addresses.iter().enumerate() {
         // What is left is shared by the addresses that are left.
@@ -91,7 +153,10 @@ fn open(
     if last.kind() == io::ErrorKind::TimedOut {
         return Err(timed_out(options));
     }
-    Err(ConnectError::Connect { server: server.clone(), source: last })
+    Err(ConnectError::Connect {
+        server: options.server.clone(),
+        source: last,
+    })
 }
 
 fn open_one(address: &SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
@@ -116,19 +181,17 @@ fn greet(
     options: &ConnectOptions,
     stream: &TcpStream,
     deadline: Instant,
-) -> Result<(ServerHead, Vec<u8>), ConnectError> {
+) -> Result<(Agreed, Vec<u8>), ConnectError> {
     let token = options.token.as_deref().unwrap_or_default().as_bytes();
     // Both were checked against their limits.
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    let head =
-        ClientHead::new(HelloKind::New, &options.limits, len(token), len(&options.payload));
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::TimedOut => timed_out(options),
-        io::ErrorKind::UnexpectedEof => {
-            ConnectError::NotFarcall { server: options.server.clone() }
-        }
-        _ => ConnectError::Connect { server: options.server.clone(), source: error },
-    };
+    let head = ClientHead::new(
+        HelloKind::New,
+        &options.limits,
+        len(token),
+        len(&options.payload),
+    );
+    let failed = |error: io::Error| broken(options, error);
     let parts: [&[u8]; 3] = [&head.bytes(), token, &options.payload];
     exchange::send_all(stream, &parts, Some(deadline)).map_err(failed)?;
     let mut answer = [0; SERVER_HEAD_BYTES];
@@ -139,25 +202,53 @@ fn greet(
     let head = ServerHead::decode(&answer).map_err(|error| misspoken(options, error))?;
     let mut payload = vec![0; head.payload_len()];
     exchange::recv_exact(stream, &mut payload, Some(deadline)).map_err(failed)?;
-    match head.refused() {
-        None => Ok((head, payload)),
-        Some(code) => Err(refused(code, &payload)),
+    if let Some(code) = head.refused() {
+        return Err(refused(code, &payload));
+    }
+    let (session, key, remote) = (head.session(), head.key(), head.limits()?);
+    Ok((
+        Agreed {
+            session,
+            key,
+            local: options.limits,
+            remote,
+        },
+        payload,
+    ))
+}
+
+fn broken(options: &ConnectOptions, error: io::Error) -> ConnectError {
+    let server = options.server.clone();
+    match error.kind() {
+        io::ErrorKind::TimedOut => timed_out(options),
+        io::ErrorKind::UnexpectedEof => ConnectError::NotFarcall { server },
+        _ => ConnectError::Connect {
+            server,
+            source: error,
+        },
     }
 }
 
 fn refused(code: RefuseCode, message: &[u8]) -> ConnectError {
     // Shown to a person: no control characters, no endless text.
     let message = String::from_utf8_lossy(message);
-    let message = message.chars().filter(|c| !c.is_control()).take(1000).collect();
+    let message = message
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(1000)
+        .collect();
     ConnectError::Refused { code, message }
 }
 
 fn misspoken(options: &ConnectOptions, error: HelloError) -> ConnectError {
     match error {
-        HelloError::Magic => ConnectError::NotFarcall { server: options.server.clone() },
-        HelloError::Version(server) => {
-            ConnectError::Version { server, client: crate::PROTOCOL_VERSION }
-        }
+        HelloError::Magic => ConnectError::NotFarcall {
+            server: options.server.clone(),
+        },
+        HelloError::Version(server) => ConnectError::Version {
+            server,
+            client: crate::PROTOCOL_VERSION,
+        },
         other => ConnectError::Handshake(other),
     }
 }

@@ -20,8 +20,8 @@ use crate::handshake::{
     ClientHead, Handover, HandoverKind, HelloKind, SERVER_HEAD_BYTES, ServerHead,
 };
 use crate::num::{to_u64, to_usize};
-use crate::stream::{Stream, recv_into};
 use crate::stream::tcp::TcpStream;
+use crate::stream::{Stream, recv_into};
 use crate::sys::poll::PollSet;
 
 /// Most bytes that one look at the bulk plane receives, so that the call plane gets its turn.
@@ -45,7 +45,11 @@ pub(super) struct BulkOut {
 
 impl BulkOut {
     pub(super) fn new(connector: Option<BulkConnector>) -> Self {
-        Self { connector, stream: None, prelude: Vec::new() }
+        Self {
+            connector,
+            stream: None,
+            prelude: Vec::new(),
+        }
     }
 
     /// Sends what is left of the handshake; true when nothing is.
@@ -169,11 +173,21 @@ impl Endpoint {
         if shared.closed.load(SeqCst) {
             return Err(BulkError::Closed(shared.reason()));
         }
-        let current = bulk.current.as_ref().is_some_and(|c| c.id == id && c.dest.is_some());
+        let current = bulk
+            .current
+            .as_ref()
+            .is_some_and(|c| c.id == id && c.dest.is_some());
         if current || bulk.posted.contains_key(&id) {
             return Err(BulkError::Posted(id));
         }
-        bulk.posted.insert(id, Dest { at: dest, len, done });
+        bulk.posted.insert(
+            id,
+            Dest {
+                at: dest,
+                len,
+                done,
+            },
+        );
         shared.bulk_posted.fetch_add(1, SeqCst);
         shared.bulk_stalled.store(false, SeqCst);
         drop(bulk);
@@ -195,7 +209,10 @@ impl Endpoint {
         let mut bulk = self.shared.bulk_in.lock();
         let posted = bulk.posted.remove(&id);
         let taken = posted.or_else(|| {
-            bulk.current.as_mut().filter(|c| c.id == id).and_then(|c| c.dest.take())
+            bulk.current
+                .as_mut()
+                .filter(|c| c.id == id)
+                .and_then(|c| c.dest.take())
         });
         if taken.is_some() {
             self.shared.bulk_posted.fetch_sub(1, SeqCst);
@@ -255,8 +272,12 @@ impl Endpoint {
             return Err(AdoptError::WrongSession);
         }
         let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, self.peer())?);
-        let head =
-            ServerHead::welcome(self.shared.session, self.shared.key, &handover.agreed.local, 0);
+        let head = ServerHead::welcome(
+            self.shared.session,
+            self.shared.key,
+            &handover.agreed.local,
+            0,
+        );
         let mut out = self.lock_bulk_out()?;
         if out.stream.is_some() {
             return Err(AdoptError::WrongSession);
@@ -288,8 +309,15 @@ impl Endpoint {
     }
 
     fn open_bulk_locked(&self, out: &mut BulkOut) -> io::Result<()> {
-        let (None, Some(connector)) = (&out.stream, &out.connector) else { return Ok(()) };
-        let Agreed { session, key, local, .. } = connector.agreed;
+        let (None, Some(connector)) = (&out.stream, &out.connector) else {
+            return Ok(());
+        };
+        let Agreed {
+            session,
+            key,
+            local,
+            ..
+        } = connector.agreed;
         let head = ClientHead::new(HelloKind::Bulk, &local, 0, 0).with_session(session, key);
         let fd = crate::sys::socket::connect_start(&connector.address)?;
         let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, Some(connector.address))?);
@@ -310,7 +338,8 @@ impl Endpoint {
             guard.is_some()
         };
         if !lock() {
-            self.wait_core(&mut lock, false, None).map_err(only_closed)?;
+            self.wait_core(&mut lock, false, None)
+                .map_err(only_closed)?;
         }
         // `wait_core` returns Ok only after `lock` said true.
         let mut out = guard.unwrap_or_else(|| shared.bulk_out.lock());
@@ -361,7 +390,9 @@ impl Endpoint {
 
     fn bulk_step(&self, bulk: &mut BulkIn) -> Result<Step, CloseReason> {
         let shared = &*self.shared;
-        let Some(stream) = bulk.stream.clone() else { return Ok(Step::Idle) };
+        let Some(stream) = bulk.stream.clone() else {
+            return Ok(Step::Idle);
+        };
         if bulk.welcome_left > 0 {
             return bulk.read_welcome(&*stream);
         }
@@ -369,7 +400,11 @@ impl Endpoint {
             if bulk.header_len < BULK_HEADER_BYTES {
                 let got = read_some(&*stream, &mut bulk.header[bulk.header_len..])?;
                 bulk.header_len += got;
-                return Ok(if got == 0 { Step::Idle } else { Step::Moved(got) });
+                return Ok(if got == 0 {
+                    Step::Idle
+                } else {
+                    Step::Moved(got)
+                });
             }
             let header = BulkHeader::decode(&bulk.header)?;
             let Some(dest) = bulk.posted.remove(&header.id()) else {
@@ -383,14 +418,24 @@ impl Endpoint {
                 return Err(Violation::BulkTooLong { id, bytes, room }.into());
             }
             bulk.header_len = 0;
-            bulk.current =
-                Some(Current { id, len: to_usize(bytes), received: 0, dest: Some(dest) });
+            bulk.current = Some(Current {
+                id,
+                len: to_usize(bytes),
+                received: 0,
+                dest: Some(dest),
+            });
         }
         let got = bulk.read_body(&*stream)?;
-        shared.counters.bump(&shared.counters.bulk_bytes_in, to_u64(got));
+        shared
+            .counters
+            .bump(&shared.counters.bulk_bytes_in, to_u64(got));
         let complete = bulk.current.take_if(|c| c.received == c.len);
         Ok(match complete {
-            Some(Current { dest: Some(dest), len, .. }) => Step::Done(dest.done, len),
+            Some(Current {
+                dest: Some(dest),
+                len,
+                ..
+            }) => Step::Done(dest.done, len),
             Some(_) => Step::Moved(1),
             None if got == 0 => Step::Idle,
             None => Step::Moved(got),
@@ -402,7 +447,11 @@ impl Endpoint {
         let shared = &*self.shared;
         let mut bulk = shared.bulk_in.lock();
         let mut dests: Vec<Dest> = bulk.posted.drain().map(|(_, dest)| dest).collect();
-        dests.extend(bulk.current.as_mut().and_then(|current| current.dest.take()));
+        dests.extend(
+            bulk.current
+                .as_mut()
+                .and_then(|current| current.dest.take()),
+        );
         shared.bulk_posted.store(0, SeqCst);
         if let Some(stream) = &bulk.stream {
             stream.shutdown();
@@ -413,30 +462,24 @@ impl Endpoint {
         }
     }
 
-    /// Adds what the leader waits for on the bulk plane.
-    pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> bool {
+    /// Adds what the leader waits for on the bulk plane, and says whether it may sleep.
+    pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> (bool, Armed) {
         let shared = &*self.shared;
         let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
-        let prelude = shared.bulk_out.try_lock().is_some_and(|out| !out.prelude.is_empty());
+        let prelude = shared
+            .bulk_out
+            .try_lock()
+            .is_some_and(|out| !out.prelude.is_empty());
         let write = write || (read && prelude);
         if !(read || write) {
-            return true;
+            return (true, Armed(None));
         }
-        let stream = shared.bulk_in.lock().stream.clone();
-        stream.is_none_or(|stream| stream.arm(set, read, write))
-    }
-
-    pub(super) fn disarm_bulk(&self) {
-        let stream = self.shared.bulk_in.lock().stream.clone();
-        if let Some(stream) = stream {
-            stream.disarm();
-        }
+        Armed::new(shared.bulk_in.lock().stream.clone(), set, read, write)
     }
 
     /// Adds the bulk plane's taking more, for a thread that does not lead.
-    pub(super) fn arm_bulk_write(&self, set: &mut PollSet) -> bool {
-        let stream = self.shared.bulk_in.lock().stream.clone();
-        stream.is_none_or(|stream| stream.arm(set, false, true))
+    pub(super) fn arm_bulk_write(&self, set: &mut PollSet) -> (bool, Armed) {
+        Armed::new(self.shared.bulk_in.lock().stream.clone(), set, false, true)
     }
 }
 
@@ -448,7 +491,11 @@ impl BulkIn {
         self.welcome.extend_from_slice(&bytes[..got]);
         self.welcome_left -= got;
         if self.welcome_left > 0 {
-            return Ok(if got == 0 { Step::Idle } else { Step::Moved(got) });
+            return Ok(if got == 0 {
+                Step::Idle
+            } else {
+                Step::Moved(got)
+            });
         }
         let welcome = std::mem::take(&mut self.welcome);
         bytes.copy_from_slice(&welcome);
@@ -463,14 +510,19 @@ impl BulkIn {
 
     /// Reads bytes of the current transfer to where they belong.
     fn read_body(&mut self, stream: &dyn Stream) -> Result<usize, CloseReason> {
-        let Some(current) = &mut self.current else { return Ok(0) };
+        let Some(current) = &mut self.current else {
+            return Ok(0);
+        };
         let left = current.len - current.received;
         if left == 0 {
             return Ok(0);
         }
         let got = match &current.dest {
             Some(dest) => {
-                let at = dest.at.wrapping_add(current.received).cast::<MaybeUninit<u8>>();
+                let at = dest
+                    .at
+                    .wrapping_add(current.received)
+                    .cast::<MaybeUninit<u8>>();
                 // SAFETY: `received + left == len <= dest.len`, which the header was checked
                 // for; the memory is lent to us (`bulk_post`) until the destination is taken
                 // out of this struct, which needs the lock that the caller holds.
@@ -487,12 +539,39 @@ impl BulkIn {
     }
 }
 
+/// A stream that someone sleeps for; dropping it ends that.
+pub(super) struct Armed(Option<Arc<dyn Stream>>);
+
+impl Armed {
+    fn new(
+        stream: Option<Arc<dyn Stream>>,
+        set: &mut PollSet,
+        read: bool,
+        write: bool,
+    ) -> (bool, Self) {
+        let idle = stream
+            .as_ref()
+            .is_none_or(|stream| stream.arm(set, read, write));
+        (idle, Self(stream))
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            stream.disarm();
+        }
+    }
+}
+
 fn send_step(out: &mut BulkOut, cursor: &mut Cursor<'_, '_>) -> io::Result<()> {
     if !out.finish_prelude()? {
         return Ok(());
     }
     // A server waits until the client has opened the connection.
-    let Some(stream) = out.stream.clone() else { return Ok(()) };
+    let Some(stream) = out.stream.clone() else {
+        return Ok(());
+    };
     cursor.send(&*stream)
 }
 

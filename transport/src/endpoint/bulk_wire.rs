@@ -73,7 +73,11 @@ pub(super) struct Cursor<'a, 'b> {
 
 impl<'a, 'b> Cursor<'a, 'b> {
     pub(super) fn new(head: &'a [u8], parts: &'a [IoSlice<'b>]) -> Self {
-        let mut cursor = Self { head, parts, offset: 0 };
+        let mut cursor = Self {
+            head,
+            parts,
+            offset: 0,
+        };
         cursor.skip_empty();
         cursor
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::stats::Flush;
 use super::Endpoint;
+use super::stats::Flush;
 use crate::sys::event::EventFd;
 use crate::sys::poll::{IN, PollSet, precise_timers};
 
@@ -60,13 +60,17 @@ impl Trailing {
 
     /// A thread of the program leads. Called by the leader only.
     pub(super) fn note_activity(&self) {
-        self.activity.store(self.activity.load(Relaxed).wrapping_add(1), Relaxed);
+        self.activity
+            .store(self.activity.load(Relaxed).wrapping_add(1), Relaxed);
     }
 }
 
 impl Endpoint {
     pub(super) fn start_flusher(&self) -> io::Result<()> {
-        let own = Self { shared: Arc::clone(&self.shared), counted: false };
+        let own = Self {
+            shared: Arc::clone(&self.shared),
+            counted: false,
+        };
         let thread = std::thread::Builder::new()
             .name("farcall-flush".into())
             .stack_size(256 << 10)
@@ -103,10 +107,14 @@ impl Endpoint {
     /// Ends the flusher thread and waits for it a little. A thread that the end of the process
     /// took away already is not waited for.
     pub(super) fn stop_flusher(&self, patience: Duration) {
-        let Some(trailing) = &self.shared.trailing else { return };
+        let Some(trailing) = &self.shared.trailing else {
+            return;
+        };
         trailing.stop.store(true, SeqCst);
         trailing.wake.set();
-        let Some(thread) = trailing.thread.lock().take() else { return };
+        let Some(thread) = trailing.thread.lock().take() else {
+            return;
+        };
         if thread.thread().id() == std::thread::current().id() {
             return;
         }
@@ -122,7 +130,9 @@ impl Endpoint {
 
     fn flusher_loop(&self) {
         precise_timers();
-        let Some(trailing) = &self.shared.trailing else { return };
+        let Some(trailing) = &self.shared.trailing else {
+            return;
+        };
         let mut quiet_rounds = 0;
         let mut seen_activity = 0;
         while !trailing.stop.load(SeqCst) {
@@ -180,7 +190,9 @@ impl Endpoint {
     /// Sleeps for a moment; with `socket` also until the connection moves, if nobody leads.
     fn nap(&self, time: Duration, socket: bool) {
         let shared = &*self.shared;
-        let Some(trailing) = &shared.trailing else { return };
+        let Some(trailing) = &shared.trailing else {
+            return;
+        };
         let mut set = PollSet::new();
         set.add(trailing.wake.raw(), IN);
         let watch = socket && !shared.rx.is_held();
@@ -202,7 +214,9 @@ impl Endpoint {
     /// one only looks now and then; when it has gone quiet, the connection is watched.
     fn long_sleep(&self, active: bool) {
         let shared = &*self.shared;
-        let Some(trailing) = &shared.trailing else { return };
+        let Some(trailing) = &shared.trailing else {
+            return;
+        };
         let mut set = PollSet::new();
         set.add(trailing.wake.raw(), IN);
         let bulk = shared.bulk_posted.load(Relaxed) > 0;
@@ -241,8 +255,10 @@ impl Endpoint {
         if !self.shared.rx.is_held() {
             return false;
         }
-        let delegated =
-            trailing.state.compare_exchange(ASLEEP, DELEGATED, SeqCst, SeqCst).is_ok();
+        let delegated = trailing
+            .state
+            .compare_exchange(ASLEEP, DELEGATED, SeqCst, SeqCst)
+            .is_ok();
         // SYNC: Dekker with `release_lead`: it drops the lead, then looks for DELEGATED.
         fence(SeqCst);
         // A kick meanwhile makes the wake descriptor readable: no sleep then either.

@@ -84,8 +84,11 @@ impl Endpoint {
         // SAFETY: the frame is parsed, so received whole, and not consumed before the handler
         // returns; receiving writes only beyond `filled` and less than a ring beyond
         // `consumed`. Nested receiving (a handler that waits for room) does not consume.
-        let frame =
-            unsafe { shared.rx_ring.slice(at + FRAME_HEADER_BYTES as u64, len as usize) };
+        let frame = unsafe {
+            shared
+                .rx_ring
+                .slice(at + FRAME_HEADER_BYTES as u64, len as usize)
+        };
         shared.handler.on_frame(self, frame);
     }
 }

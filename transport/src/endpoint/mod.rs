@@ -28,8 +28,8 @@ mod send;
 mod stats;
 mod wait;
 
-pub use bulk::BulkDone;
 pub(crate) use bulk::BulkConnector;
+pub use bulk::BulkDone;
 pub use stats::Stats;
 
 use bulk::{BulkIn, BulkOut};
@@ -159,7 +159,10 @@ impl Endpoint {
         connector: Option<BulkConnector>,
         client: bool,
     ) -> io::Result<Self> {
-        let frame_bytes_max = agreed.local.frame_bytes_max.min(agreed.remote.frame_bytes_max);
+        let frame_bytes_max = agreed
+            .local
+            .frame_bytes_max
+            .min(agreed.remote.frame_bytes_max);
         let window_bytes = u64::from(agreed.local.window_bytes);
         let ring_bytes = agreed.local.ring_bytes as usize;
         let rx_bytes = (to_usize(window_bytes) + CONTROL_RESERVE_BYTES).next_power_of_two();
@@ -182,7 +185,11 @@ impl Endpoint {
             send_error: OnceLock::new(),
             handles: AtomicUsize::new(1),
             tx_ring: Mirror::new(ring_bytes)?,
-            tx: Mutex::new(Tx::new(Sender::new(to_u64(ring_bytes), credit, frame_bytes_max))),
+            tx: Mutex::new(Tx::new(Sender::new(
+                to_u64(ring_bytes),
+                credit,
+                frame_bytes_max,
+            ))),
             wire: Mutex::new(Wire::new(Arc::clone(&stream))),
             sent: AtomicU64::new(0),
             gathered: AtomicBool::new(false),
@@ -200,14 +207,21 @@ impl Endpoint {
             events: EventCount::default(),
             wake: EventFd::new()?,
             leader_sleeps: AtomicBool::new(false),
-            trailing: if client { Some(flusher::Trailing::new()?) } else { None },
+            trailing: if client {
+                Some(flusher::Trailing::new()?)
+            } else {
+                None
+            },
             bulk_out: Mutex::new(BulkOut::new(connector)),
             bulk_in: Mutex::new(BulkIn::default()),
             bulk_posted: AtomicUsize::new(0),
             bulk_stalled: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let endpoint = Self { shared, counted: true };
+        let endpoint = Self {
+            shared,
+            counted: true,
+        };
         if client {
             endpoint.start_flusher()?;
         }
@@ -233,8 +247,12 @@ impl Endpoint {
         if handover.kind != HandoverKind::New {
             return Err(AdoptError::WrongSession);
         }
-        let stream = handover.welcome(fd, welcome)?;
-        Ok(Self::start(stream, &handover.agreed, tuning, handler, None, false)?)
+        let (stream, bulk) = handover.welcome(fd, welcome)?;
+        let endpoint = Self::start(stream, &handover.agreed, tuning, handler, None, false)?;
+        if let Some(bulk) = bulk {
+            endpoint.attach_bulk_stream(bulk);
+        }
+        Ok(endpoint)
     }
 
     /// Everything before this position has arrived at the peer.
@@ -284,7 +302,10 @@ impl Endpoint {
 impl Clone for Endpoint {
     fn clone(&self) -> Self {
         self.shared.handles.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(&self.shared), counted: true }
+        Self {
+            shared: Arc::clone(&self.shared),
+            counted: true,
+        }
     }
 }
 

@@ -63,12 +63,16 @@ impl Rx {
             self.delayed.pop_front();
         }
         // What is still delayed begins where the released part ends.
-        self.delayed.front().map_or(self.filled, |&(start, _)| start)
+        self.delayed
+            .front()
+            .map_or(self.filled, |&(start, _)| start)
     }
 
     /// How long until delayed bytes count as here.
     pub(super) fn delay_left(&self, added: Duration) -> Option<Duration> {
-        self.delayed.front().map(|&(_, since)| added.saturating_sub(since.elapsed()))
+        self.delayed
+            .front()
+            .map(|&(_, since)| added.saturating_sub(since.elapsed()))
     }
 
     /// Room for `recv`.
@@ -111,7 +115,9 @@ impl Endpoint {
     /// The reason for which the session ended, now or before.
     pub fn poll(&self) -> Result<bool, CloseReason> {
         self.check()?;
-        let Some(lead) = self.shared.rx.try_lead() else { return Ok(false) };
+        let Some(lead) = self.shared.rx.try_lead() else {
+            return Ok(false);
+        };
         let moved = self.pump(&lead);
         drop(lead);
         self.release_lead();
@@ -161,7 +167,9 @@ impl Endpoint {
         if !parsed.any {
             return;
         }
-        shared.counters.bump(&shared.counters.frames_in, parsed.frames);
+        shared
+            .counters
+            .bump(&shared.counters.frames_in, parsed.frames);
         match shared.on_ack(parsed.ack, parsed.credit) {
             Err(violation) => return self.fail(violation.into()),
             Ok(false) => {}

@@ -35,7 +35,13 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(sender: Sender) -> Self {
-        Self { sender, frames: 0, bytes: 0, probe: None, rtt_ns: 0 }
+        Self {
+            sender,
+            frames: 0,
+            bytes: 0,
+            probe: None,
+            rtt_ns: 0,
+        }
     }
 }
 
@@ -51,13 +57,21 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(stream: Arc<dyn Stream>) -> Self {
-        Self { stream, sent: 0, rest: [0; FRAME_HEADER_BYTES], rest_at: FRAME_HEADER_BYTES }
+        Self {
+            stream,
+            sent: 0,
+            rest: [0; FRAME_HEADER_BYTES],
+            rest_at: FRAME_HEADER_BYTES,
+        }
     }
 
     /// Sends what is left of a control frame; true when nothing is.
     fn finish_control(&mut self) -> io::Result<bool> {
         if self.rest_at < FRAME_HEADER_BYTES {
-            let sent = would_block(self.stream.send(&[IoSlice::new(&self.rest[self.rest_at..])]))?;
+            let sent = would_block(
+                self.stream
+                    .send(&[IoSlice::new(&self.rest[self.rest_at..])]),
+            )?;
             self.rest_at += sent;
         }
         Ok(self.rest_at == FRAME_HEADER_BYTES)
@@ -105,7 +119,10 @@ impl Endpoint {
         let shared = &*self.shared;
         let limit = shared.frame_bytes_max as usize;
         if len_max > limit {
-            return Err(SendError::TooLong { bytes: len_max, limit });
+            return Err(SendError::TooLong {
+                bytes: len_max,
+                limit,
+            });
         }
         let (mut tx, at) = self.claim(len_max)?;
         let len = shared.fill_record(&mut tx, at, len_max, fill).min(len_max);
@@ -273,7 +290,9 @@ impl Shared {
             return Leave::Now(Flush::Full);
         }
         // SYNC: Release pairs with the Acquire of whoever flushes for us.
-        Leave::Gather { first: opened && !self.gathered.swap(true, Release) }
+        Leave::Gather {
+            first: opened && !self.gathered.swap(true, Release),
+        }
     }
 
     /// Room for a record, sealing the open frame if it has none.
@@ -399,7 +418,11 @@ impl Shared {
 
 /// Follows the fastest round trips: a late acknowledgement says little about the path.
 fn smooth_rtt(rtt_ns: u64, sample_ns: u64) -> u64 {
-    if rtt_ns == 0 || sample_ns < rtt_ns { sample_ns } else { rtt_ns + (sample_ns - rtt_ns) / 64 }
+    if rtt_ns == 0 || sample_ns < rtt_ns {
+        sample_ns
+    } else {
+        rtt_ns + (sample_ns - rtt_ns) / 64
+    }
 }
 
 /// "Nothing now" as a count.

@@ -5,9 +5,9 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
+use super::Endpoint;
 use super::receive::Rx;
 use super::stats::Flush;
-use super::Endpoint;
 use crate::error::{CloseReason, WaitError};
 use crate::sys::lead::Lead;
 use crate::sys::poll::{IN, PollSet};
@@ -153,7 +153,10 @@ impl Endpoint {
             self.acknowledge();
             self.sleep_leading(lead, done, bulk_write, deadline.map(|at| at - now));
             // Whatever it was that ended the sleep, poll a little for more of it.
-            idle = Idle { since: Some(Instant::now()), ..idle };
+            idle = Idle {
+                since: Some(Instant::now()),
+                ..idle
+            };
         }
     }
 
@@ -200,8 +203,11 @@ impl Endpoint {
         };
         let mut set = PollSet::new();
         set.add(shared.wake.raw(), IN);
-        let idle = shared.stream.arm(&mut set, room, shared.want_write.load(SeqCst))
-            & self.arm_bulk(&mut set, bulk_write);
+        let (bulk_idle, armed) = self.arm_bulk(&mut set, bulk_write);
+        let idle = shared
+            .stream
+            .arm(&mut set, room, shared.want_write.load(SeqCst))
+            && bulk_idle;
         let stop = done() || shared.closed.load(SeqCst) || shared.gathered.load(SeqCst);
         if idle && !stop {
             shared.counters.add(&shared.counters.sleeps, 1);
@@ -209,7 +215,7 @@ impl Endpoint {
             let _ = set.wait(timeout);
         }
         shared.stream.disarm();
-        self.disarm_bulk();
+        drop(armed);
         shared.leader_sleeps.store(false, SeqCst);
         if set.ready(0) {
             shared.wake.clear();
@@ -248,10 +254,11 @@ impl Endpoint {
             let left = deadline.map(|at| at - now);
             if bulk_write {
                 let mut set = PollSet::new();
-                if self.arm_bulk_write(&mut set) {
+                let (idle, armed) = self.arm_bulk_write(&mut set);
+                if idle {
                     let _ = set.wait(Some(left.map_or(FOLLOW_BULK, |l| l.min(FOLLOW_BULK))));
                 }
-                self.disarm_bulk();
+                drop(armed);
             } else {
                 shared.counters.add(&shared.counters.sleeps, 1);
                 shared.events.sleep(seen, left);

@@ -1,19 +1,20 @@
 //! What the process that accepts a connection tells the process that serves it.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{ServerHead, SessionId, SessionKey};
+use crate::connect::exchange;
 use crate::endpoint::Agreed;
 use crate::error::{AdoptError, HelloError};
 use crate::options::Limits;
 use crate::stream::Stream;
+use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
-use crate::sys::socket;
+use crate::sys::{socket, unix};
 
 /// What the connection becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,12 @@ const VERSION: u8 = 1;
 
 impl Handover {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let Agreed { session, key, local, remote } = &self.agreed;
+        let Agreed {
+            session,
+            key,
+            local,
+            remote,
+        } = &self.agreed;
         let wire = Wire {
             version: VERSION,
             kind: self.kind as u8,
@@ -82,25 +88,46 @@ impl Handover {
             return Err(HelloError::Limits);
         }
         let (session, key) = (SessionId(wire.session), SessionKey(wire.key));
-        Ok(Self { kind, agreed: Agreed { session, key, local, remote } })
+        Ok(Self {
+            kind,
+            agreed: Agreed {
+                session,
+                key,
+                local,
+                remote,
+            },
+        })
     }
 
-    /// Answers the client, and makes a stream of its connection.
+    /// Answers the client, and makes streams of its connection: the call plane's, and the bulk
+    /// plane's where that comes with it (shared memory).
     pub(crate) fn welcome(
         &self,
         fd: OwnedFd,
         payload: &[u8],
-    ) -> Result<Arc<dyn Stream>, AdoptError> {
+    ) -> Result<(Arc<dyn Stream>, Option<Arc<dyn Stream>>), AdoptError> {
         let len = u32::try_from(payload.len())
             .ok()
             .filter(|_| payload.len() <= crate::PAYLOAD_BYTES_MAX)
             .ok_or(HelloError::TooLong(crate::num::to_u64(payload.len())))?;
-        let Agreed { session, key, local, .. } = &self.agreed;
+        let Agreed {
+            session,
+            key,
+            local,
+            ..
+        } = &self.agreed;
         let head = ServerHead::welcome(*session, *key, local, len);
         let peer = socket::peer_address(&fd);
+        let unix = unix::is_unix(fd.as_raw_fd());
         let stream = TcpStream::new(fd, peer)?;
-        crate::connect::exchange::send_all(&stream, &[&head.bytes(), payload], None)
-            .map_err(|e| AdoptError::System(io::Error::other(e)))?;
-        Ok(Arc::new(stream))
+        exchange::send_all(&stream, &[&head.bytes(), payload], None)?;
+        if !unix {
+            return Ok((Arc::new(stream), None));
+        }
+        let near = Near::new()?;
+        near.send(stream.fd())?;
+        let (offer, fds) = exchange::recv_offer(&stream, None)?;
+        let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
+        Ok((call, Some(bulk)))
     }
 }

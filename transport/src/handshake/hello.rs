@@ -90,7 +90,11 @@ impl WireLimits {
             ring_bytes: self.ring_bytes.get(),
             window_bytes: self.window_bytes.get(),
         };
-        if limits.is_valid() { Ok(limits) } else { Err(HelloError::Limits) }
+        if limits.is_valid() {
+            Ok(limits)
+        } else {
+            Err(HelloError::Limits)
+        }
     }
 }
 
@@ -191,7 +195,9 @@ impl ClientHead {
 impl std::fmt::Debug for ClientHead {
     /// Without the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientHead").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("ClientHead")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
@@ -298,7 +304,11 @@ mod tests {
         assert_eq!(changed(8, 9), Some(HelloError::Version(9)));
         assert_eq!(changed(10, 7), Some(HelloError::Kind(7)));
         assert_eq!(changed(11, 1), Some(HelloError::Reserved));
-        assert_eq!(changed(16, 1), Some(HelloError::Reserved), "a new client names no session");
+        assert_eq!(
+            changed(16, 1),
+            Some(HelloError::Reserved),
+            "a new client names no session"
+        );
         assert_eq!(changed(48, 1), Some(HelloError::Limits));
         assert_eq!(changed(63, 1), Some(HelloError::TooLong((1 << 24) + 3 + 5)));
         assert_eq!(changed(95, 1), Some(HelloError::Reserved));

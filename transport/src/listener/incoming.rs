@@ -31,7 +31,7 @@ pub enum IncomingKind {
 /// A connection whose hello is complete. Dropping it closes it without an answer.
 pub struct Incoming {
     fd: OwnedFd,
-    peer: SocketAddr,
+    peer: Option<SocketAddr>,
     kind: IncomingKind,
     body: Vec<u8>,
     token_len: usize,
@@ -41,20 +41,43 @@ pub struct Incoming {
 impl Incoming {
     /// None when this version cannot serve it; it is told so.
     pub(super) fn new(pending: Pending, local: &Limits) -> io::Result<Option<Self>> {
-        let Some((fd, peer, head, body)) = pending.into_hello() else { return Ok(None) };
+        let Some((fd, peer, head, body)) = pending.into_hello() else {
+            return Ok(None);
+        };
         let Some((kind, session, key)) = Self::admit(&head)? else {
-            send_refusal(fd.as_raw_fd(), RefuseCode::SESSION, "this server cannot resume sessions");
+            send_refusal(
+                fd.as_raw_fd(),
+                RefuseCode::SESSION,
+                "this server cannot resume sessions",
+            );
             socket::shutdown_write(fd.as_raw_fd());
             return Ok(None);
         };
-        let Ok(remote) = head.limits() else { return Ok(None) };
+        let Ok(remote) = head.limits() else {
+            return Ok(None);
+        };
         let handover_kind = match kind {
             IncomingKind::New => HandoverKind::New,
             IncomingKind::Bulk { .. } => HandoverKind::Bulk,
         };
-        let agreed = Agreed { session, key, local: *local, remote };
-        let handover = Handover { kind: handover_kind, agreed };
-        Ok(Some(Self { fd, peer, kind, body, token_len: head.token_len(), handover }))
+        let agreed = Agreed {
+            session,
+            key,
+            local: *local,
+            remote,
+        };
+        let handover = Handover {
+            kind: handover_kind,
+            agreed,
+        };
+        Ok(Some(Self {
+            fd,
+            peer,
+            kind,
+            body,
+            token_len: head.token_len(),
+            handover,
+        }))
     }
 
     fn admit(head: &ClientHead) -> io::Result<Option<(IncomingKind, SessionId, SessionKey)>> {
@@ -95,10 +118,10 @@ impl Incoming {
         &self.body[self.token_len..]
     }
 
-    /// Where it comes from.
+    /// Where it comes from; None for a client on this host that came over a Unix socket.
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
-        Some(self.peer)
+        self.peer
     }
 
     /// Sends the client away, telling it why. `message` is for people; at most 4 KiB are sent.

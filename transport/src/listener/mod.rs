@@ -3,8 +3,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::error::AcceptError;
 use crate::options::ListenOptions;
 use crate::sys::event::EventFd;
 use crate::sys::poll::{self, IN};
+use crate::sys::unix;
 
 mod incoming;
 mod pending;
@@ -28,13 +30,26 @@ pub struct Listener {
     socket: TcpListener,
     options: ListenOptions,
     address: SocketAddr,
-    wake: Arc<EventFd>,
+    /// Doors for clients on this host, which get shared memory.
+    local: Vec<UnixListener>,
+    wake: EventFd,
     closed: AtomicBool,
     pending: Mutex<Vec<Pending>>,
 }
 
 /// After a failure of accept (out of descriptors): how long to leave new connections waiting.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The door beside a TCP address. Without it clients on this host use TCP, as others do.
+fn listen_local(address: SocketAddr) -> Option<UnixListener> {
+    match unix::listen(&unix::name_of(address)) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            log::warn!("no shared memory for clients of {address} on this host: {error}");
+            None
+        }
+    }
+}
 
 impl Listener {
     /// Listens on the first of the addresses that can be bound. Port 0 takes a free one.
@@ -43,19 +58,39 @@ impl Listener {
     /// The system's; `InvalidInput` for limits that cannot work.
     pub fn bind(address: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
         if !options.limits.is_valid() || options.pending_max == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible limits"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "impossible limits",
+            ));
         }
         let socket = TcpListener::bind(address)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
+        let local = if options.shm {
+            listen_local(address)
+        } else {
+            None
+        };
         Ok(Self {
             socket,
+            local: local.into_iter().collect(),
             options,
             address,
-            wake: Arc::new(EventFd::new()?),
+            wake: EventFd::new()?,
             closed: AtomicBool::new(false),
             pending: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Also listens on a Unix socket at `path`: for clients in containers that have it mounted
+    /// (`unix:PATH`), which then get shared memory. A socket that nobody listens on any more
+    /// is replaced.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn listen_at(&mut self, path: &Path) -> io::Result<()> {
+        self.local.push(unix::listen_at(path)?);
+        Ok(())
     }
 
     /// The address with the port that was really taken.
@@ -122,15 +157,38 @@ impl Listener {
         if !listen {
             timeout = Some(timeout.map_or(ACCEPT_PAUSE, |t| t.min(ACCEPT_PAUSE)));
         }
-        let own = [Some(self.wake.raw()), listen.then(|| self.socket.as_raw_fd())];
-        let fds = own.into_iter().flatten().chain(pending.iter().map(Pending::raw));
+        let doors = self
+            .local
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain([self.socket.as_raw_fd()]);
+        let fds = doors.filter(|_| listen).chain([self.wake.raw()]);
+        let fds = fds.chain(pending.iter().map(Pending::raw));
         poll::wait_any(fds.map(|fd| (fd, IN)), timeout)
     }
 
     /// Takes new connections. True when the system is out of something for now.
     fn take_new(&self, pending: &mut Vec<Pending>) -> io::Result<bool> {
+        let tcp = || {
+            self.socket
+                .accept()
+                .map(|(stream, peer)| (stream.into(), Some(peer)))
+        };
+        let mut exhausted = self.take_from(pending, tcp)?;
+        for door in &self.local {
+            let unix = || door.accept().map(|(stream, _)| (stream.into(), None));
+            exhausted |= self.take_from(pending, unix)?;
+        }
+        Ok(exhausted)
+    }
+
+    fn take_from(
+        &self,
+        pending: &mut Vec<Pending>,
+        accept: impl Fn() -> io::Result<(OwnedFd, Option<SocketAddr>)>,
+    ) -> io::Result<bool> {
         loop {
-            match self.socket.accept() {
+            match accept() {
                 Ok((stream, peer)) => {
                     if pending.len() >= self.options.pending_max {
                         let oldest = (0..pending.len()).min_by_key(|&n| pending[n].deadline());
@@ -138,7 +196,7 @@ impl Listener {
                         log::warn!("too many connections in their handshake: dropped the oldest");
                     }
                     let deadline = Instant::now() + self.options.handshake_timeout;
-                    pending.push(Pending::new(stream.into(), peer, deadline)?);
+                    pending.push(Pending::new(stream, peer, deadline)?);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(false),

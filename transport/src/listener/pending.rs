@@ -19,7 +19,7 @@ const PREAMBLE_BYTES: usize = 10;
 #[derive(Debug)]
 pub(super) struct Pending {
     fd: OwnedFd,
-    peer: SocketAddr,
+    peer: Option<SocketAddr>,
     deadline: Instant,
     buffer: Vec<u8>,
     /// Bytes wanted before the next decision.
@@ -28,6 +28,9 @@ pub(super) struct Pending {
     /// Sent away: only waits until the client has read why.
     refused: bool,
 }
+
+/// Connection, peer, head, and the bytes of token and payload.
+pub(super) type Hello = (OwnedFd, Option<SocketAddr>, ClientHead, Vec<u8>);
 
 /// How far a handshake is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,11 @@ pub(super) enum Progress {
 }
 
 impl Pending {
-    pub(super) fn new(fd: OwnedFd, peer: SocketAddr, deadline: Instant) -> io::Result<Self> {
+    pub(super) fn new(
+        fd: OwnedFd,
+        peer: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> io::Result<Self> {
         socket::set_nonblocking(std::os::fd::AsFd::as_fd(&fd))?;
         Ok(Self {
             fd,
@@ -67,7 +74,11 @@ impl Pending {
                 Ok(_) if self.refused => self.buffer.clear(),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return if now >= self.deadline { Progress::Gone } else { Progress::Waiting };
+                    return if now >= self.deadline {
+                        Progress::Gone
+                    } else {
+                        Progress::Waiting
+                    };
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return Progress::Gone,
@@ -79,7 +90,7 @@ impl Pending {
                 Ok(true) => return Progress::Ready,
                 Ok(false) => {}
                 Err(error) => {
-                    log::info!("{}: refused: {error}", self.peer);
+                    log::info!("{:?}: refused: {error}", self.peer);
                     self.refuse(&error, now);
                 }
             }
@@ -88,7 +99,11 @@ impl Pending {
 
     fn read(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 4096];
-        let want = if self.refused { chunk.len() } else { self.wanted - self.buffer.len() };
+        let want = if self.refused {
+            chunk.len()
+        } else {
+            self.wanted - self.buffer.len()
+        };
         let want = want.min(chunk.len());
         let got = socket::recv_into(self.fd.as_raw_fd(), &mut chunk[..want])?;
         self.buffer.extend_from_slice(&chunk[..got]);
@@ -128,8 +143,8 @@ impl Pending {
         self.buffer = Vec::new();
     }
 
-    /// A complete hello: connection, peer, head, and the bytes of token and payload.
-    pub(super) fn into_hello(self) -> Option<(OwnedFd, SocketAddr, ClientHead, Vec<u8>)> {
+    /// A complete hello.
+    pub(super) fn into_hello(self) -> Option<Hello> {
         let mut bytes = self.buffer;
         let body = bytes.split_off(HELLO_HEAD_BYTES.min(bytes.len()));
         Some((self.fd, self.peer, self.head?, body))

@@ -171,9 +171,21 @@ mod tests {
         assert_eq!(with(0, 9), Err(Violation::FrameKind(9)));
         assert_eq!(with(1, 1), Err(Violation::Reserved));
         assert_eq!(with(3, 1), Err(Violation::Reserved));
-        assert_eq!(with(4, 72), Err(Violation::FrameTooLong { bytes: 72, limit: 64 }));
+        assert_eq!(
+            with(4, 72),
+            Err(Violation::FrameTooLong {
+                bytes: 72,
+                limit: 64
+            })
+        );
         assert_eq!(with(4, 63), Err(Violation::FrameUnaligned(63)));
-        assert_eq!(with(0, 2), Err(Violation::FrameTooLong { bytes: 64, limit: 0 }));
+        assert_eq!(
+            with(0, 2),
+            Err(Violation::FrameTooLong {
+                bytes: 64,
+                limit: 0
+            })
+        );
     }
 
     proptest! {

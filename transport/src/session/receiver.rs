@@ -28,7 +28,11 @@ impl Receiver {
     /// A fresh direction that grants `window_bytes`.
     #[must_use]
     pub fn new(window_bytes: u64) -> Self {
-        Self { expected: 0, consumed: 0, window_bytes }
+        Self {
+            expected: 0,
+            consumed: 0,
+            window_bytes,
+        }
     }
 
     /// Judges a data frame (a decoded header) and, if it is the next one, counts it as arrived.
@@ -38,20 +42,29 @@ impl Receiver {
     #[inline]
     pub fn on_data(&mut self, header: &FrameHeader) -> Result<Verdict, Violation> {
         let seq = header.seq();
-        let end = seq
-            .checked_add(HEADER + u64::from(header.len()))
-            .ok_or(Violation::CreditExceeded { got: u64::MAX, granted: self.credit() })?;
+        let end =
+            seq.checked_add(HEADER + u64::from(header.len()))
+                .ok_or(Violation::CreditExceeded {
+                    got: u64::MAX,
+                    granted: self.credit(),
+                })?;
         if seq != self.expected {
             return if seq > self.expected {
                 Ok(Verdict::Gap)
             } else if end <= self.expected {
                 Ok(Verdict::Duplicate)
             } else {
-                Err(Violation::Overlap { expected: self.expected, got: seq })
+                Err(Violation::Overlap {
+                    expected: self.expected,
+                    got: seq,
+                })
             };
         }
         if end > self.credit() {
-            return Err(Violation::CreditExceeded { got: end, granted: self.credit() });
+            return Err(Violation::CreditExceeded {
+                got: end,
+                granted: self.credit(),
+            });
         }
         self.expected = end;
         Ok(Verdict::Deliver)
@@ -67,8 +80,14 @@ impl Receiver {
         let expected = self.expected;
         match self.on_data(header)? {
             Verdict::Deliver => Ok(()),
-            Verdict::Duplicate => Err(Violation::Overlap { expected, got: header.seq() }),
-            Verdict::Gap => Err(Violation::Gap { expected, got: header.seq() }),
+            Verdict::Duplicate => Err(Violation::Overlap {
+                expected,
+                got: header.seq(),
+            }),
+            Verdict::Gap => Err(Violation::Gap {
+                expected,
+                got: header.seq(),
+            }),
         }
     }
 
@@ -80,7 +99,10 @@ impl Receiver {
         if seq == self.expected {
             Ok(())
         } else {
-            Err(Violation::Gap { expected: self.expected, got: seq })
+            Err(Violation::Gap {
+                expected: self.expected,
+                got: seq,
+            })
         }
     }
 
@@ -131,10 +153,25 @@ mod tests {
         assert_eq!(r.on_data(&data(128, 32)), Ok(Verdict::Gap));
         assert_eq!(
             r.on_data(&data(0, 64)),
-            Err(Violation::Overlap { expected: 64, got: 0 })
+            Err(Violation::Overlap {
+                expected: 64,
+                got: 0
+            })
         );
-        assert_eq!(r.on_ordered_data(&data(0, 0)), Err(Violation::Overlap { expected: 64, got: 0 }));
-        assert_eq!(r.on_close(100), Err(Violation::Gap { expected: 64, got: 100 }));
+        assert_eq!(
+            r.on_ordered_data(&data(0, 0)),
+            Err(Violation::Overlap {
+                expected: 64,
+                got: 0
+            })
+        );
+        assert_eq!(
+            r.on_close(100),
+            Err(Violation::Gap {
+                expected: 64,
+                got: 100
+            })
+        );
         assert_eq!(r.on_close(64), Ok(()));
     }
 
@@ -145,7 +182,10 @@ mod tests {
         r.on_ordered_data(&data(64, 32)).unwrap();
         assert_eq!(
             r.on_ordered_data(&data(128, 0)),
-            Err(Violation::CreditExceeded { got: 160, granted: 128 })
+            Err(Violation::CreditExceeded {
+                got: 160,
+                granted: 128
+            })
         );
         assert!(!credit_is_due(r.credit(), 128, 128));
         r.on_consumed(32);

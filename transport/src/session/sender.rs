@@ -58,7 +58,11 @@ impl Sender {
         if payload > self.frame_bytes_max {
             return Claim::SealFirst;
         }
-        if at + len > limit { Claim::Blocked } else { Claim::At(at) }
+        if at + len > limit {
+            Claim::Blocked
+        } else {
+            Claim::At(at)
+        }
     }
 
     /// The record at `at` (from [`Claim::At`]) is written and has `len` bytes. Returns the
@@ -92,7 +96,10 @@ impl Sender {
     #[inline]
     pub fn on_ack(&mut self, ack: u64, credit: u64) -> Result<bool, Violation> {
         if ack > self.sealed {
-            return Err(Violation::AckAhead { got: ack, sent: self.sealed });
+            return Err(Violation::AckAhead {
+                got: ack,
+                sent: self.sealed,
+            });
         }
         let moved = ack > self.acked || credit > self.credit;
         self.acked = self.acked.max(ack);
@@ -179,7 +186,10 @@ mod tests {
         let second = at(s.claim(64, s.acked()));
         assert_eq!(s.commit(second, 64), (104, false));
         let (pos, header) = s.seal(7, 9).unwrap();
-        assert_eq!((pos, header.len(), header.seq(), header.ack()), (0, 72, 0, 7));
+        assert_eq!(
+            (pos, header.len(), header.seq(), header.ack()),
+            (0, 72, 0, 7)
+        );
         assert!(s.in_flight() && !s.is_open());
         assert!(s.on_ack(104, 4096).unwrap());
         assert!(!s.in_flight());
@@ -195,7 +205,11 @@ mod tests {
         }
         assert_eq!(s.claim(8, s.acked()), Claim::Blocked);
         s.on_ack(128, 0).unwrap();
-        assert_eq!(s.claim(8, 0), Claim::Blocked, "bytes before 128 are still being read");
+        assert_eq!(
+            s.claim(8, 0),
+            Claim::Blocked,
+            "bytes before 128 are still being read"
+        );
         assert_eq!(s.claim(8, 128), Claim::At(256 + 32));
         let mut s = Sender::new(4096, 64, 128);
         assert_eq!(s.claim(40, 0), Claim::Blocked);

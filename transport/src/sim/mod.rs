@@ -87,5 +87,8 @@ pub fn pair(
         endpoint.attach_bulk_stream(Arc::new(bulk));
         Ok::<_, io::Error>(endpoint)
     };
-    Ok((start(near, near_bulk, client, true)?, start(far, far_bulk, server, false)?))
+    Ok((
+        start(near, near_bulk, client, true)?,
+        start(far, far_bulk, server, false)?,
+    ))
 }

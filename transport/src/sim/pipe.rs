@@ -47,7 +47,13 @@ pub(crate) struct Pipe {
 pub(crate) fn pair(seed: u64, faults: Faults) -> io::Result<(Pipe, Pipe)> {
     let a = Arc::new(Half::new(seed, faults)?);
     let b = Arc::new(Half::new(!seed, faults)?);
-    Ok((Pipe { out: Arc::clone(&a), into: Arc::clone(&b) }, Pipe { out: b, into: a }))
+    Ok((
+        Pipe {
+            out: Arc::clone(&a),
+            into: Arc::clone(&b),
+        },
+        Pipe { out: b, into: a },
+    ))
 }
 
 impl Half {
@@ -137,7 +143,11 @@ impl Stream for Pipe {
         if state.cut {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
+        if sent == 0 {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(sent)
+        }
     }
 
     fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -155,7 +165,11 @@ impl Stream for Pipe {
             slot.write(byte);
         }
         self.into.signal(&state);
-        if got == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(got) }
+        if got == 0 {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(got)
+        }
     }
 
     fn shutdown(&self) {

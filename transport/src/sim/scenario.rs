@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Rng;
 use crate::error::Violation;
 use crate::num::{align8, to_usize};
-use crate::session::{Claim, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Receiver, Sender, Verdict};
+use crate::session::{
+    Claim, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Receiver, Sender, Verdict,
+};
 
 /// What the network does to packets. Chances are in 1/256 per packet or step.
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +189,9 @@ impl World {
     fn append(&mut self, n: usize) {
         let len = to_usize(self.rng.below(120)) + 1;
         let side = &mut self.sides[n];
-        let Some(&record) = side.to_send.front() else { return };
+        let Some(&record) = side.to_send.front() else {
+            return;
+        };
         match side.sender.claim(len, side.sender.acked()) {
             Claim::At(at) => {
                 side.sender.commit(at, len);
@@ -229,7 +233,13 @@ impl World {
     fn send_control(&mut self, n: usize) {
         let receiver = &self.sides[n].receiver;
         let header = FrameHeader::new(FrameKind::Ack, 0, 0, receiver.ack(), receiver.credit());
-        self.send(1 - n, Packet { header, records: Vec::new() });
+        self.send(
+            1 - n,
+            Packet {
+                header,
+                records: Vec::new(),
+            },
+        );
     }
 
     fn send(&mut self, to: usize, packet: Packet) {
@@ -241,7 +251,10 @@ impl World {
         for _ in 0..copies {
             let arrival = self.now + 1 + self.rng.below(self.network.delay_max);
             self.counter += 1;
-            let copy = Packet { header: packet.header, records: packet.records.clone() };
+            let copy = Packet {
+                header: packet.header,
+                records: packet.records.clone(),
+            };
             self.flying.insert((arrival, self.counter), (to, copy));
         }
     }
@@ -265,7 +278,11 @@ impl World {
     fn receive(&mut self, to: usize, packet: &Packet) -> Result<(), Result<Violation, Failure>> {
         let header = FrameHeader::decode(&packet.header.bytes(), FRAME_BYTES_MAX).map_err(Ok)?;
         let side = &mut self.sides[to];
-        if side.sender.on_ack(header.ack(), header.credit()).map_err(Ok)? {
+        if side
+            .sender
+            .on_ack(header.ack(), header.credit())
+            .map_err(Ok)?
+        {
             side.last_ack_at = self.now;
             let acked = side.sender.acked();
             side.retained = side.retained.split_off(&acked);
@@ -281,7 +298,11 @@ impl World {
                     let expected = side.expected.pop_front();
                     if expected != Some(record) {
                         let (seed, got) = (self.seed, Some(record));
-                        return Err(Err(Failure::Order { seed, got, expected }));
+                        return Err(Err(Failure::Order {
+                            seed,
+                            got,
+                            expected,
+                        }));
                     }
                     self.outcome.delivered += 1;
                 }
@@ -343,13 +364,14 @@ mod tests {
 
     #[test]
     fn two_thousand_seeds_deliver_everything_once_and_in_order() {
-        let one = std::env::var("FARCALL_SIM_SEED").ok().map(|seed| seed.parse().unwrap());
+        let one = std::env::var("FARCALL_SIM_SEED")
+            .ok()
+            .map(|seed| seed.parse().unwrap());
         let seeds = one.map_or(0..2000, |seed: u64| seed..seed + 1);
         let mut sum = Outcome::default();
         for seed in seeds {
-            let outcome = run(seed, weather(seed), 40).unwrap_or_else(|failure| {
-                panic!("{failure} (replay: FARCALL_SIM_SEED={seed})")
-            });
+            let outcome = run(seed, weather(seed), 40)
+                .unwrap_or_else(|failure| panic!("{failure} (replay: FARCALL_SIM_SEED={seed})"));
             sum.dropped += outcome.dropped;
             sum.duplicates += outcome.duplicates;
             sum.gaps += outcome.gaps;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use crate::sys::poll::PollSet;
 use crate::sys::socket;
 
+pub(crate) mod shm;
 pub(crate) mod tcp;
 
 /// One connection. Sending and receiving may happen on two threads at once, but each of them

@@ -18,6 +18,16 @@ pub(crate) struct TcpStream {
 }
 
 impl TcpStream {
+    /// The socket again.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// The socket, still in use.
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Takes over a socket that is connected or connecting.
     pub(crate) fn new(fd: OwnedFd, peer: Option<SocketAddr>) -> io::Result<Self> {
         socket::set_nonblocking(fd.as_fd())?;

@@ -21,7 +21,11 @@ unsafe impl<T: Send> Sync for LeadCell<T> {}
 
 impl<T> LeadCell<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { holder: AtomicU32::new(0), borrowed: Cell::new(false), value: UnsafeCell::new(value) }
+        Self {
+            holder: AtomicU32::new(0),
+            borrowed: Cell::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Leadership, unless someone (the caller included) has it.
@@ -31,12 +35,20 @@ impl<T> LeadCell<T> {
         self.holder
             .compare_exchange(0, thread_token(), Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
-            .then(|| Lead { cell: self, nested: false, not_send: PhantomData })
+            .then(|| Lead {
+                cell: self,
+                nested: false,
+                not_send: PhantomData,
+            })
     }
 
     /// The caller's own leadership, from inside a handler that it runs.
     pub(crate) fn nested(&self) -> Option<Lead<'_, T>> {
-        self.is_mine().then(|| Lead { cell: self, nested: true, not_send: PhantomData })
+        self.is_mine().then(|| Lead {
+            cell: self,
+            nested: true,
+            not_send: PhantomData,
+        })
     }
 
     /// Whether the calling thread leads.
@@ -72,7 +84,10 @@ impl<T> Lead<'_, T> {
                 self.0.set(false);
             }
         }
-        assert!(!self.cell.borrowed.replace(true), "receive side used twice at once");
+        assert!(
+            !self.cell.borrowed.replace(true),
+            "receive side used twice at once"
+        );
         let unborrow = Unborrow(&self.cell.borrowed);
         // SAFETY: this thread holds the cell, and `borrowed` was false: no other reference.
         let result = f(unsafe { &mut *self.cell.value.get() });

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use crate::num::{to_u64, to_usize};
@@ -25,12 +25,22 @@ impl Mirror {
     /// Fresh memory that no other process can reach.
     pub(crate) fn new(bytes: usize) -> io::Result<Self> {
         let fd = memfd(bytes, c"farcall-ring")?;
-        Self::map(std::os::fd::AsFd::as_fd(&fd), bytes, true)
+        Self::map(fd.as_fd(), 0, bytes, true)
     }
 
-    /// Maps `bytes` (a power of two, a multiple of the page size) of `fd`.
-    pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize, writable: bool) -> io::Result<Self> {
-        assert!(bytes.is_power_of_two() && bytes >= 4096, "ring of {bytes} bytes");
+    /// Maps `bytes` (a power of two, a multiple of the page size) of `fd`, from `offset` on
+    /// (a multiple of the page size).
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        offset: usize,
+        bytes: usize,
+        writable: bool,
+    ) -> io::Result<Self> {
+        assert!(
+            bytes.is_power_of_two() && bytes >= 4096,
+            "ring of {bytes} bytes"
+        );
+        let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: a new anonymous reservation; no existing mapping is touched.
         let base = unsafe {
             libc::mmap(
@@ -58,7 +68,7 @@ impl Mirror {
                     protection,
                     libc::MAP_SHARED | libc::MAP_FIXED,
                     fd.as_raw_fd(),
-                    0,
+                    file_offset,
                 )
             };
             if mapped == libc::MAP_FAILED {
@@ -93,7 +103,10 @@ impl Mirror {
     ///
     /// # Safety
     /// As for [`Mirror::slice_mut`].
-    #[expect(clippy::mut_from_ref, reason = "exclusive use of the range is the caller's proof")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "exclusive use of the range is the caller's proof"
+    )]
     pub(crate) unsafe fn slice_uninit(&self, pos: u64, len: usize) -> &mut [MaybeUninit<u8>] {
         // SAFETY: the caller's promise is the same.
         super::socket::as_uninit(unsafe { self.slice_mut(pos, len) })
@@ -104,7 +117,10 @@ impl Mirror {
     /// # Safety
     /// `len <= bytes()`, the mapping is writable, and nobody else touches these bytes while
     /// the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "exclusive use of the range is the caller's proof")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "exclusive use of the range is the caller's proof"
+    )]
     pub(crate) unsafe fn slice_mut(&self, pos: u64, len: usize) -> &mut [u8] {
         debug_assert!(len <= self.bytes);
         // SAFETY: mapped for `len` bytes (`at`); the caller has exclusive use of the range.
@@ -122,9 +138,8 @@ impl Drop for Mirror {
 /// Anonymous shared memory of a fixed size, closed on exec.
 pub(crate) fn memfd(bytes: usize, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name is a C string.
-    let fd = unsafe {
-        libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
-    };
+    let fd =
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,9 +1,12 @@
 //! Fences around system calls: what they need `unsafe` for ends here.
 
 pub(crate) mod event;
+pub(crate) mod fdpass;
 pub(crate) mod fork;
 pub(crate) mod lead;
 pub(crate) mod mirror;
 pub(crate) mod poll;
 pub(crate) mod random;
+pub(crate) mod sharedring;
 pub(crate) mod socket;
+pub(crate) mod unix;

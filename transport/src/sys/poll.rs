@@ -21,13 +21,24 @@ pub(crate) const OUT: i16 = libc::POLLOUT;
 
 impl PollSet {
     pub(crate) const fn new() -> Self {
-        const NONE: libc::pollfd = libc::pollfd { fd: -1, events: 0, revents: 0 };
-        Self { fds: [NONE; 8], len: 0 }
+        const NONE: libc::pollfd = libc::pollfd {
+            fd: -1,
+            events: 0,
+            revents: 0,
+        };
+        Self {
+            fds: [NONE; 8],
+            len: 0,
+        }
     }
 
     /// Adds a descriptor; more than 8 are a bug of this crate.
     pub(crate) fn add(&mut self, fd: RawFd, events: i16) {
-        self.fds[self.len] = libc::pollfd { fd, events, revents: 0 };
+        self.fds[self.len] = libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        };
         self.len += 1;
     }
 
@@ -43,7 +54,11 @@ impl PollSet {
             return Ok(ready > 0);
         }
         let error = io::Error::last_os_error();
-        if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
+        if error.kind() == io::ErrorKind::Interrupted {
+            Ok(false)
+        } else {
+            Err(error)
+        }
     }
 
     /// What the last wait found on the n-th descriptor added; errors count as everything.
@@ -57,8 +72,13 @@ pub(crate) fn wait_any(
     fds: impl Iterator<Item = (RawFd, i16)>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let mut fds: Vec<_> =
-        fds.map(|(fd, events)| libc::pollfd { fd, events, revents: 0 }).collect();
+    let mut fds: Vec<_> = fds
+        .map(|(fd, events)| libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        })
+        .collect();
     let spec = timeout.map(timespec);
     let spec_ptr = spec.as_ref().map_or(ptr::null(), ptr::from_ref);
     let count = libc::nfds_t::try_from(fds.len()).map_err(io::Error::other)?;
@@ -67,7 +87,11 @@ pub(crate) fn wait_any(
         return Ok(());
     }
     let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+    if error.kind() == io::ErrorKind::Interrupted {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 /// Lets timers of the calling thread fire within a microsecond instead of 50.

@@ -11,7 +11,12 @@ pub(crate) fn send(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     if let [part] = parts {
         // SAFETY: the slice is readable for its length.
         let sent = unsafe {
-            libc::send(fd, part.as_ptr().cast(), part.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+            libc::send(
+                fd,
+                part.as_ptr().cast(),
+                part.len(),
+                libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+            )
         };
         return usize::try_from(sent).map_err(|_| io::Error::last_os_error());
     }
@@ -22,7 +27,11 @@ pub(crate) fn send(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     message.msg_iovlen = parts.len().min(64);
     // SAFETY: the header describes slices that outlive the call.
     let sent = unsafe {
-        libc::sendmsg(fd, ptr::from_ref(&message), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+        libc::sendmsg(
+            fd,
+            ptr::from_ref(&message),
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        )
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
@@ -31,7 +40,12 @@ pub(crate) fn send(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
 pub(crate) fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     // SAFETY: the buffer is borrowed mutably.
     let got = unsafe {
-        libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+        libc::recv(
+            fd,
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
     };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
@@ -57,9 +71,12 @@ pub(crate) fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
 pub(crate) fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let size = libc::socklen_t::try_from(size_of::<i32>()).map_err(io::Error::other)?;
     // SAFETY: `value` is `size` readable bytes.
-    let result =
-        unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), size) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), size) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Reads and clears the pending error of a socket.
@@ -119,7 +136,11 @@ pub(crate) fn abandon(fd: RawFd) {
 
 /// Starts connecting without waiting; the socket becomes writable when it is done.
 pub(crate) fn connect_start(address: &SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(family, kind, 0) };
@@ -130,13 +151,16 @@ pub(crate) fn connect_start(address: &SocketAddr) -> io::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let (storage, size) = sockaddr(address);
     // SAFETY: `size` initialised bytes of a socket address of this family.
-    let result =
-        unsafe { libc::connect(fd.as_raw_fd(), ptr::from_ref(&storage).cast(), size) };
+    let result = unsafe { libc::connect(fd.as_raw_fd(), ptr::from_ref(&storage).cast(), size) };
     if result == 0 {
         return Ok(fd);
     }
     let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::EINPROGRESS) { Ok(fd) } else { Err(error) }
+    if error.raw_os_error() == Some(libc::EINPROGRESS) {
+        Ok(fd)
+    } else {
+        Err(error)
+    }
 }
 
 fn sockaddr(address: &SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
@@ -147,11 +171,17 @@ fn sockaddr(address: &SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
             let raw = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
                 sin_zero: [0; 8],
             };
             // SAFETY: sockaddr_storage is large and aligned enough for every address.
-            unsafe { ptr::from_mut(&mut storage).cast::<libc::sockaddr_in>().write(raw) };
+            unsafe {
+                ptr::from_mut(&mut storage)
+                    .cast::<libc::sockaddr_in>()
+                    .write(raw)
+            };
             size_of::<libc::sockaddr_in>()
         }
         SocketAddr::V6(v6) => {
@@ -159,11 +189,17 @@ fn sockaddr(address: &SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: v6.port().to_be(),
                 sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
                 sin6_scope_id: v6.scope_id(),
             };
             // SAFETY: sockaddr_storage is large and aligned enough for every address.
-            unsafe { ptr::from_mut(&mut storage).cast::<libc::sockaddr_in6>().write(raw) };
+            unsafe {
+                ptr::from_mut(&mut storage)
+                    .cast::<libc::sockaddr_in6>()
+                    .write(raw)
+            };
             size_of::<libc::sockaddr_in6>()
         }
     };

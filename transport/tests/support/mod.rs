@@ -1,5 +1,11 @@
 //! What the tests of every backend share.
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, dead_code, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    dead_code,
+    missing_docs,
+    unreachable_pub
+)]
 
 pub mod suite;
 
@@ -10,7 +16,7 @@ use std::time::Duration;
 
 use farcall_transport::{
     CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, Limits, ListenOptions, Listener,
-    Tuning, connect, sim,
+    TransportChoice, Tuning, connect, sim,
 };
 
 /// Generous: only a hang takes as long.
@@ -111,16 +117,55 @@ impl Backend for Tcp {
         client: Arc<dyn Handler>,
         server: Arc<dyn Handler>,
     ) -> (Endpoint, Endpoint) {
-        let options = ListenOptions { limits, ..ListenOptions::default() };
-        let listener = Listener::bind("127.0.0.1:0", options).unwrap();
-        let address = listener.local_addr().to_string();
-        let (send, receive) = std::sync::mpsc::channel();
-        thread::spawn(move || accept_for(&listener, &tuning, &server, &send));
-        let options = ConnectOptions { limits, tuning, ..ConnectOptions::new(address) };
-        let (client, welcome) = connect(&options, client).unwrap();
-        assert_eq!(welcome, b"welcome");
-        (client, receive.recv().unwrap())
+        let pair = connected(TransportChoice::Tcp, limits, tuning, client, server);
+        assert_eq!(pair.0.transport_name(), "tcp");
+        pair
     }
+}
+
+/// Shared memory, found beside a TCP address.
+pub struct Shm;
+
+impl Backend for Shm {
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint) {
+        let pair = connected(TransportChoice::Auto, limits, tuning, client, server);
+        assert_eq!(
+            (pair.0.transport_name(), pair.1.transport_name()),
+            ("shm", "shm")
+        );
+        pair
+    }
+}
+
+fn connected(
+    transport: TransportChoice,
+    limits: Limits,
+    tuning: Tuning,
+    client: Arc<dyn Handler>,
+    server: Arc<dyn Handler>,
+) -> (Endpoint, Endpoint) {
+    let options = ListenOptions {
+        limits,
+        ..ListenOptions::default()
+    };
+    let listener = Listener::bind("127.0.0.1:0", options).unwrap();
+    let address = listener.local_addr().to_string();
+    let (send, receive) = std::sync::mpsc::channel();
+    thread::spawn(move || accept_for(&listener, &tuning, &server, &send));
+    let options = ConnectOptions {
+        limits,
+        tuning,
+        transport,
+        ..ConnectOptions::new(address)
+    };
+    let (client, welcome) = connect(&options, client).unwrap();
+    assert_eq!(welcome, b"welcome");
+    (client, receive.recv().unwrap())
 }
 
 /// Serves one session: its first connection, then its bulk connection. Ends when the session
@@ -177,7 +222,11 @@ impl Backend for Sim {
         let seed = std::env::var("FARCALL_SIM_SEED")
             .map_or_else(|_| SEED.fetch_add(1, SeqCst), |seed| seed.parse().unwrap());
         eprintln!("FARCALL_SIM_SEED={seed}");
-        let faults = sim::Faults { short: 40, stall: 40, cut_after_bytes: None };
+        let faults = sim::Faults {
+            short: 40,
+            stall: 40,
+            cut_after_bytes: None,
+        };
         sim::pair(seed, faults, limits, &tuning, client, server).unwrap()
     }
 }

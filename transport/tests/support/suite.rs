@@ -1,5 +1,10 @@
 //! The suite that every backend runs.
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    unreachable_pub
+)]
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -15,7 +20,11 @@ use super::{Backend, PATIENCE, Tap, number, serve, wait_for};
 
 /// Small rings, so that every limit is met.
 pub fn tight() -> Limits {
-    Limits { frame_bytes_max: 1024, ring_bytes: 64 << 10, window_bytes: 2048 }
+    Limits {
+        frame_bytes_max: 1024,
+        ring_bytes: 64 << 10,
+        window_bytes: 2048,
+    }
 }
 
 /// A record whose bytes follow from its number.
@@ -29,7 +38,11 @@ pub fn fill(record: &mut [u8], n: u64) {
 }
 
 fn pattern(n: u64) -> impl Iterator<Item = u8> {
-    (0u64..).map(move |at| n.wrapping_mul(31).wrapping_add(at.wrapping_mul(7)).to_le_bytes()[0])
+    (0u64..).map(move |at| {
+        n.wrapping_mul(31)
+            .wrapping_add(at.wrapping_mul(7))
+            .to_le_bytes()[0]
+    })
 }
 
 fn send(endpoint: &Endpoint, len: usize, n: u64) {
@@ -111,18 +124,39 @@ pub fn every_size<B: Backend>() {
     let echo = Tap::echo();
     let (client, server) = B::pair(limits, Tuning::default(), tap.clone(), echo);
     let server = serve(server);
-    let sizes = [0, 1, 7, 8, 9, 63, 64, 65, 4095, 4096, 4097, 65_535, 65_536, max - 1, max];
+    let sizes = [
+        0,
+        1,
+        7,
+        8,
+        9,
+        63,
+        64,
+        65,
+        4095,
+        4096,
+        4097,
+        65_535,
+        65_536,
+        max - 1,
+        max,
+    ];
     for (n, size) in (0u64..).zip(sizes) {
         let before = tap.frames.load(SeqCst);
         send(&client, size, n);
-        client.wait_until(&|| tap.frames.load(SeqCst) > before, Some(PATIENCE)).unwrap();
+        client
+            .wait_until(&|| tap.frames.load(SeqCst) > before, Some(PATIENCE))
+            .unwrap();
         let mut expected = vec![0; size];
         fill(&mut expected, n);
         expected.resize(size.next_multiple_of(8), 0);
         assert_eq!(*got.lock(), expected, "size {size}");
     }
     let too_long = client.append(max + 1, |_| ());
-    assert!(matches!(too_long, Err(SendError::TooLong { .. })), "{too_long:?}");
+    assert!(
+        matches!(too_long, Err(SendError::TooLong { .. })),
+        "{too_long:?}"
+    );
     client.close();
     server.join().unwrap();
 }
@@ -185,7 +219,9 @@ pub fn both_sides_flood<B: Backend>() {
     });
     server.flush().unwrap();
     let all = || at_client.load(SeqCst) == RECORDS && at_server.load(SeqCst) == RECORDS;
-    client.wait_until(&all, None).unwrap_or_else(|_| assert!(all()));
+    client
+        .wait_until(&all, None)
+        .unwrap_or_else(|_| assert!(all()));
     client.close();
     running.join().unwrap();
 }
@@ -232,7 +268,12 @@ pub fn slow_reader<B: Backend>() {
 /// Records that gather while something is in flight leave without any further call.
 pub fn trailing_edge<B: Backend>() {
     let tap = Tap::ignore();
-    let (client, server) = B::pair(Limits::default(), Tuning::default(), Tap::ignore(), tap.clone());
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        tap.clone(),
+    );
     let server = serve(server);
     for round in 1..200u64 {
         (0..5).for_each(|n| send(&client, 8, n));
@@ -245,7 +286,12 @@ pub fn trailing_edge<B: Backend>() {
 /// Frames that the server pushes arrive although no client thread waits.
 pub fn pushed_frames<B: Backend>() {
     let tap = Tap::ignore();
-    let (client, server) = B::pair(Limits::default(), Tuning::default(), tap.clone(), Tap::ignore());
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        tap.clone(),
+        Tap::ignore(),
+    );
     let running = serve(server.clone());
     for round in 1..20u64 {
         send(&server, 8, round);
@@ -296,7 +342,10 @@ pub fn waits_end<B: Backend>() {
     let server_handle = server.clone();
     let running = serve(server);
     let short = Some(Duration::from_millis(2));
-    assert!(matches!(client.wait_until(&|| false, short), Err(WaitError::TimedOut)));
+    assert!(matches!(
+        client.wait_until(&|| false, short),
+        Err(WaitError::TimedOut)
+    ));
     let flag = AtomicBool::new(false);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| client.wait_until(&|| flag.load(SeqCst), Some(PATIENCE)));
@@ -306,18 +355,28 @@ pub fn waits_end<B: Backend>() {
         let waiter = scope.spawn(|| client.wait_until(&|| false, Some(PATIENCE)));
         server_handle.close();
         let ended = waiter.join().unwrap();
-        assert!(matches!(ended, Err(WaitError::Closed(CloseReason::Peer))), "{ended:?}");
+        assert!(
+            matches!(ended, Err(WaitError::Closed(CloseReason::Peer))),
+            "{ended:?}"
+        );
     });
     assert!(matches!(running.join().unwrap(), CloseReason::Local));
-    assert!(matches!(client.append(8, |_| ()), Err(SendError::Closed(CloseReason::Peer))));
+    assert!(matches!(
+        client.append(8, |_| ()),
+        Err(SendError::Closed(CloseReason::Peer))
+    ));
 }
 
 pub fn close_delivers_what_is_pending<B: Backend>() {
     for _ in 0..20 {
         let tap = Tap::ignore();
         let near = Tap::ignore();
-        let (client, server) =
-            B::pair(Limits::default(), Tuning::default(), near.clone(), tap.clone());
+        let (client, server) = B::pair(
+            Limits::default(),
+            Tuning::default(),
+            near.clone(),
+            tap.clone(),
+        );
         let server = serve(server);
         (0..100).for_each(|n| send(&client, 64, n));
         drop(client);
@@ -330,8 +389,12 @@ pub fn close_delivers_what_is_pending<B: Backend>() {
 
 pub fn bulk_both_ways_at_once<B: Backend>() {
     const BYTES: usize = 3 << 20;
-    let (client, server) =
-        B::pair(Limits::default(), Tuning::default(), Tap::ignore(), Tap::ignore());
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        Tap::ignore(),
+    );
     let running = serve(server.clone());
     let payload = |n: u64| {
         let mut bytes = vec![0; BYTES];
@@ -344,7 +407,8 @@ pub fn bulk_both_ways_at_once<B: Backend>() {
                 for n in 0..4 {
                     let bytes = payload(base + n);
                     let (a, b) = bytes.split_at(12_345);
-                    from.bulk_send(base + n, &[IoSlice::new(a), IoSlice::new(b)]).unwrap();
+                    from.bulk_send(base + n, &[IoSlice::new(a), IoSlice::new(b)])
+                        .unwrap();
                 }
             });
             scope.spawn(move || {
@@ -362,14 +426,29 @@ fn bulk_recv(endpoint: &Endpoint, id: u64, room: usize) -> Result<Vec<u8>, BulkE
     let mut bytes = vec![MaybeUninit::new(0u8); room];
     let got = endpoint.bulk_recv(id, &mut bytes)?;
     // SAFETY: initialised above with zeros already.
-    Ok(bytes[..got].iter().map(|byte| unsafe { byte.assume_init() }).collect())
+    Ok(bytes[..got]
+        .iter()
+        .map(|byte| unsafe { byte.assume_init() })
+        .collect())
 }
 
 pub fn bulk_sizes_and_orders<B: Backend>() {
-    let (client, server) =
-        B::pair(Limits::default(), Tuning::default(), Tap::ignore(), Tap::ignore());
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        Tap::ignore(),
+    );
     let running = serve(server.clone());
-    let transfers = [(0u64, 0usize), (1, 1), (2, 31), (3, 32), (4, 33), (5, 65_537), (6, 1_000_000)];
+    let transfers = [
+        (0u64, 0usize),
+        (1, 1),
+        (2, 31),
+        (3, 32),
+        (4, 33),
+        (5, 65_537),
+        (6, 1_000_000),
+    ];
     thread::scope(|scope| {
         // Posted in another order than they are sent in, from threads of their own.
         for (id, size) in transfers.into_iter().rev() {
@@ -392,14 +471,21 @@ pub fn bulk_sizes_and_orders<B: Backend>() {
 }
 
 pub fn bulk_waits_end_with_the_session<B: Backend>() {
-    let (client, server) =
-        B::pair(Limits::default(), Tuning::default(), Tap::ignore(), Tap::ignore());
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        Tap::ignore(),
+        Tap::ignore(),
+    );
     let running = serve(server);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| bulk_recv(&client, 1, 100));
         wait_for(|| client.bulk_cancel(99) || client.stats().sleeps > 0);
         client.close();
-        assert!(matches!(waiter.join().unwrap(), Err(BulkError::Closed(CloseReason::Local))));
+        assert!(matches!(
+            waiter.join().unwrap(),
+            Err(BulkError::Closed(CloseReason::Local))
+        ));
     });
     running.join().unwrap();
 }
@@ -409,11 +495,17 @@ pub fn bulk_waits_end_with_the_session<B: Backend>() {
 pub fn sessions_leak_nothing<B: Backend>() {
     let cycle = || {
         let tap = Tap::ignore();
-        let (client, server) =
-            B::pair(Limits::default(), Tuning::default(), tap.clone(), Tap::echo());
+        let (client, server) = B::pair(
+            Limits::default(),
+            Tuning::default(),
+            tap.clone(),
+            Tap::echo(),
+        );
         let running = serve(server);
         send(&client, 64, 1);
-        client.wait_until(&|| tap.bytes() == 64, Some(PATIENCE)).unwrap();
+        client
+            .wait_until(&|| tap.bytes() == 64, Some(PATIENCE))
+            .unwrap();
         drop(client);
         running.join().unwrap();
     };
@@ -427,7 +519,10 @@ pub fn sessions_leak_nothing<B: Backend>() {
     (0..200).for_each(|_| cycle());
     wait_for(|| super::resources().0 <= before.0);
     let after = super::resources();
-    assert!(after.1 < before.1 + (16 << 20), "maps {before:?} -> {after:?}");
+    assert!(
+        after.1 < before.1 + (16 << 20),
+        "maps {before:?} -> {after:?}"
+    );
 }
 
 /// Instantiates the suite for a backend.

@@ -1,0 +1,95 @@
+//! Shared memory with a server on this host.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::{Link, exchange, greet, resolve, unavailable};
+use crate::error::ConnectError;
+use crate::options::ConnectOptions;
+use crate::stream::shm::Near;
+use crate::stream::tcp::TcpStream;
+use crate::sys::unix;
+
+/// What a server that is given by the path of a socket begins with.
+const PATH_PREFIX: &str = "unix:";
+
+/// Whether the server is given by a path.
+pub(super) fn is_path(options: &ConnectOptions) -> bool {
+    options.server.starts_with(PATH_PREFIX)
+}
+
+/// Opens a session over shared memory.
+///
+/// # Errors
+/// [`ConnectError::Transport`] when another transport may work; anything else is the server's
+/// own word.
+pub(super) fn over_shm(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    let failed = |error: io::Error| unavailable("shm", error.to_string());
+    let socket = open(options)?;
+    let stream = TcpStream::new(socket, None).map_err(failed)?;
+    let (agreed, payload) = match greet(options, &stream, deadline) {
+        Err(ConnectError::Connect { source, .. }) => return Err(failed(source)),
+        other => other?,
+    };
+    let near = Near::new().map_err(failed)?;
+    let (offer, fds) = exchange::recv_offer(&stream, Some(deadline)).map_err(failed)?;
+    near.send(stream.fd()).map_err(failed)?;
+    let (call, bulk) = near.join(stream.into_fd(), &offer, fds).map_err(failed)?;
+    Ok(Link {
+        call,
+        bulk: Some(bulk),
+        agreed,
+        address: None,
+        payload,
+    })
+}
+
+/// A Unix socket to the server.
+fn open(options: &ConnectOptions) -> Result<OwnedFd, ConnectError> {
+    if let Some(path) = options.server.strip_prefix(PATH_PREFIX) {
+        // The path's permissions say who may listen there.
+        return unix::connect_path(path).map_err(|error| unavailable("shm", error.to_string()));
+    }
+    let mut reason = "the server is not on this host".to_owned();
+    for address in resolve(options)? {
+        if !is_own(address.ip()) {
+            continue;
+        }
+        for name in names(address) {
+            match unix::connect(&name) {
+                Ok(socket) if unix::peer_is_trusted(&socket) => return Ok(socket),
+                Ok(_) => reason = format!("@{name} belongs to another user"),
+                Err(error) => reason = format!("@{name}: {error}"),
+            }
+        }
+    }
+    Err(unavailable("shm", reason))
+}
+
+/// What a server may be called that answers at this address: by it, or by a wildcard.
+fn names(address: SocketAddr) -> [String; 3] {
+    let port = address.port();
+    let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    let v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    [address, v4, v6].map(unix::name_of)
+}
+
+/// Whether an address is one of this host's: then the way to it begins at itself.
+fn is_own(ip: IpAddr) -> bool {
+    if ip.is_loopback() {
+        return true;
+    }
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Connecting a UDP socket sends nothing.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
+}

@@ -1,0 +1,87 @@
+//! Unix sockets by name, and who is at their other end.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
+use std::ptr;
+
+/// The abstract name that goes with a TCP address.
+pub(crate) fn name_of(address: std::net::SocketAddr) -> String {
+    format!("farcall-{address}")
+}
+
+/// Listens at a path. A socket there that nobody listens on is replaced.
+pub(crate) fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)?
+            }
+            _ => return Err(error),
+        },
+        other => other?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Listens on an abstract name.
+pub(crate) fn listen(name: &str) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to an abstract name. Does not block: a listener whose queue is full refuses.
+pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
+    Ok(UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?.into())
+}
+
+/// Connects to a path.
+pub(crate) fn connect_path(path: &str) -> io::Result<OwnedFd> {
+    Ok(UnixStream::connect(path)?.into())
+}
+
+/// Whether the other end belongs to this user or to root: only those may pose as a server.
+pub(crate) fn peer_is_trusted(fd: &OwnedFd) -> bool {
+    // SAFETY: an all-zero ucred is valid.
+    let mut peer: libc::ucred = unsafe { MaybeUninit::zeroed().assume_init() };
+    let Ok(mut size) = libc::socklen_t::try_from(size_of::<libc::ucred>()) else {
+        return false;
+    };
+    // SAFETY: `peer` is `size` writable bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            ptr::from_mut(&mut peer).cast(),
+            &raw mut size,
+        )
+    };
+    // SAFETY: cannot fail.
+    result == 0 && (peer.uid == 0 || peer.uid == unsafe { libc::geteuid() })
+}
+
+/// Whether a socket is a Unix socket.
+pub(crate) fn is_unix(fd: RawFd) -> bool {
+    let mut domain = 0i32;
+    let Ok(mut size) = libc::socklen_t::try_from(size_of::<i32>()) else {
+        return false;
+    };
+    // SAFETY: `domain` is `size` writable bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            ptr::from_mut(&mut domain).cast(),
+            &raw mut size,
+        )
+    };
+    result == 0 && domain == libc::AF_UNIX
+}

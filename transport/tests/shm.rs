@@ -1,0 +1,6 @@
+//! The suite over shared memory.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+suite!(support::Shm);
