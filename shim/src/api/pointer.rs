@@ -15,11 +15,11 @@ const MEMORY_DEVICE: u32 = 2;
 /// `cuPointerGetAttributes` for a pointer that is nobody's (cuda.h).
 const NO_DEVICE: i32 = -2;
 
-/// Value of an attribute, with its size in memory.
+/// Value of an attribute, with its size in memory. Truth values take four bytes: programs, cudart and cuda-python
+/// among them, pass an `int` that they did not clear.
 enum Value {
     Word(u64),
     Half(u32),
-    Byte(bool),
 }
 
 impl Value {
@@ -27,7 +27,6 @@ impl Value {
         match self {
             Self::Word(value) => at.out().set(value),
             Self::Half(value) => at.out().set(value),
-            Self::Byte(value) => at.out().set(u8::from(value)),
         }
     }
 }
@@ -39,14 +38,14 @@ fn value(attribute: u32, address: u64, allocation: &Allocation) -> CuResult<Valu
         2 => Value::Half(if is_device_memory { MEMORY_DEVICE } else { MEMORY_HOST }),
         3 => Value::Word(address),
         4 if !allocation.is_on_device() => Value::Word(address),
-        6 => Value::Byte(true),
+        6 => Value::Half(1),
         7 => Value::Word(allocation.serial),
-        8 => Value::Byte(allocation.kind == AllocationKind::Managed),
+        8 => Value::Half(u32::from(allocation.kind == AllocationKind::Managed)),
         9 => Value::Half(allocation.context.device.ordinal),
-        10 => Value::Byte(false),
+        10 => Value::Half(0),
         11 => Value::Word(allocation.start),
         12 => Value::Word(allocation.bytes),
-        13 => Value::Byte(true),
+        13 => Value::Half(1),
         14 => Value::Word(0),
         // CU_POINTER_ATTRIBUTE_ACCESS_FLAG_PROT_READWRITE
         15 => Value::Half(3),
@@ -54,7 +53,7 @@ fn value(attribute: u32, address: u64, allocation: &Allocation) -> CuResult<Valu
         17 => Value::Word(allocation.start),
         18 => Value::Word(allocation.bytes),
         19 => Value::Word(allocation.serial),
-        20 | 21 => Value::Byte(false),
+        20 | 21 => Value::Half(0),
         _ => return Err(CuStatus::INVALID_VALUE),
     })
 }
@@ -64,7 +63,7 @@ pub(crate) fn cuPointerGetAttribute(place: HostPtr, attribute: u32, address: u64
     match process.memory.find(address) {
         Some(allocation) => value(attribute, address, &allocation)?.store(place),
         // Asking whether it can be shared or is mapped is allowed of any pointer.
-        None if matches!(attribute, 10 | 13) => Value::Byte(false).store(place),
+        None if matches!(attribute, 10 | 13) => Value::Half(0).store(place),
         None => Err(CuStatus::INVALID_VALUE),
     }
 }
@@ -83,9 +82,8 @@ pub(crate) fn cuPointerGetAttributes(count: u32, attributes: Out<u32>, places: O
 
 fn absent(attribute: u32) -> Value {
     match attribute {
-        2 | 15 => Value::Half(0),
         9 => Value::Half(NO_DEVICE.cast_unsigned()),
-        6 | 8 | 10 | 13 | 20 | 21 => Value::Byte(false),
+        2 | 6 | 8 | 10 | 13 | 15 | 20 | 21 => Value::Half(0),
         _ => Value::Word(0),
     }
 }
