@@ -101,6 +101,37 @@ fn devices_of_a_server() {
 }
 
 #[test]
+fn more_devices_than_there_are() {
+    let farcall = Farcall::new();
+    let server = Server::start(&farcall, &["--gpus", "2", "--name", "box"]);
+    let run = |count: &str| {
+        farcall.output(&[
+            "run",
+            "--server",
+            &server.address,
+            "-n",
+            count,
+            "--",
+            "echo",
+            "ran",
+        ])
+    };
+    for count in ["2", "all"] {
+        assert_eq!(stdout(&run(count)), "ran\n", "{count}");
+    }
+    let three = run("3");
+    assert_eq!(
+        (three.status.code(), stdout(&three).as_str()),
+        (Some(69), "")
+    );
+    assert!(
+        stderr(&three).contains("3 devices were asked for, and box has 2"),
+        "{}",
+        stderr(&three)
+    );
+}
+
+#[test]
 fn a_server_that_wants_a_token() {
     let farcall = Farcall::new();
     let token = farcall.home.path().join("token");

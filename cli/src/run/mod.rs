@@ -10,11 +10,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use farcall_gpu_exec::Inventory;
 use tempfile::TempDir;
 
 pub(crate) use child::{Ended, Signals};
 
-use crate::args::{RunArgs, ServerArgs, ShareArgs};
+use crate::args::{DeviceCount, RunArgs, ServerArgs, ShareArgs};
 use crate::connect;
 use crate::failure::{Failure, code};
 
@@ -70,7 +71,7 @@ pub(crate) fn prepare(
 ) -> Result<Prepared, Failure> {
     let config = connect::configuration(server)?;
     if !share.no_check {
-        connect::ask(&config, server)?;
+        enough_devices(&connect::ask(&config, server)?, config.devices, share)?;
     }
     let private = tempfile::Builder::new()
         .prefix("farcall-")
@@ -94,6 +95,29 @@ pub(crate) fn prepare(
     command.args(arguments);
     environment::set(&mut command, &config, server, share, &libraries)?;
     Ok(Prepared { command, private })
+}
+
+/// Fewer devices than asked for are no answer.
+fn enough_devices(
+    inventory: &Inventory,
+    configured: Option<u32>,
+    share: &ShareArgs,
+) -> Result<(), Failure> {
+    let there = inventory.devices.len();
+    let wanted = share.devices.map_or(configured, |DeviceCount(typed)| typed);
+    match wanted {
+        Some(wanted) if usize::try_from(wanted).unwrap_or(usize::MAX) > there => Err(Failure::new(
+            code::UNAVAILABLE,
+            format!(
+                "{wanted} devices were asked for, and {} has {there}",
+                inventory.server_name
+            ),
+            format!(
+                "ask for at most {there} with -n, or name another server with --server HOST:PORT"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A path that means the same to a program that changes its directory.
