@@ -275,10 +275,15 @@ pub(crate) fn sqrt(a: f64, fmt: Fmt, rm: Rm) -> u64 {
 /// The canonical NaN of single precision.
 pub(crate) const NAN_F32: f32 = f32::from_bits(0x7fff_ffff);
 
-/// Any NaN becomes the canonical one.
+/// Any NaN becomes the canonical one. Compares bits: the optimizer takes any NaN for as good as another.
 #[inline(always)]
 pub(crate) fn canon(x: f32) -> f32 {
-    if x.is_nan() { NAN_F32 } else { x }
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 {
+        0x7fff_ffff
+    } else {
+        bits
+    })
 }
 
 /// Subnormals become zero of the same sign.
@@ -304,27 +309,19 @@ pub(crate) fn sat64(x: f64) -> f64 {
 }
 
 /// To single precision, inexact results made odd: a second rounding is then harmless.
-fn to_f32_odd(x: f64, inexact: bool) -> f32 {
+fn to_f32_odd(x: f64) -> f32 {
     let near = x as f32;
-    if near.is_nan() || near.is_infinite() && x.is_infinite() {
+    let exact = f64::from(near);
+    if exact == x || x.is_nan() || near.to_bits() & 1 == 1 {
         return near;
     }
-    if f64::from(near) == x && !inexact || near.to_bits() & 1 == 1 {
-        return near;
-    }
-    if f64::from(near) == x {
-        return near;
-    }
-    let toward_x_is_up = f64::from(near) < x;
-    let away = (near >= 0.0) == toward_x_is_up;
     let bits = near.to_bits();
-    f32::from_bits(if near == 0.0 {
-        u32::from(x < 0.0) << 31 | 1
-    } else if away {
-        bits + 1
-    } else {
-        bits - 1
-    })
+    if near == 0.0 {
+        return f32::from_bits(bits | 1);
+    }
+    // The odd neighbour on the side of `x`; from infinity that is the largest finite number.
+    let outward = x.abs() > exact.abs();
+    f32::from_bits(if outward { bits + 1 } else { bits - 1 })
 }
 
 macro_rules! half {
@@ -346,7 +343,7 @@ macro_rules! half {
 
             /// Rounds a double once.
             pub(crate) fn of_f64(x: f64) -> Self {
-                Self::of(to_f32_odd(x, false))
+                Self::of(to_f32_odd(x))
             }
 
             /// `a * b + c` rounded once.
