@@ -42,10 +42,13 @@ const STEPS: [(&str, &str); 8] = [
         "the server checked the record; nothing in it is trusted",
     ),
     ("executed", "the server's device did it"),
-    ("returned", "the reply came back"),
+    (
+        "returned",
+        "the program goes on: at once after a one-way call, with the reply after a blocking one",
+    ),
     (
         "mapped-back",
-        "the reply became the call's results, in the program's own terms",
+        "the answer became the call's results, in the program's own terms",
     ),
 ];
 
