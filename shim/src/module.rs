@@ -129,9 +129,9 @@ fn image_bytes<'a>(at: HostPtr) -> CuResult<&'a [u8]> {
     let mut wanted = 4;
     let mut wrappers = 0;
     loop {
-        match image::extent(at.bytes(wanted)?).map_err(|error| refused(&error))? {
+        match image::extent(at.mapped_bytes(wanted)?).map_err(|error| refused(&error))? {
             Extent::NeedMore(more) => wanted = more,
-            Extent::Total(total) => return at.bytes(total),
+            Extent::Total(total) => return at.mapped_bytes(total),
             Extent::Text => return at.bytes(at.text_len()?),
             Extent::Wrapper { data_ptr, .. } if wrappers == 0 => {
                 wrappers += 1;

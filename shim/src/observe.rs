@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -123,13 +124,14 @@ fn trace_call(
         "args": shown(info, args),
         "status": status,
     });
-    let mut out = trace.lock();
-    let _ = writeln!(out, "{line}");
+    let mut text = format!("{line}\n");
     if settings.steps && info.class != Class::Local {
         for (step, detail) in crate::steps::take() {
-            let _ = writeln!(out, "{}", json!({"seq": seq, "step": step, "detail": detail}));
+            let _ = writeln!(text, "{}", json!({"seq": seq, "step": step, "detail": detail}));
         }
     }
+    // One write: other processes of the program may share the file.
+    let _ = trace.lock().write_all(text.as_bytes());
 }
 
 /// Whether the steps of each call are wanted.

@@ -189,6 +189,18 @@ impl HostPtr {
         Ok(unsafe { std::slice::from_raw_parts(self.0.cast_const().cast(), len) })
     }
 
+    /// The program's bytes, if all of them are mapped. For lengths that the program's data claims and the program
+    /// did not pass itself: a corrupt header must be an error, not a fault.
+    pub(crate) fn mapped_bytes<'a>(self, len: usize) -> CuResult<&'a [u8]> {
+        const PAGE: usize = 4096;
+        let start = self.0 as usize & !(PAGE - 1);
+        let end = (self.0 as usize).checked_add(len).ok_or(CuStatus::INVALID_IMAGE)?;
+        let mut residency = vec![0_u8; (end - start).div_ceil(PAGE)];
+        // SAFETY: asks about pages, touches none of them; the vector has one byte per page.
+        let known = unsafe { libc::mincore(start as *mut c_void, end - start, residency.as_mut_ptr()) };
+        if known == 0 { self.bytes(len) } else { Err(CuStatus::INVALID_IMAGE) }
+    }
+
     /// Copies into the program's memory.
     pub(crate) fn write(self, bytes: &[u8]) -> CuResult {
         if bytes.is_empty() {

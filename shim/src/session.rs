@@ -329,7 +329,8 @@ impl Handler for Inbox {
 
     fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
         if self.lost.load(Ordering::Relaxed) == 0 && !crate::process::is_finishing() {
-            log::error!("the session with the server ended: {why}; every further CUDA call fails");
+            let server = endpoint.peer().map_or_else(|| "the server".to_owned(), |peer| format!("server {peer}"));
+            log::error!("the session with {server} ended: {why}; every further CUDA call fails");
         }
         self.end(CuStatus::DEVICE_UNAVAILABLE);
         // Threads that wait for a reply which now never comes look again.
