@@ -310,6 +310,8 @@ pub(crate) struct Code {
     pub(crate) entry: u32,
     pub(crate) consts: Vec<ConstReg>,
     pub(crate) rows: u32,
+    /// First row and number of rows of every register, while the code is being made.
+    pub(crate) registers: Vec<(R, u32)>,
     pub(crate) preds: u32,
     /// Range caches of global accesses.
     pub(crate) caches: u32,

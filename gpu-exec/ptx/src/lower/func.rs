@@ -83,6 +83,11 @@ impl<'m, 't> Builder<'m, 't> {
     pub(super) fn new_rows(&mut self, rows: u32) -> R {
         let row = self.code.rows;
         self.code.rows += rows;
+        // A 128-bit register is used as two of 64 bits.
+        let width = rows.min(2);
+        self.code
+            .registers
+            .extend((0..rows / width).map(|i| (row + i * width, width)));
         row
     }
 

@@ -28,22 +28,13 @@ pub(super) fn allocate(code: &mut Code) -> u32 {
 }
 
 /// Rows of the register that starts at each row; 0 inside of a register.
+///
+/// Registers of different widths never share rows: lane 9 of a 64-bit register is where lanes 18 and
+/// 19 of a 32-bit one are, and those may be elsewhere in the code.
 fn widths(code: &mut Code) -> Vec<u32> {
-    let mut starts = BTreeSet::new();
-    for c in &code.consts {
-        starts.insert(c.row);
-    }
-    for inst in &mut code.insts {
-        visit(inst, &mut |r, _| {
-            starts.insert(*r);
-        });
-    }
     let mut widths = vec![0; code.rows as usize];
-    let mut next = code.rows;
-    for &start in starts.iter().rev() {
-        // Registers are never wider than two rows; four make a pair that is used as two.
-        widths[start as usize] = (next - start).min(2);
-        next = start;
+    for (row, rows) in std::mem::take(&mut code.registers) {
+        widths[row as usize] = rows;
     }
     widths
 }
