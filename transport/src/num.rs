@@ -4,10 +4,6 @@
 const _: () = assert!(usize::BITS == 64, "positions are 64 bits wide");
 
 /// A length as a stream position.
-#[expect(
-    clippy::cast_lossless,
-    reason = "usize has 64 bits here, asserted above"
-)]
 pub(crate) const fn to_u64(n: usize) -> u64 {
     n as u64
 }

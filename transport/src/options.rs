@@ -59,7 +59,8 @@ impl Default for Limits {
 /// How an endpoint waits and gathers; the same on both sides.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// How long a wait polls before it sleeps.
+    /// How long a wait polls before it sleeps. Adapted: up to five times longer while that
+    /// spares sleeps, next to nothing while polling turns out to be in vain.
     pub spin: Duration,
     /// How long a record may gather while something is in flight.
     pub gather: Duration,

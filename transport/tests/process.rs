@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use farcall_transport::{
-    CloseReason, ConnectOptions, Endpoint, Limits, ListenOptions, Listener, SendError, Tuning,
-    WaitError, connect,
+    CloseReason, ConnectOptions, Endpoint, Limits, ListenOptions, Listener, SendError,
+    TransportChoice, Tuning, WaitError, connect,
 };
 use support::{Backend, PATIENCE, Tap, Tcp, serve};
 
@@ -90,6 +90,20 @@ fn a_forked_child_can_open_a_session_of_its_own() {
     assert!(matches!(running.join().unwrap(), CloseReason::Peer));
 }
 
+/// The transports that a program is tested with: its name for the environment.
+const TRANSPORTS: [&str; 2] = ["tcp", "shm"];
+
+fn program_options(server: String) -> ConnectOptions {
+    let transport = match std::env::var("FARCALL_TEST_TRANSPORT").as_deref() {
+        Ok("shm") => TransportChoice::Shm,
+        _ => TransportChoice::Tcp,
+    };
+    ConnectOptions {
+        transport,
+        ..ConnectOptions::new(server)
+    }
+}
+
 static AT_EXIT: OnceLock<Endpoint> = OnceLock::new();
 
 extern "C" fn close_at_exit() {
@@ -104,7 +118,7 @@ fn program_that_exits() {
     let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else {
         return;
     };
-    let (endpoint, _) = connect(&ConnectOptions::new(server), Tap::ignore()).unwrap();
+    let (endpoint, _) = connect(&program_options(server), Tap::ignore()).unwrap();
     let endpoint = AT_EXIT.get_or_init(|| endpoint);
     // SAFETY: the handler uses statics only.
     assert_eq!(unsafe { libc::atexit(close_at_exit) }, 0);
@@ -123,16 +137,18 @@ fn program_that_exits() {
 #[test]
 fn exit_sends_what_is_pending_and_does_not_hang() {
     let listener = Listener::bind("127.0.0.1:0", ListenOptions::default()).unwrap();
-    for _ in 0..5 {
+    for transport in TRANSPORTS.repeat(3) {
         let start = Instant::now();
         let mut program = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "program_that_exits", "--nocapture"])
             .env("FARCALL_TEST_SERVER", listener.local_addr().to_string())
+            .env("FARCALL_TEST_TRANSPORT", transport)
             .spawn()
             .unwrap();
         let (fd, state) = listener.accept().unwrap().into_parts();
         let tap = Tap::ignore();
         let server = Endpoint::adopt(fd, &state, b"", &Tuning::default(), tap.clone()).unwrap();
+        assert_eq!(server.transport_name(), transport);
         let why = server.run();
         assert!(matches!(why, CloseReason::Peer), "{why}");
         assert_eq!(tap.bytes(), 64_000);
@@ -157,6 +173,12 @@ fn program_that_serves() {
 
 #[test]
 fn a_killed_server_ends_waits() {
+    for transport in [TransportChoice::Tcp, TransportChoice::Shm] {
+        killed_server(transport);
+    }
+}
+
+fn killed_server(transport: TransportChoice) {
     let mut program = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "program_that_serves", "--nocapture"])
         .env("FARCALL_TEST_SERVE", "1")
@@ -167,7 +189,11 @@ fn a_killed_server_ends_waits() {
     let port = lines
         .map(Result::unwrap)
         .find_map(|l| l.strip_prefix("PORT ").map(String::from));
-    let options = ConnectOptions::new(format!("127.0.0.1:{}", port.unwrap()));
+    let server = format!("127.0.0.1:{}", port.unwrap());
+    let options = ConnectOptions {
+        transport,
+        ..ConnectOptions::new(server)
+    };
     let (client, _) = connect(&options, Tap::ignore()).unwrap();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| client.wait_until(&|| false, Some(PATIENCE)));
@@ -185,10 +211,15 @@ fn a_killed_server_ends_waits() {
 
 #[test]
 fn a_killed_client_is_noticed() {
+    TRANSPORTS.into_iter().for_each(killed_client);
+}
+
+fn killed_client(transport: &str) {
     let listener = Listener::bind("127.0.0.1:0", ListenOptions::default()).unwrap();
     let mut program = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "program_that_waits", "--nocapture"])
         .env("FARCALL_TEST_SERVER", listener.local_addr().to_string())
+        .env("FARCALL_TEST_TRANSPORT", transport)
         .spawn()
         .unwrap();
     let (fd, state) = listener.accept().unwrap().into_parts();
@@ -207,7 +238,7 @@ fn program_that_waits() {
     let Ok(server) = std::env::var("FARCALL_TEST_SERVER") else {
         return;
     };
-    let (endpoint, _) = connect(&ConnectOptions::new(server), Tap::ignore()).unwrap();
+    let (endpoint, _) = connect(&program_options(server), Tap::ignore()).unwrap();
     endpoint.append(64, |_| ()).unwrap();
     let _ = endpoint.wait_until(&|| false, None);
 }
@@ -258,7 +289,7 @@ fn an_idle_session_uses_no_cpu() {
         Tap::echo(),
     );
     let running = serve(server.clone());
-    (0..100).for_each(|_| drop(client.append(64, |_| ()).unwrap()));
+    (0..100).for_each(|_| assert!(client.append(64, |_| ()).is_ok()));
     support::wait_for(|| {
         client.acked() == client.append(0, |_| ()).unwrap() || client.stats().frames_in > 0
     });

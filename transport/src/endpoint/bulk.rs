@@ -343,12 +343,10 @@ impl Endpoint {
         }
         // `wait_core` returns Ok only after `lock` said true.
         let mut out = guard.unwrap_or_else(|| shared.bulk_out.lock());
-        if out.stream.is_none() && out.connector.is_some() {
-            if let Err(error) = self.open_bulk_locked(&mut out) {
-                drop(out);
-                self.fail(CloseReason::lost(error));
-                return Err(shared.reason());
-            }
+        if let Err(error) = self.open_bulk_locked(&mut out) {
+            drop(out);
+            self.fail(CloseReason::lost(error));
+            return Err(shared.reason());
         }
         Ok(out)
     }

@@ -25,6 +25,7 @@ mod flusher;
 mod memory;
 mod receive;
 mod send;
+mod spin;
 mod stats;
 mod wait;
 
@@ -126,6 +127,7 @@ pub(crate) struct Shared {
     events: EventCount,
     wake: EventFd,
     leader_sleeps: AtomicBool,
+    spin: spin::Spin,
     trailing: Option<flusher::Trailing>,
 
     bulk_out: Mutex<BulkOut>,
@@ -207,6 +209,7 @@ impl Endpoint {
             events: EventCount::default(),
             wake: EventFd::new()?,
             leader_sleeps: AtomicBool::new(false),
+            spin: spin::Spin::new(tuning.spin),
             trailing: if client {
                 Some(flusher::Trailing::new()?)
             } else {

@@ -128,9 +128,15 @@ impl Endpoint {
             }
             let moved = self.pump(lead);
             if done() {
+                if idle.since.is_some() {
+                    shared.spin.hit();
+                }
                 return Turn::Done;
             }
             if moved {
+                if idle.since.is_some() {
+                    shared.spin.hit();
+                }
                 idle = Idle::default();
                 continue;
             }
@@ -145,7 +151,7 @@ impl Endpoint {
                 return Turn::TimedOut;
             }
             let since = *idle.since.get_or_insert(now);
-            if now - since < shared.tuning.spin {
+            if now - since < shared.spin.time() {
                 self.relax();
                 continue;
             }
@@ -153,8 +159,10 @@ impl Endpoint {
             self.acknowledge();
             self.sleep_leading(lead, done, bulk_write, deadline.map(|at| at - now));
             // Whatever it was that ended the sleep, poll a little for more of it.
+            let woken = Instant::now();
+            shared.spin.slept(woken - now);
             idle = Idle {
-                since: Some(Instant::now()),
+                since: Some(woken),
                 ..idle
             };
         }

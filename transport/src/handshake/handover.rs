@@ -11,7 +11,7 @@ use crate::connect::exchange;
 use crate::endpoint::Agreed;
 use crate::error::{AdoptError, HelloError};
 use crate::options::Limits;
-use crate::stream::Stream;
+use crate::stream::Planes;
 use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
 use crate::sys::{socket, unix};
@@ -101,11 +101,7 @@ impl Handover {
 
     /// Answers the client, and makes streams of its connection: the call plane's, and the bulk
     /// plane's where that comes with it (shared memory).
-    pub(crate) fn welcome(
-        &self,
-        fd: OwnedFd,
-        payload: &[u8],
-    ) -> Result<(Arc<dyn Stream>, Option<Arc<dyn Stream>>), AdoptError> {
+    pub(crate) fn welcome(&self, fd: OwnedFd, payload: &[u8]) -> Result<Planes, AdoptError> {
         let len = u32::try_from(payload.len())
             .ok()
             .filter(|_| payload.len() <= crate::PAYLOAD_BYTES_MAX)

@@ -5,6 +5,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::sys::poll::PollSet;
 use crate::sys::socket;
@@ -49,6 +50,9 @@ pub(crate) trait Stream: Send + Sync {
     /// Async-signal-safe.
     fn abandon(&self) {}
 }
+
+/// Call plane, and bulk plane where it is there from the start.
+pub(crate) type Planes = (Arc<dyn Stream>, Option<Arc<dyn Stream>>);
 
 /// Receives into an ordinary buffer, which must not be empty.
 pub(crate) fn recv_into(stream: &dyn Stream, buffer: &mut [u8]) -> io::Result<usize> {

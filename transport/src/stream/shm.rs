@@ -300,3 +300,131 @@ impl Stream for Shm {
         socket::abandon(self.socket.as_raw_fd());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    type Planes = (Arc<dyn Stream>, Arc<dyn Stream>);
+
+    /// Two ends in one process.
+    fn pair() -> (Planes, Planes) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (a, b): (OwnedFd, OwnedFd) = (a.into(), b.into());
+        let (near, far) = (Near::new().unwrap(), Near::new().unwrap());
+        near.send(&a).unwrap();
+        far.send(&b).unwrap();
+        let (near_offer, near_fds) = receive(&b);
+        let (far_offer, far_fds) = receive(&a);
+        let near = near.join(a, &far_offer, far_fds).unwrap();
+        (near, far.join(b, &near_offer, near_fds).unwrap())
+    }
+
+    fn receive(socket: &OwnedFd) -> ([u8; OFFER_BYTES], [OwnedFd; fdpass::FDS]) {
+        let mut offer = [0; OFFER_BYTES];
+        let (got, fds) = fdpass::recv(socket.as_raw_fd(), &mut offer).unwrap();
+        assert_eq!(got, OFFER_BYTES);
+        (offer, fds.unwrap())
+    }
+
+    fn recv(stream: &dyn Stream) -> io::Result<Vec<u8>> {
+        let mut buffer = [0; 100];
+        let got = super::super::recv_into(stream, &mut buffer)?;
+        Ok(buffer[..got].to_vec())
+    }
+
+    #[test]
+    fn bytes_pass_wrap_and_end() {
+        let (near, far) = pair();
+        for n in 0..CALL_BYTES / 50 {
+            let record = [n.to_le_bytes()[0]; 100];
+            assert_eq!(near.0.send(&[IoSlice::new(&record)]).unwrap(), 100);
+            assert_eq!(recv(&*far.0).unwrap(), record);
+        }
+        assert_eq!(recv(&*far.0).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        near.0.send(&[IoSlice::new(b"last")]).unwrap();
+        near.0.shutdown();
+        assert_eq!(recv(&*far.0).unwrap(), b"last");
+        assert_eq!(recv(&*far.0).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_full_ring_takes_no_more() {
+        let (near, far) = pair();
+        let bytes = vec![7; CALL_BYTES + 1];
+        assert_eq!(near.0.send(&[IoSlice::new(&bytes)]).unwrap(), CALL_BYTES);
+        let full = near.0.send(&[IoSlice::new(&bytes)]).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(recv(&*far.0).unwrap().len(), 100);
+        assert_eq!(near.0.send(&[IoSlice::new(&bytes)]).unwrap(), 100);
+    }
+
+    #[test]
+    fn the_death_of_the_peer_shows_after_a_sleep() {
+        let (near, far) = pair();
+        near.0.send(&[IoSlice::new(b"last words")]).unwrap();
+        drop(near);
+        let mut set = PollSet::new();
+        assert!(
+            !far.0.arm(&mut set, true, false),
+            "there is something to read"
+        );
+        far.0.disarm();
+        assert_eq!(recv(&*far.0).unwrap(), b"last words");
+        let mut set = PollSet::new();
+        assert!(far.0.arm(&mut set, true, false));
+        assert!(set.wait(None).unwrap(), "the socket tells");
+        far.0.disarm();
+        assert_eq!(recv(&*far.0).unwrap(), b"");
+    }
+
+    #[test]
+    fn the_peer_can_only_read_our_memory() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let near = Near::new().unwrap();
+        near.send(&a.into()).unwrap();
+        assert!(SharedRing::map(&near.memory, 0, CALL_BYTES, true).is_err());
+    }
+
+    #[test]
+    fn memory_that_could_shrink_is_not_taken() {
+        let unsealed = sharedring::create(&[CALL_BYTES, BULK_BYTES]).unwrap();
+        assert!(sharedring::check(unsealed.as_fd(), 4096).is_err());
+        sharedring::seal(&unsealed).unwrap();
+        assert!(sharedring::check(unsealed.as_fd(), 4096).is_ok());
+        assert!(sharedring::check(unsealed.as_fd(), 64 << 20).is_err());
+    }
+
+    #[test]
+    fn impossible_positions_are_errors() {
+        assert_eq!(within(5, 8).unwrap(), 5);
+        assert_eq!(within(8, 8).unwrap(), 8);
+        for lie in [9, u64::MAX, u64::MAX / 2] {
+            assert_eq!(
+                within(lie, 8).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
+        }
+    }
+
+    #[test]
+    fn impossible_offers_are_refused() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let near = Near::new().unwrap();
+        near.send(&a.into()).unwrap();
+        let b: OwnedFd = b.into();
+        let (good, fds) = receive(&b);
+        for (at, value) in [(0, 0), (8, 1), (11, 0x7f), (12, 1), (15, 4)] {
+            let mut offer = good;
+            offer[at] = value;
+            let fds = [&fds[0], &fds[1], &fds[2]].map(|fd| fd.try_clone().unwrap());
+            let joined = Near::new()
+                .unwrap()
+                .join(b.try_clone().unwrap(), &offer, fds);
+            assert!(joined.is_err(), "byte {at}");
+        }
+    }
+}

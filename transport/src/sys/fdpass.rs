@@ -98,8 +98,9 @@ fn received_fds(message: &libc::msghdr) -> Option<[OwnedFd; FDS]> {
             // SAFETY: `header` is a valid header.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             for n in 0..count {
-                // SAFETY: the kernel wrote `count` descriptors here.
-                let fd = unsafe { data.add(n).read_unaligned() };
+                let at = data.wrapping_add(n);
+                // SAFETY: the kernel wrote `count` descriptors from `data` on.
+                let fd = unsafe { at.read_unaligned() };
                 // SAFETY: the kernel made it for us just now; nobody else owns it.
                 fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
