@@ -4,6 +4,7 @@
 mod arith;
 mod atomics;
 mod bits;
+mod builder;
 mod call;
 mod cmp;
 mod control;
@@ -27,8 +28,9 @@ use crate::api::{GlobalInfo, KernelInfo, ParamInfo};
 use crate::error::PtxError;
 use crate::exec::code::Code;
 use crate::parse::ast::{Ast, Func, Operand, Space, Stmt, Var, VarSpace};
+use builder::Builder;
+use func::Lower;
 pub(crate) use func::NONE;
-use func::{Builder, Lower};
 pub(crate) use globals::Global;
 
 /// A compiled module.

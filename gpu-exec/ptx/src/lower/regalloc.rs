@@ -5,6 +5,8 @@
 //! path may share rows although other lanes are elsewhere. A write under a guard keeps the other
 //! lanes' values and therefore ends no interval.
 #![forbid(unsafe_code)]
+// Places in code are u32 throughout; `imm` holds one where these instructions are concerned.
+#![allow(clippy::cast_possible_truncation)]
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! A small device for tests: memory that kernels may touch, and launches on it.
 //! Fenced unsafe module: raw reads and writes of the memory map.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, dead_code, clippy::cast_possible_truncation)]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
