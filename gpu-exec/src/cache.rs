@@ -60,7 +60,11 @@ impl Cache {
     /// Hashes of what is kept, newest first.
     pub(crate) fn hashes(&self) -> Vec<[u8; 32]> {
         let files = self.files().unwrap_or_default();
-        files.into_iter().filter_map(|file| file.hash).take(CACHED_MODULES_MAX).collect()
+        files
+            .into_iter()
+            .filter_map(|file| file.hash)
+            .take(CACHED_MODULES_MAX)
+            .collect()
     }
 
     /// Removes the least recently used images until at most `bytes_max` are kept, and what crashes left behind.
@@ -68,7 +72,10 @@ impl Cache {
         let mut kept_bytes = 0_u64;
         for file in self.files().unwrap_or_default() {
             kept_bytes = kept_bytes.saturating_add(file.bytes);
-            let hour_old = file.modified.elapsed().is_ok_and(|age| age.as_secs() > 3600);
+            let hour_old = file
+                .modified
+                .elapsed()
+                .is_ok_and(|age| age.as_secs() > 3600);
             if kept_bytes > bytes_max || (file.hash.is_none() && hour_old) {
                 let _ = fs::remove_file(&file.path);
             }
@@ -76,13 +83,22 @@ impl Cache {
     }
 
     fn path(&self, hash: &[u8; 32]) -> Option<PathBuf> {
-        Some(self.directory.as_ref()?.join(blake3::Hash::from_bytes(*hash).to_hex().as_str()))
+        Some(
+            self.directory
+                .as_ref()?
+                .join(blake3::Hash::from_bytes(*hash).to_hex().as_str()),
+        )
     }
 
     /// Files, newest first.
     fn files(&self) -> io::Result<Vec<CachedFile>> {
-        let Some(directory) = &self.directory else { return Ok(Vec::new()) };
-        let mut files: Vec<CachedFile> = fs::read_dir(directory)?.flatten().filter_map(|entry| CachedFile::of(&entry)).collect();
+        let Some(directory) = &self.directory else {
+            return Ok(Vec::new());
+        };
+        let mut files: Vec<CachedFile> = fs::read_dir(directory)?
+            .flatten()
+            .filter_map(|entry| CachedFile::of(&entry))
+            .collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.modified));
         Ok(files)
     }
@@ -90,16 +106,24 @@ impl Cache {
 
 /// The directory that a server uses by default, made if need be.
 pub(crate) fn default_directory() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    let base = base.unwrap_or_else(|| std::env::temp_dir().join(format!("farcall-{}", std::process::id())));
+    let base = base
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("farcall-{}", std::process::id())));
     make_directory(&base.join("farcall").join("modules"))
 }
 
 /// Makes a directory that only this user can read; `None` if that fails.
 pub(crate) fn make_directory(path: &Path) -> Option<PathBuf> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
     if let Err(error) = &made {
         log::warn!("modules are not kept: {}: {error}", path.display());
     }
@@ -117,8 +141,17 @@ struct CachedFile {
 impl CachedFile {
     fn of(entry: &DirEntry) -> Option<Self> {
         let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        let hash = entry.file_name().to_str().and_then(|name| blake3::Hash::from_hex(name).ok()).map(|hash| *hash.as_bytes());
-        Some(Self { path: entry.path(), hash, bytes: metadata.len(), modified: metadata.modified().ok()? })
+        let hash = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| blake3::Hash::from_hex(name).ok())
+            .map(|hash| *hash.as_bytes());
+        Some(Self {
+            path: entry.path(),
+            hash,
+            bytes: metadata.len(),
+            modified: metadata.modified().ok()?,
+        })
     }
 }
 
@@ -133,8 +166,12 @@ mod tests {
     use super::Cache;
 
     fn age(cache: &Cache, hash: &[u8; 32], seconds: u64) {
-        let file = File::options().append(true).open(cache.path(hash).unwrap()).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+        let file = File::options()
+            .append(true)
+            .open(cache.path(hash).unwrap())
+            .unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+            .unwrap();
     }
 
     #[test]
@@ -149,7 +186,11 @@ mod tests {
         }
         assert_eq!(cache.hashes(), [hashes[2], hashes[1], hashes[0]]);
         assert_eq!(cache.load(&hashes[0]).unwrap(), images[0]);
-        assert_eq!(cache.hashes(), [hashes[0], hashes[2], hashes[1]], "reading makes it the newest");
+        assert_eq!(
+            cache.hashes(),
+            [hashes[0], hashes[2], hashes[1]],
+            "reading makes it the newest"
+        );
         cache.trim(11);
         assert_eq!(cache.hashes(), [hashes[0], hashes[2]]);
     }

@@ -46,7 +46,11 @@ pub(crate) enum Report {
     /// The session is open.
     Opened,
     /// The session is over; the process ends.
-    Closed { reason: String, bytes_in: u64, bytes_out: u64 },
+    Closed {
+        reason: String,
+        bytes_in: u64,
+        bytes_out: u64,
+    },
 }
 
 /// A received message.
@@ -62,7 +66,13 @@ pub(crate) struct Message<T> {
 ///
 /// # Errors
 /// The peer is gone or does not read; the message is too long.
-pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, header: &T, state: &[u8], payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    header: &T,
+    state: &[u8],
+    payload: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let header = serde_json::to_vec(header).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(PREFIX_BYTES + header.len() + state.len() + payload.len());
     for part in [header.len(), state.len(), payload.len()] {
@@ -81,7 +91,10 @@ pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, header: &T, state: &[u8
 ///
 /// # Errors
 /// As the socket, and bytes that are no message.
-pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, block: bool) -> io::Result<Option<Message<T>>> {
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    block: bool,
+) -> io::Result<Option<Message<T>>> {
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     let (len, fds) = fds::receive(socket, &mut buffer, block)?;
     if len == 0 {
@@ -89,17 +102,32 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, block: bool) 
     }
     let malformed = || io::Error::from(io::ErrorKind::InvalidData);
     let bytes = buffer.get(..len).ok_or_else(malformed)?;
-    let length = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(|b| u32::from_le_bytes(b) as usize);
-    let (Some(header), Some(state), Some(payload)) = (length(0), length(4), length(8)) else { return Err(malformed()) };
+    let length = |at: usize| {
+        bytes
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map(|b| u32::from_le_bytes(b) as usize)
+    };
+    let (Some(header), Some(state), Some(payload)) = (length(0), length(4), length(8)) else {
+        return Err(malformed());
+    };
     let mut rest = bytes.get(PREFIX_BYTES..).ok_or_else(malformed)?;
     let mut take = |count: usize| {
         let (part, after) = rest.split_at_checked(count)?;
         rest = after;
         Some(part)
     };
-    let (Some(header), Some(state), Some(payload)) = (take(header), take(state), take(payload)) else { return Err(malformed()) };
+    let (Some(header), Some(state), Some(payload)) = (take(header), take(state), take(payload))
+    else {
+        return Err(malformed());
+    };
     let header = serde_json::from_slice(header).map_err(io::Error::other)?;
-    Ok(Some(Message { header, state: state.to_vec(), payload: payload.to_vec(), fds }))
+    Ok(Some(Message {
+        header,
+        state: state.to_vec(),
+        payload: payload.to_vec(),
+        fds,
+    }))
 }
 
 #[cfg(test)]
@@ -116,8 +144,16 @@ mod tests {
         send(a.as_fd(), &Order::Bulk, b"state", b"payload", &[a.as_fd()]).unwrap();
         let message = receive::<Order>(b.as_fd(), true).unwrap().unwrap();
         assert!(matches!(message.header, Order::Bulk));
-        assert_eq!((&*message.state, &*message.payload, message.fds.len()), (&b"state"[..], &b"payload"[..], 1));
-        for garbage in [&b"x"[..], &[0xff; 12], &[0xff; 40], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']] {
+        assert_eq!(
+            (&*message.state, &*message.payload, message.fds.len()),
+            (&b"state"[..], &b"payload"[..], 1)
+        );
+        for garbage in [
+            &b"x"[..],
+            &[0xff; 12],
+            &[0xff; 40],
+            &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b'{', b'}'],
+        ] {
             fds::send(a.as_fd(), garbage, &[]).unwrap();
             assert!(receive::<Report>(b.as_fd(), true).is_err());
         }

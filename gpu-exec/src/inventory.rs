@@ -75,7 +75,8 @@ impl Inventory {
             return Err(malformed("it does not begin with a welcome"));
         }
         let welcome = SessionWelcome::decode_body(body).map_err(malformed)?;
-        let kind = DeviceKind::from_number(welcome.device_kind).ok_or_else(|| malformed("unknown kind of device"))?;
+        let kind = DeviceKind::from_number(welcome.device_kind)
+            .ok_or_else(|| malformed("unknown kind of device"))?;
         let (mut devices, mut descriptions) = (Vec::new(), welcome.devices);
         while !descriptions.is_empty() {
             let (_, description, others) = split(descriptions).map_err(malformed)?;
@@ -86,7 +87,12 @@ impl Inventory {
             (descriptions, rest) = (others, others_used);
         }
         let server_name = welcome.server_name.to_owned();
-        Ok(Self { server_name, driver_version: welcome.driver_version, kind, devices })
+        Ok(Self {
+            server_name,
+            driver_version: welcome.driver_version,
+            kind,
+            devices,
+        })
     }
 }
 
@@ -108,7 +114,11 @@ impl DeviceUsage {
 fn uuid_text(uuid: &[u8]) -> String {
     let mut text = "GPU".to_owned();
     for (i, byte) in uuid.iter().enumerate() {
-        let dash = if matches!(i, 0 | 4 | 6 | 8 | 10) { "-" } else { "" };
+        let dash = if matches!(i, 0 | 4 | 6 | 8 | 10) {
+            "-"
+        } else {
+            ""
+        };
         text.push_str(&format!("{dash}{byte:02x}"));
     }
     text

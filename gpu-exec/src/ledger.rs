@@ -37,7 +37,9 @@ impl Ledger {
     /// # Errors
     /// No memory or descriptors.
     pub(crate) fn create() -> io::Result<Self> {
-        Ok(Self { words: SharedWords::create(DEVICES_MAX * SESSIONS_MAX)? })
+        Ok(Self {
+            words: SharedWords::create(DEVICES_MAX * SESSIONS_MAX)?,
+        })
     }
 
     /// The ledger of another process.
@@ -45,7 +47,9 @@ impl Ledger {
     /// # Errors
     /// Not the file of a ledger.
     pub(crate) fn open(file: OwnedFd) -> io::Result<Self> {
-        Ok(Self { words: SharedWords::open(file, DEVICES_MAX * SESSIONS_MAX)? })
+        Ok(Self {
+            words: SharedWords::open(file, DEVICES_MAX * SESSIONS_MAX)?,
+        })
     }
 
     /// To be sent to an executor.
@@ -58,7 +62,9 @@ impl Ledger {
         let first = device * SESSIONS_MAX;
         (first..first + SESSIONS_MAX)
             .filter_map(|index| self.words.get(index))
-            .fold(0, |sum, word| sum.saturating_add(word.load(Ordering::SeqCst)))
+            .fold(0, |sum, word| {
+                sum.saturating_add(word.load(Ordering::SeqCst))
+            })
     }
 
     /// Returns a session's share, after its process is gone.
@@ -95,16 +101,32 @@ pub(crate) struct Account {
 impl Account {
     /// The account of the session in `slot`; its devices in the order of the client's ordinals.
     pub(crate) fn new(ledger: Arc<Ledger>, slot: Slot, allowances: Vec<Allowance>) -> Self {
-        Self { ledger, slot, allowances, turn: Mutex::new(()) }
+        Self {
+            ledger,
+            slot,
+            allowances,
+            turn: Mutex::new(()),
+        }
     }
 
     /// Claims memory of the client's device `ordinal`; false where that exceeds the session's limit or the
     /// device.
     pub(crate) fn charge(&self, ordinal: usize, bytes: u64) -> bool {
-        let Some(allowance) = self.allowances.get(ordinal) else { return false };
-        let Some(own) = self.ledger.words.get(allowance.device * SESSIONS_MAX + self.slot.0) else { return false };
+        let Some(allowance) = self.allowances.get(ordinal) else {
+            return false;
+        };
+        let Some(own) = self
+            .ledger
+            .words
+            .get(allowance.device * SESSIONS_MAX + self.slot.0)
+        else {
+            return false;
+        };
         let _turn = self.turn.lock();
-        let within = own.load(Ordering::SeqCst).checked_add(bytes).is_some_and(|sum| sum <= allowance.limit_bytes);
+        let within = own
+            .load(Ordering::SeqCst)
+            .checked_add(bytes)
+            .is_some_and(|sum| sum <= allowance.limit_bytes);
         if !within {
             return false;
         }
@@ -121,7 +143,10 @@ impl Account {
 
     /// Returns what [`Self::charge`] claimed.
     pub(crate) fn release(&self, ordinal: usize, bytes: u64) {
-        let word = self.allowances.get(ordinal).and_then(|a| self.ledger.words.get(a.device * SESSIONS_MAX + self.slot.0));
+        let word = self
+            .allowances
+            .get(ordinal)
+            .and_then(|a| self.ledger.words.get(a.device * SESSIONS_MAX + self.slot.0));
         if let Some(own) = word {
             let _turn = self.turn.lock();
             let left = own.load(Ordering::SeqCst).saturating_sub(bytes);
@@ -132,7 +157,10 @@ impl Account {
     /// Bytes that this session has of a device.
     #[cfg(test)]
     pub(crate) fn used(&self, ordinal: usize) -> u64 {
-        let word = self.allowances.get(ordinal).and_then(|a| self.ledger.words.get(a.device * SESSIONS_MAX + self.slot.0));
+        let word = self
+            .allowances
+            .get(ordinal)
+            .and_then(|a| self.ledger.words.get(a.device * SESSIONS_MAX + self.slot.0));
         word.map_or(0, |word| word.load(Ordering::SeqCst))
     }
 }
@@ -144,8 +172,21 @@ pub(crate) mod tests {
 
     use super::{Account, Allowance, Ledger, Slot};
 
-    pub(crate) fn account(ledger: &Arc<Ledger>, slot: usize, limit_bytes: u64, total_bytes: u64) -> Account {
-        Account::new(ledger.clone(), Slot(slot), vec![Allowance { device: 0, total_bytes, limit_bytes }])
+    pub(crate) fn account(
+        ledger: &Arc<Ledger>,
+        slot: usize,
+        limit_bytes: u64,
+        total_bytes: u64,
+    ) -> Account {
+        Account::new(
+            ledger.clone(),
+            Slot(slot),
+            vec![Allowance {
+                device: 0,
+                total_bytes,
+                limit_bytes,
+            }],
+        )
     }
 
     #[test]
@@ -164,7 +205,10 @@ pub(crate) mod tests {
     #[test]
     fn sessions_together_stay_within_the_device() {
         let ledger = Arc::new(Ledger::create().unwrap());
-        let (one, two) = (account(&ledger, 0, 800, 1000), account(&ledger, 1, 800, 1000));
+        let (one, two) = (
+            account(&ledger, 0, 800, 1000),
+            account(&ledger, 1, 800, 1000),
+        );
         assert!(one.charge(0, 800));
         assert!(!two.charge(0, 201));
         assert!(two.charge(0, 200));
@@ -183,7 +227,10 @@ pub(crate) mod tests {
                 move || (0..200).filter(|_| account.charge(0, 7)).count() as u64
             };
             let threads: Vec<_> = (0..4).map(|slot| scope.spawn(claim(slot))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
         });
         assert_eq!(ledger.used(0), accepted * 7);
         assert_eq!(accepted, 1000 / 7);

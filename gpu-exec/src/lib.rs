@@ -24,9 +24,9 @@ mod supervisor;
 mod sys;
 
 pub use error::{FetchError, ServeError};
+pub use executor::executor_main;
 pub use inventory::{DeviceUsage, Inventory};
 pub use options::{DeviceChoice, DeviceKind, ServeOptions};
-pub use executor::executor_main;
 pub use supervisor::{Server, Stopper, serve};
 
 /// First argument of a program that shall be an executor.

@@ -29,7 +29,9 @@ impl FromStr for DeviceChoice {
             "cuda" => Ok(Self::Cuda),
             "soft" => Ok(Self::Soft),
             "null" => Ok(Self::Null),
-            other => Err(format!("no device `{other}`: it is one of auto, cuda, soft, null")),
+            other => Err(format!(
+                "no device `{other}`: it is one of auto, cuda, soft, null"
+            )),
         }
     }
 }
@@ -62,7 +64,9 @@ impl DeviceKind {
     /// From its number in `session_welcome`.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
-        [Self::Cuda, Self::Soft, Self::Null].into_iter().find(|kind| *kind as u32 == number)
+        [Self::Cuda, Self::Soft, Self::Null]
+            .into_iter()
+            .find(|kind| *kind as u32 == number)
     }
 }
 

@@ -54,7 +54,10 @@ LOOP:
 
 fn vecadd_params(client: &Client, n: u32) -> Vec<u8> {
     let base = client.base();
-    let mut params: Vec<u8> = [base, base + MIB, base + 2 * MIB].iter().flat_map(|at| at.to_le_bytes()).collect();
+    let mut params: Vec<u8> = [base, base + MIB, base + 2 * MIB]
+        .iter()
+        .flat_map(|at| at.to_le_bytes())
+        .collect();
     params.extend(n.to_le_bytes());
     params
 }
@@ -64,17 +67,32 @@ fn ready(server: &ServerProcess) -> Client {
     assert_eq!(client.alloc(0, 3 * MIB), 0);
     assert_eq!(client.load(1, VECADD), (0, String::new()));
     for (function, name) in [(2, "vecadd"), (3, "spin")] {
-        assert_eq!(client.call(&CuModuleGetFunction { function, module: 1, name }).0, 0);
+        assert_eq!(
+            client
+                .call(&CuModuleGetFunction {
+                    function,
+                    module: 1,
+                    name
+                })
+                .0,
+            0
+        );
     }
     client
 }
 
 fn check_vecadd(client: &Client, n: u32) {
-    let floats = |scale: f32| (0..n).flat_map(|i| (i as f32 * scale).to_le_bytes()).collect::<Vec<u8>>();
+    let floats = |scale: f32| {
+        (0..n)
+            .flat_map(|i| (i as f32 * scale).to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
     assert_eq!(client.upload(client.base(), &floats(1.0)), 0);
     assert_eq!(client.upload(client.base() + MIB, &floats(0.5)), 0);
     client.launch(2, 0, n.div_ceil(256), 256, &vecadd_params(client, n));
-    let sums = client.download(client.base() + 2 * MIB, n as usize * 4).unwrap();
+    let sums = client
+        .download(client.base() + 2 * MIB, n as usize * 4)
+        .unwrap();
     assert_eq!(sums, floats(1.5));
 }
 
@@ -90,16 +108,34 @@ fn vecadd_gives_the_right_numbers() {
 fn variables_of_a_module_are_device_memory() {
     let server = ServerProcess::start(&["soft", "1", "67108864"]);
     let client = ready(&server);
-    let (status, body) = client.call(&CuModuleGetGlobalV2 { module: 1, name: "calls" });
+    let (status, body) = client.call(&CuModuleGetGlobalV2 {
+        module: 1,
+        name: "calls",
+    });
     let global = CuModuleGetGlobalV2Reply::decode_body(&body).unwrap();
     assert_eq!((status, global.bytes), (0, 4));
     let welcome = client.welcome();
     let device_end = welcome.range_base + welcome.range_bytes;
-    assert!(global.addr >= device_end && global.addr < welcome.host_range_base, "outside of the client's parts");
+    assert!(
+        global.addr >= device_end && global.addr < welcome.host_range_base,
+        "outside of the client's parts"
+    );
     assert_eq!(client.download(global.addr, 4).unwrap(), [41, 0, 0, 0]);
-    assert_eq!(client.call(&CuModuleGetGlobalV2 { module: 1, name: "none" }).0, 500);
+    assert_eq!(
+        client
+            .call(&CuModuleGetGlobalV2 {
+                module: 1,
+                name: "none"
+            })
+            .0,
+        500
+    );
     assert_eq!(client.call(&CuModuleUnload { module: 1 }).0, 0);
-    assert_eq!(client.download(global.addr, 4), Err(1), "it goes with its module");
+    assert_eq!(
+        client.download(global.addr, 4),
+        Err(1),
+        "it goes with its module"
+    );
 }
 
 #[test]
@@ -126,11 +162,18 @@ fn a_client_that_leaves_an_endless_kernel_leaves_nothing() {
     let client = ready(&server);
     client.launch(3, 0, 1, 1, &[]);
     assert_eq!(client.call(&CuStreamQuery { stream: 0 }).0, 600);
-    assert_eq!(client.call(&CuStreamSynchronize { stream: 99 }).0, 400, "the loop answers meanwhile");
+    assert_eq!(
+        client.call(&CuStreamSynchronize { stream: 99 }).0,
+        400,
+        "the loop answers meanwhile"
+    );
     drop(client);
     support::eventually("the session is gone", || {
         let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
-        (inventory.devices[0].used_bytes, inventory.devices[0].sessions) == (0, 0)
+        (
+            inventory.devices[0].used_bytes,
+            inventory.devices[0].sessions,
+        ) == (0, 0)
     });
 }
 
@@ -139,8 +182,19 @@ fn launches_that_cannot_be_are_refused() {
     let server = ServerProcess::start(&["soft", "1", "67108864"]);
     let client = ready(&server);
     let params = vecadd_params(&client, 1);
-    for (grid, block, params) in [(0, 1, &*params), (1, 0, &params), (1, 1025, &params), (1 << 31, 1, &params), (1, 1, &params[..20])] {
-        assert_eq!(client.call(&launch(2, 0, grid, block, params)).0, 1, "{grid} {block} {}", params.len());
+    for (grid, block, params) in [
+        (0, 1, &*params),
+        (1, 0, &params),
+        (1, 1025, &params),
+        (1 << 31, 1, &params),
+        (1, 1, &params[..20]),
+    ] {
+        assert_eq!(
+            client.call(&launch(2, 0, grid, block, params)).0,
+            1,
+            "{grid} {block} {}",
+            params.len()
+        );
     }
     assert_eq!(client.call(&launch(77, 0, 1, 1, &params)).0, 400);
     check_vecadd(&client, 10);
@@ -154,14 +208,24 @@ fn modules_are_kept_across_sessions() {
         device: farcall_gpu_exec::DeviceChoice::Soft,
         memory_bytes: Some(64 * MIB),
         cache_dir: Some(directory.path().to_owned()),
-        executor: Some(vec![env!("CARGO_BIN_EXE_farcall-test-server").into(), farcall_gpu_exec::EXECUTOR_COMMAND.into()]),
+        executor: Some(vec![
+            env!("CARGO_BIN_EXE_farcall-test-server").into(),
+            farcall_gpu_exec::EXECUTOR_COMMAND.into(),
+        ]),
         ..Default::default()
     };
     let server = farcall_gpu_exec::Server::bind(&options).unwrap();
     let (address, stopper) = (server.local_addr().to_string(), server.stopper());
     let thread = std::thread::spawn(move || server.run());
     let hash = farcall_marshal::image::content_hash(VECADD.as_bytes());
-    let known = CuModuleLoadData { module: 1, kind: 1, total_bytes: 0, bulk: 0, hash: &hash, image: &[] };
+    let known = CuModuleLoadData {
+        module: 1,
+        kind: 1,
+        total_bytes: 0,
+        bulk: 0,
+        hash: &hash,
+        image: &[],
+    };
     let first = Client::connect(&address);
     assert!(first.welcome().cached_modules.is_empty());
     assert_eq!(first.call(&known).0, FILE_NOT_FOUND);
@@ -169,7 +233,16 @@ fn modules_are_kept_across_sessions() {
     let second = Client::connect(&address);
     assert_eq!(second.welcome().cached_modules, hash);
     assert_eq!(second.call(&known).0, 0);
-    assert_eq!(second.call(&CuModuleGetFunction { function: 2, module: 1, name: "vecadd" }).0, 0);
+    assert_eq!(
+        second
+            .call(&CuModuleGetFunction {
+                function: 2,
+                module: 1,
+                name: "vecadd"
+            })
+            .0,
+        0
+    );
     drop((first, second));
     stopper.stop();
     thread.join().unwrap().unwrap();
@@ -183,13 +256,17 @@ fn a_token_is_needed_where_one_is_set() {
         token: Some("sesame".to_owned()),
         sessions_max: 1,
         cache_bytes_max: 0,
-        executor: Some(vec![env!("CARGO_BIN_EXE_farcall-test-server").into(), farcall_gpu_exec::EXECUTOR_COMMAND.into()]),
+        executor: Some(vec![
+            env!("CARGO_BIN_EXE_farcall-test-server").into(),
+            farcall_gpu_exec::EXECUTOR_COMMAND.into(),
+        ]),
         ..Default::default()
     };
     let server = farcall_gpu_exec::Server::bind(&options).unwrap();
     let (address, stopper) = (server.local_addr().to_string(), server.stopper());
     let thread = std::thread::spawn(move || server.run());
-    let fetch = |token| Inventory::fetch(&address, token, PATIENCE).map_err(|error| error.to_string());
+    let fetch =
+        |token| Inventory::fetch(&address, token, PATIENCE).map_err(|error| error.to_string());
     for token in [None, Some("wrong"), Some("sesame!"), Some("")] {
         assert!(fetch(token).unwrap_err().contains("token"), "{token:?}");
     }

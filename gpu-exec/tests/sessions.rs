@@ -19,7 +19,10 @@ const INVALID_HANDLE: u32 = 400;
 
 fn used(server: &ServerProcess) -> (u64, u32) {
     let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
-    (inventory.devices[0].used_bytes, inventory.devices[0].sessions)
+    (
+        inventory.devices[0].used_bytes,
+        inventory.devices[0].sessions,
+    )
 }
 
 #[test]
@@ -28,17 +31,34 @@ fn bytes_go_up_and_come_back_inline_and_in_bulk() {
     let client = Client::connect(&server.address);
     let base = client.base();
     assert_eq!(client.alloc(0, 8 * MIB), 0);
-    for count in [1_usize, 4096, 3 * MIB as usize + 5] {
-        let data: Vec<u8> = (0..count).map(|i| (i * 7 + count) as u8).collect();
+    for count in [1_usize, 4096, (3 << 20) + 5] {
+        let data: Vec<u8> = (0..count)
+            .map(|i| (i * 7 + count).to_le_bytes()[0])
+            .collect();
         assert_eq!(client.upload(base + 64, &data), 0);
         assert_eq!(client.download(base + 64, count).unwrap(), data);
     }
-    client.send(&CuMemsetD8Async { dst: base, count: 1024, stream: 0, value: 0x0102_0304, width: 4 });
+    client.send(&CuMemsetD8Async {
+        dst: base,
+        count: 1024,
+        stream: 0,
+        value: 0x0102_0304,
+        width: 4,
+    });
     assert_eq!(client.download(base, 8).unwrap(), [4, 3, 2, 1, 4, 3, 2, 1]);
-    client.send(&CuMemcpyDtoDAsyncV2 { dst: base + 4 * MIB, src: base, count: 4096, stream: 0 });
+    client.send(&CuMemcpyDtoDAsyncV2 {
+        dst: base + 4 * MIB,
+        src: base,
+        count: 4096,
+        stream: 0,
+    });
     assert_eq!(client.download(base + 4 * MIB, 4).unwrap(), [4, 3, 2, 1]);
     assert_eq!(client.download(base + 100 * MIB, 4), Err(INVALID_VALUE));
-    assert_eq!(client.synchronize(), 0, "a bad copy does not harm the context");
+    assert_eq!(
+        client.synchronize(),
+        0,
+        "a bad copy does not harm the context"
+    );
 }
 
 #[test]
@@ -46,30 +66,54 @@ fn limits_hold_and_memory_returns_with_its_session() {
     let server = ServerProcess::start(&["null", "1", "67108864"]);
     let one = Client::connect_with(&server.address, 40 * MIB).unwrap();
     assert_eq!(one.alloc(0, 32 * MIB), 0);
-    assert_eq!(one.alloc(32 * MIB, 9 * MIB), OUT_OF_MEMORY, "the session's limit");
+    assert_eq!(
+        one.alloc(32 * MIB, 9 * MIB),
+        OUT_OF_MEMORY,
+        "the session's limit"
+    );
     let two = Client::connect(&server.address);
     assert_eq!(two.alloc(0, 33 * MIB), OUT_OF_MEMORY, "the device");
     assert_eq!(two.alloc(0, 32 * MIB), 0);
     assert_eq!(used(&server), (64 * MIB, 2));
     one.endpoint.close();
-    eventually("the share of a closed session is free", || used(&server) == (32 * MIB, 1));
+    eventually("the share of a closed session is free", || {
+        used(&server) == (32 * MIB, 1)
+    });
     assert_eq!(two.alloc(32 * MIB, 32 * MIB), 0);
     let freed = two.call(&CuMemFreeV2 { addr: two.base() }).0;
     assert_eq!((freed, used(&server)), (0, (32 * MIB, 1)));
-    assert_eq!(two.call(&CuMemFreeV2 { addr: two.base() }).0, INVALID_VALUE, "freed twice");
+    assert_eq!(
+        two.call(&CuMemFreeV2 { addr: two.base() }).0,
+        INVALID_VALUE,
+        "freed twice"
+    );
 }
 
 #[test]
 fn sessions_do_not_see_each_other() {
     let server = ServerProcess::start(&["null", "1", "67108864"]);
-    let (one, two) = (Client::connect(&server.address), Client::connect(&server.address));
+    let (one, two) = (
+        Client::connect(&server.address),
+        Client::connect(&server.address),
+    );
     assert_eq!(one.alloc(0, MIB), 0);
     assert_eq!(one.upload(one.base(), &[0xaa; 4096]), 0);
-    assert_eq!(two.download(one.base(), 16), Err(INVALID_VALUE), "no memory of its own there");
+    assert_eq!(
+        two.download(one.base(), 16),
+        Err(INVALID_VALUE),
+        "no memory of its own there"
+    );
     assert_eq!(two.alloc(0, MIB), 0);
     assert_eq!(two.download(two.base(), 4096).unwrap(), [0; 4096]);
-    one.send(&CuStreamCreateWithPriority { stream: 77, flags: 0, priority: 0 });
-    assert_eq!(two.call(&CuStreamSynchronize { stream: 77 }).0, INVALID_HANDLE);
+    one.send(&CuStreamCreateWithPriority {
+        stream: 77,
+        flags: 0,
+        priority: 0,
+    });
+    assert_eq!(
+        two.call(&CuStreamSynchronize { stream: 77 }).0,
+        INVALID_HANDLE
+    );
     assert_eq!(one.call(&CuStreamSynchronize { stream: 77 }).0, 0);
 }
 
@@ -78,9 +122,18 @@ fn a_killed_executor_ends_its_session_only() {
     let server = ServerProcess::start(&["null", "1", "67108864"]);
     let before = Client::connect(&server.address);
     assert_eq!(before.alloc(0, MIB), 0);
-    // The executor of a session holds a connection: the one with an established TCP socket.
-    let serving = server.executors().into_iter().find(|pid| has_tcp_socket(*pid)).unwrap();
-    assert!(std::process::Command::new("kill").args(["-9", &serving.to_string()]).status().unwrap().success());
+    let serving = server
+        .executors()
+        .into_iter()
+        .find(|pid| is_serving(*pid))
+        .unwrap();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", &serving.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let why = before.closed();
     assert!(why.contains("lost") || why.contains("closed"), "{why}");
     eventually("its share is free", || used(&server) == (0, 0));
@@ -88,13 +141,15 @@ fn a_killed_executor_ends_its_session_only() {
     assert_eq!(after.alloc(0, 64 * MIB), 0);
 }
 
-fn has_tcp_socket(pid: u32) -> bool {
-    let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .map(|entries| entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).map(|path| path.display().to_string()).collect())
-        .unwrap_or_default();
-    let tcp = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let inodes: Vec<String> = tcp.lines().skip(1).filter_map(|line| line.split_whitespace().nth(9)).map(|inode| format!("socket:[{inode}]")).collect();
-    sockets.iter().any(|socket| inodes.contains(socket))
+/// Whether an executor has a session: then it holds the ledger.
+fn is_serving(pid: u32) -> bool {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    let mut files = entries
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    files.any(|file| file.to_string_lossy().contains("farcall-ledger"))
 }
 
 #[test]
@@ -102,10 +157,19 @@ fn a_client_that_vanishes_in_the_middle_of_a_batch_leaves_nothing() {
     let server = ServerProcess::start(&["null", "1", "67108864"]);
     let client = Client::connect(&server.address);
     for i in 0..32 {
-        client.send(&CuMemAllocV2 { addr: client.base() + i * MIB, bytes: MIB });
+        client.send(&CuMemAllocV2 {
+            addr: client.base() + i * MIB,
+            bytes: MIB,
+        });
     }
     // An upload whose bytes never come.
-    client.send(&CuMemcpyHtoDAsyncV2 { dst: client.base(), count: MIB, stream: 0, bulk: 9, data: &[] });
+    client.send(&CuMemcpyHtoDAsyncV2 {
+        dst: client.base(),
+        count: MIB,
+        stream: 0,
+        bulk: 9,
+        data: &[],
+    });
     client.endpoint.flush().unwrap();
     drop(client);
     eventually("everything is free", || used(&server) == (0, 0));
@@ -128,7 +192,9 @@ fn garbage_ends_the_session_and_nothing_else() {
     ];
     for bytes in garbage {
         let bad = Client::connect(&server.address);
-        bad.endpoint.append(bytes.len(), |out| out.copy_from_slice(bytes)).unwrap();
+        bad.endpoint
+            .append(bytes.len(), |out| out.copy_from_slice(bytes))
+            .unwrap();
         bad.endpoint.flush().unwrap();
         bad.closed();
     }
@@ -155,6 +221,42 @@ fn bad_hellos_are_refused_with_a_reason() {
 }
 
 #[test]
+fn more_sessions_than_allowed_are_refused_until_one_ends() {
+    let options = farcall_gpu_exec::ServeOptions {
+        listen: "127.0.0.1:0".to_owned(),
+        device: farcall_gpu_exec::DeviceChoice::Null,
+        sessions_max: 2,
+        warm_executors: 0,
+        cache_bytes_max: 0,
+        executor: Some(vec![
+            env!("CARGO_BIN_EXE_farcall-test-server").into(),
+            farcall_gpu_exec::EXECUTOR_COMMAND.into(),
+        ]),
+        ..Default::default()
+    };
+    let server = farcall_gpu_exec::Server::bind(&options).unwrap();
+    let (address, stopper) = (server.local_addr().to_string(), server.stopper());
+    let thread = std::thread::spawn(move || server.run());
+    let (one, two) = (Client::connect(&address), Client::connect(&address));
+    assert_eq!(
+        (one.synchronize(), two.synchronize()),
+        (0, 0),
+        "without warm executors, too"
+    );
+    match Client::connect_with(&address, 0) {
+        Err(ConnectError::Refused { code, .. }) => assert_eq!(code, RefuseCode::BUSY),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    drop(one);
+    eventually("there is room again", || {
+        Client::connect_with(&address, 0).is_ok()
+    });
+    drop(two);
+    stopper.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_warm_executor_opens_a_session_quickly() {
     let server = ServerProcess::start(&["soft"]);
     let open = || {
@@ -166,7 +268,9 @@ fn a_warm_executor_opens_a_session_quickly() {
     open();
     let mut times: Vec<Duration> = Vec::new();
     for _ in 0..10 {
-        eventually("executors are ready again", || server.executors().len() >= 2);
+        eventually("executors are ready again", || {
+            server.executors().len() >= 2
+        });
         times.push(open());
     }
     times.sort();
@@ -180,9 +284,21 @@ fn an_idle_session_takes_little_memory() {
     let client = Client::connect(&server.address);
     assert_eq!(client.alloc(0, 64 * MIB), 0);
     assert_eq!(client.synchronize(), 0);
-    let serving = server.executors().into_iter().find(|pid| has_tcp_socket(*pid)).unwrap();
+    let serving = server
+        .executors()
+        .into_iter()
+        .find(|pid| is_serving(*pid))
+        .unwrap();
     let status = std::fs::read_to_string(format!("/proc/{serving}/status")).unwrap();
-    let kib: u64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let kib: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     println!("resident memory of an idle session: {kib} KiB");
     assert!(kib < 30 << 10, "{kib} KiB");
 }
@@ -198,7 +314,10 @@ fn sigterm_ends_the_server_its_executors_and_tells_clients() {
     client.closed();
     assert!(server.child.wait().unwrap().success());
     for pid in executors {
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} lives");
+        assert!(
+            !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+            "{pid} lives"
+        );
     }
 }
 
@@ -210,7 +329,10 @@ fn executors_do_not_outlive_a_killed_supervisor() {
     let executors = server.executors();
     server.signal("-KILL");
     client.closed();
-    let runs = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    let runs = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    };
     eventually("all executors have ended", || !executors.iter().any(runs));
 }
 
@@ -218,16 +340,31 @@ fn executors_do_not_outlive_a_killed_supervisor() {
 fn the_inventory_names_the_devices() {
     let server = ServerProcess::start(&["soft", "2", "67108864"]);
     let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
-    assert_eq!((inventory.devices.len(), inventory.driver_version), (2, 13_000));
+    assert_eq!(
+        (inventory.devices.len(), inventory.driver_version),
+        (2, 13_000)
+    );
     assert!(inventory.devices[0].name.contains("soft"));
     assert_ne!(inventory.devices[0].uuid, inventory.devices[1].uuid);
-    assert_eq!((inventory.devices[1].total_bytes, inventory.devices[1].used_bytes), (64 * MIB, 0));
+    assert_eq!(
+        (
+            inventory.devices[1].total_bytes,
+            inventory.devices[1].used_bytes
+        ),
+        (64 * MIB, 0)
+    );
     let client = Client::connect(&server.address);
     let welcome = client.welcome();
     assert_eq!(welcome.device_kind, 2);
-    assert!(welcome.range_bytes >= 128 * MIB && welcome.host_range_base >= welcome.range_base + welcome.range_bytes);
+    assert!(
+        welcome.range_bytes >= 128 * MIB
+            && welcome.host_range_base >= welcome.range_base + welcome.range_bytes
+    );
     let (_, body, _) = farcall_marshal::record::split(welcome.devices).unwrap();
     let device = DeviceDescription::decode_body(body).unwrap();
-    assert_eq!((device.sm, device.limit_bytes, device.uuid.len()), (90, 64 * MIB, 16));
+    assert_eq!(
+        (device.sm, device.limit_bytes, device.uuid.len()),
+        (90, 64 * MIB, 16)
+    );
     assert!(device.attributes.len() >= 150 * 4);
 }

@@ -11,13 +11,19 @@ use farcall_gpu_exec::{EXECUTOR_COMMAND, ServeOptions, executor_main, serve};
 fn main() -> ExitCode {
     env_logger::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|argument| argument == EXECUTOR_COMMAND) {
+    if arguments
+        .first()
+        .is_some_and(|argument| argument == EXECUTOR_COMMAND)
+    {
         return executor_main();
     }
     let number = |at: usize| arguments.get(at).and_then(|text| text.parse().ok());
     let options = ServeOptions {
         listen: "127.0.0.1:0".to_owned(),
-        device: arguments.first().and_then(|name| name.parse().ok()).unwrap_or_default(),
+        device: arguments
+            .first()
+            .and_then(|name| name.parse().ok())
+            .unwrap_or_default(),
         device_count: number(1).and_then(|count: u64| u32::try_from(count).ok()),
         memory_bytes: number(2),
         cache_bytes_max: 0,

@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn what_depends_on_the_host_is_filled_in_and_gaps_are_unknown() {
         let values = table(7, 33);
-        assert_eq!((values[16], values[33], values[75], values[97]), (7, 33, 9, 232_448));
+        assert_eq!(
+            (values[16], values[33], values[75], values[97]),
+            (7, 33, 9, 232_448)
+        );
         assert_eq!((values[0], values[159]), (UNKNOWN, UNKNOWN));
         assert_eq!(values[102], 0, "no virtual memory management yet");
     }

@@ -25,7 +25,10 @@ pub(crate) struct DeviceSpec {
 
 /// The devices of a kind as records, one after the other.
 pub(crate) fn descriptions(kind: DeviceKind, devices: &[DeviceSpec]) -> Vec<u8> {
-    devices.iter().flat_map(|device| description(kind, device)).collect()
+    devices
+        .iter()
+        .flat_map(|device| description(kind, device))
+        .collect()
 }
 
 /// The name that programs see; says what the device is.
@@ -44,10 +47,12 @@ pub(crate) fn cores() -> usize {
 
 /// Stays the same for a host and a number.
 pub(crate) fn uuid(kind: DeviceKind, ordinal: u32) -> [u8; 16] {
-    let host = ["/etc/machine-id", "/proc/sys/kernel/hostname"].into_iter().find_map(|path| {
-        let text = std::fs::read_to_string(path).ok()?;
-        (!text.trim().is_empty()).then(|| text.trim().to_owned())
-    });
+    let host = ["/etc/machine-id", "/proc/sys/kernel/hostname"]
+        .into_iter()
+        .find_map(|path| {
+            let text = std::fs::read_to_string(path).ok()?;
+            (!text.trim().is_empty()).then(|| text.trim().to_owned())
+        });
     let mut hash = blake3::Hasher::new();
     hash.update(b"farcall device");
     hash.update(host.unwrap_or_default().as_bytes());

@@ -16,7 +16,10 @@ pub(crate) struct HandleTable<T> {
 impl<T> HandleTable<T> {
     /// An empty table for at most `entries_max` handles.
     pub(crate) fn new(entries_max: usize) -> Self {
-        Self { entries: HashMap::default(), entries_max }
+        Self {
+            entries: HashMap::default(),
+            entries_max,
+        }
     }
 
     /// Adds a handle.
@@ -47,7 +50,9 @@ impl<T> HandleTable<T> {
     /// # Errors
     /// `INVALID_HANDLE`: nothing.
     pub(crate) fn get_mut(&mut self, handle: u64) -> CuResult<&mut T> {
-        self.entries.get_mut(&handle).ok_or(CuStatus::INVALID_HANDLE)
+        self.entries
+            .get_mut(&handle)
+            .ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// Takes a handle out.

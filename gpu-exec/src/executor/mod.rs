@@ -40,15 +40,26 @@ pub fn executor_main() -> ExitCode {
 fn serve_one_session() -> io::Result<()> {
     let control = io::stdin().as_fd().try_clone_to_owned()?;
     control::send(control.as_fd(), &Report::Ready, &[], &[], &[])?;
-    let Some(message) = control::receive::<Order>(control.as_fd(), true)? else { return Ok(()) };
-    let Message { header: Order::Open(order), state, payload, fds } = message else {
+    let Some(message) = control::receive::<Order>(control.as_fd(), true)? else {
+        return Ok(());
+    };
+    let Message {
+        header: Order::Open(order),
+        state,
+        payload,
+        fds,
+    } = message
+    else {
         return Err(io::Error::other("the first order is to open a session"));
     };
-    let [connection, ledger] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| io::Error::other("an order without its descriptors"))?;
+    let [connection, ledger] = <[OwnedFd; 2]>::try_from(fds)
+        .map_err(|_| io::Error::other("an order without its descriptors"))?;
     let (endpoint, session) = open(&order, connection, ledger, &state, &payload)?;
     control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
     let watched = (control.try_clone()?, endpoint.clone());
-    let watcher = std::thread::Builder::new().name("control".to_owned()).stack_size(STACK_BYTES);
+    let watcher = std::thread::Builder::new()
+        .name("control".to_owned())
+        .stack_size(STACK_BYTES);
     watcher.spawn(move || follow_orders(&watched.0, &watched.1))?;
     let why = endpoint.run();
     session.close();
@@ -68,8 +79,16 @@ fn serve_one_session() -> io::Result<()> {
 fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
     loop {
         match control::receive::<Order>(control.as_fd(), true) {
-            Ok(Some(Message { header: Order::Bulk, state, fds, .. })) => {
-                let attached = fds.into_iter().next().map(|fd| endpoint.attach_bulk(fd, &state));
+            Ok(Some(Message {
+                header: Order::Bulk,
+                state,
+                fds,
+                ..
+            })) => {
+                let attached = fds
+                    .into_iter()
+                    .next()
+                    .map(|fd| endpoint.attach_bulk(fd, &state));
                 if let Some(Err(error)) = attached {
                     log::warn!("a bulk connection was refused: {error}");
                 }
@@ -86,8 +105,15 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
 
 type OpenSession = (Endpoint, Arc<Session<CpuDevice>>);
 
-fn open(order: &OpenOrder, connection: OwnedFd, ledger: OwnedFd, state: &[u8], payload: &[u8]) -> io::Result<OpenSession> {
-    let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, format!("session_open: {error}"));
+fn open(
+    order: &OpenOrder,
+    connection: OwnedFd,
+    ledger: OwnedFd,
+    state: &[u8],
+    payload: &[u8],
+) -> io::Result<OpenSession> {
+    let malformed =
+        |error| io::Error::new(io::ErrorKind::InvalidData, format!("session_open: {error}"));
     let (_, body, _) = split(payload).map_err(malformed)?;
     let hello = SessionOpen::decode_body(body).map_err(malformed)?;
     let ledger = Arc::new(Ledger::open(ledger)?);
@@ -100,7 +126,13 @@ fn open(order: &OpenOrder, connection: OwnedFd, ledger: OwnedFd, state: &[u8], p
     let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
     let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
-    let (memory, turn) = Memory::open(hello.range_base, hello.range_bytes, wanted_bytes, account, limit_bytes)?;
+    let (memory, turn) = Memory::open(
+        hello.range_base,
+        hello.range_bytes,
+        wanted_bytes,
+        account,
+        limit_bytes,
+    )?;
     let cache = Cache::new(order.cache_directory.clone());
     let welcome = welcome(order, &memory, &cache);
     let connection_out = Arc::new(Connection::default());
@@ -114,7 +146,14 @@ fn open(order: &OpenOrder, connection: OwnedFd, ledger: OwnedFd, state: &[u8], p
         device_count: order.devices.len(),
     });
     let session = Arc::new(Session::new(device, connection_out.clone()));
-    let endpoint = Endpoint::adopt(connection, state, &welcome, &Tuning::default(), session.clone()).map_err(io::Error::other)?;
+    let endpoint = Endpoint::adopt(
+        connection,
+        state,
+        &welcome,
+        &Tuning::default(),
+        session.clone(),
+    )
+    .map_err(io::Error::other)?;
     connection_out.attach(endpoint.clone());
     Ok((endpoint, session))
 }

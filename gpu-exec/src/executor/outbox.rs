@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use farcall_marshal::record::{HEAD_BYTES, Head, Record, encode, encode_bare, record_bytes};
 use farcall_marshal::status::CuStatus;
-use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput};
+use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{BulkError, Endpoint, SendError};
 
 /// Longest message of a notice.
@@ -28,7 +28,11 @@ pub(crate) struct Reply {
 impl Reply {
     /// The answer that a record asks for.
     pub(crate) fn to(head: &Head) -> Self {
-        Self { call: head.number, context: head.context, ticket: head.ticket }
+        Self {
+            call: head.number,
+            context: head.context,
+            ticket: head.ticket,
+        }
     }
 }
 
@@ -53,7 +57,7 @@ pub(crate) trait Outbox: Send + Sync + std::fmt::Debug {
 /// Told when a posted transfer is over.
 pub(crate) type Posted = Box<dyn FnOnce(Option<usize>) + Send>;
 
-impl dyn Outbox {
+impl dyn Outbox + '_ {
     /// Ends a record: a status to who waits for it, a notice if it failed and nobody does.
     pub(crate) fn finish(&self, reply: Reply, outcome: Result<(), Failure>) {
         match outcome {
@@ -97,6 +101,13 @@ impl dyn Outbox {
         self.flush();
     }
 
+    /// Tells a step of a record's way.
+    pub(crate) fn trace_step(&self, head: &Head, ns: u64, step: &str, detail: &str) {
+        let number = u32::from(head.number);
+        let detail = clipped(detail);
+        self.push(head.context, &TraceStep { number, ns, step, detail });
+    }
+
     /// Sends what kernels printed.
     pub(crate) fn kernel_output(&self, context: u32, text: &[u8]) {
         for text in text.chunks(OUTPUT_BYTES_MAX) {
@@ -122,13 +133,19 @@ pub(crate) struct Failure {
 impl Failure {
     /// With words.
     pub(crate) fn new(status: CuStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
 }
 
 impl From<CuStatus> for Failure {
     fn from(status: CuStatus) -> Self {
-        Self { status, message: String::new() }
+        Self {
+            status,
+            message: String::new(),
+        }
     }
 }
 
@@ -143,11 +160,6 @@ impl Connection {
     /// From now on messages go to `endpoint`.
     pub(crate) fn attach(&self, endpoint: Endpoint) {
         let _ = self.endpoint.set(endpoint);
-    }
-
-    /// The endpoint, once there is one.
-    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
-        self.endpoint.get()
     }
 
     fn sent<T>(what: Result<T, SendError>) {
@@ -188,7 +200,9 @@ impl Outbox for Connection {
     }
 
     unsafe fn bulk_post(&self, id: u64, dest: *mut u8, len: usize, done: Posted) {
-        let Some(endpoint) = self.endpoint.get() else { return done(None) };
+        let Some(endpoint) = self.endpoint.get() else {
+            return done(None);
+        };
         let done = Box::new(move |came: Result<usize, BulkError>| done(came.ok()));
         // SAFETY: the caller keeps the destination valid until `done` is called or dropped.
         if let Err(error) = unsafe { endpoint.bulk_post(id, dest, len, done) } {
@@ -250,7 +264,9 @@ pub(crate) mod tests {
         }
 
         unsafe fn bulk_post(&self, id: u64, dest: *mut u8, len: usize, done: Posted) {
-            self.posted.lock().push((id, dest.expose_provenance(), len, done));
+            self.posted
+                .lock()
+                .push((id, dest.expose_provenance(), len, done));
             self.arrived.notify_all();
         }
 
@@ -268,12 +284,16 @@ pub(crate) mod tests {
     impl Recorder {
         /// Waits for the reply with this ticket: status and body.
         pub(crate) fn reply(&self, ticket: u32) -> (u32, Vec<u8>) {
-            self.find(|head| head.is_reply() && head.ticket == ticket).map(|(head, body)| (head.context, body)).unwrap()
+            self.find(|head| head.is_reply() && head.ticket == ticket)
+                .map(|(head, body)| (head.context, body))
+                .unwrap()
         }
 
         /// Waits for a message with this number.
         pub(crate) fn message(&self, number: u16) -> Vec<u8> {
-            self.find(|head| !head.is_reply() && head.number == number).unwrap().1
+            self.find(|head| !head.is_reply() && head.number == number)
+                .unwrap()
+                .1
         }
 
         /// Whether somebody receives this transfer.
@@ -306,7 +326,10 @@ pub(crate) mod tests {
             let records = self.records.lock();
             let heads = records.iter().map(|record| split(record).unwrap());
             let notices = heads.filter(|(head, ..)| head.number == ErrorNotice::NUMBER);
-            notices.map(|(_, body, _)| ErrorNotice::decode_body(body).unwrap()).map(|n| (n.status, n.call, n.sticky != 0)).collect()
+            notices
+                .map(|(_, body, _)| ErrorNotice::decode_body(body).unwrap())
+                .map(|n| (n.status, n.call, n.sticky != 0))
+                .collect()
         }
 
         fn find(&self, wanted: impl Fn(&Head) -> bool) -> Option<(Head, Vec<u8>)> {
@@ -318,7 +341,11 @@ pub(crate) mod tests {
                         return Some((head, body.to_vec()));
                     }
                 }
-                if self.arrived.wait_for(&mut records, Duration::from_secs(20)).timed_out() {
+                if self
+                    .arrived
+                    .wait_for(&mut records, Duration::from_secs(20))
+                    .timed_out()
+                {
                     return None;
                 }
             }

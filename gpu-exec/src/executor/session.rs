@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use farcall_marshal::record::{Record, split};
-use farcall_marshal::wire::{HostFuncDone, dispatch};
+use farcall_marshal::wire::{HostFuncDone, describe, dispatch};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::Mutex;
 
@@ -22,7 +23,11 @@ pub(crate) struct Session<D> {
 impl<D: Device> Session<D> {
     /// A session on these devices.
     pub(crate) fn new(device: D, outbox: Arc<Connection>) -> Self {
-        Self { device: Mutex::new(device), outbox, violation: Mutex::new(None) }
+        Self {
+            device: Mutex::new(device),
+            outbox,
+            violation: Mutex::new(None),
+        }
     }
 
     /// What the client did wrong, if that ended the session.
@@ -41,6 +46,7 @@ impl<D: Device> Handler for Session<D> {
         if self.violation.lock().is_some() {
             return;
         }
+        tell_traced(&*self.outbox, frame);
         if let Err(violation) = take(&mut *self.device.lock(), frame) {
             let mut first = self.violation.lock();
             if first.is_none() {
@@ -54,6 +60,21 @@ impl<D: Device> Handler for Session<D> {
     }
 
     fn on_closed(&self, _endpoint: &Endpoint, _why: &CloseReason) {}
+}
+
+/// Tells the client of records whose way it wants to see, before they are handed on.
+fn tell_traced(outbox: &dyn Outbox, frame: &[u8]) {
+    let mut rest = frame;
+    while let Ok((head, body, after)) = split(rest) {
+        if head.is_traced() {
+            let began = Instant::now();
+            let fields = describe(head.number, false, body).unwrap_or_else(|error| error.to_string());
+            let ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let detail = format!("by executor process {}, context {}: {fields}", std::process::id(), head.context);
+            outbox.trace_step(&head, ns, "decoded", &detail);
+        }
+        rest = after;
+    }
 }
 
 /// Hands the records of a frame to a device, in order.

@@ -21,7 +21,12 @@ pub(crate) fn inventory(plan: &Plan, ledger: &Ledger, sessions: impl Fn(u32) -> 
         let used_bytes = ledger.used(device.ordinal as usize).min(device.total_bytes);
         device.limit_bytes = device.total_bytes - used_bytes;
         let (server_ordinal, total_bytes) = (device.ordinal, device.total_bytes);
-        let usage = DeviceUsage { server_ordinal, sessions: sessions(server_ordinal), total_bytes, used_bytes };
+        let usage = DeviceUsage {
+            server_ordinal,
+            sessions: sessions(server_ordinal),
+            total_bytes,
+            used_bytes,
+        };
         usages.extend(to_vec(Head::request(DeviceUsage::NUMBER, 0, 0), &usage));
     }
     let welcome = SessionWelcome {
@@ -56,13 +61,21 @@ impl Inventories {
         let under_way = self.under_way.clone();
         let answer = move || {
             let (connection, state) = incoming.into_parts();
-            match Endpoint::adopt(connection, &state, &payload, &Tuning::default(), Arc::new(Deaf)) {
+            match Endpoint::adopt(
+                connection,
+                &state,
+                &payload,
+                &Tuning::default(),
+                Arc::new(Deaf),
+            ) {
                 Ok(endpoint) => endpoint.close(),
                 Err(error) => log::warn!("an inventory was not sent: {error}"),
             }
             under_way.fetch_sub(1, Ordering::Relaxed);
         };
-        let builder = std::thread::Builder::new().name("inventory".to_owned()).stack_size(STACK_BYTES);
+        let builder = std::thread::Builder::new()
+            .name("inventory".to_owned())
+            .stack_size(STACK_BYTES);
         if let Err(error) = builder.spawn(answer) {
             self.under_way.fetch_sub(1, Ordering::Relaxed);
             log::error!("an inventory was not sent: {error}");

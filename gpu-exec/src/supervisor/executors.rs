@@ -61,11 +61,19 @@ impl Executor {
     pub(crate) fn start(plan: &Plan) -> io::Result<Self> {
         let (ours, theirs) = fds::pair()?;
         let mut command = Command::new(&plan.program);
-        command.args(&plan.arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        command
+            .args(&plan.arguments)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null());
         // A group of its own: Ctrl-C is for the supervisor, which ends executors in good order.
         let child = command.process_group(0).spawn()?;
         let process = child.id();
-        Ok(Self { child: Some(child), control: Some(ours), stage: Stage::Starting, process })
+        Ok(Self {
+            child: Some(child),
+            control: Some(ours),
+            stage: Stage::Starting,
+            process,
+        })
     }
 
     /// The control socket, while it is open.
@@ -82,16 +90,26 @@ impl Executor {
     }
 
     /// Waits for the end of the process on a thread of its own, which then tells the inbox and tidies the cache.
-    pub(crate) fn reap(&mut self, id: u64, inbox: &Arc<Inbox>, cache: &Cache, cache_bytes_max: u64) {
+    pub(crate) fn reap(
+        &mut self,
+        id: u64,
+        inbox: &Arc<Inbox>,
+        cache: &Cache,
+        cache_bytes_max: u64,
+    ) {
         self.control = None;
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         let (inbox, cache) = (inbox.clone(), cache.clone());
         let wait = move || {
             let _ = child.wait();
             inbox.send(Event::Reaped(id));
             cache.trim(cache_bytes_max);
         };
-        let builder = std::thread::Builder::new().name("reaper".to_owned()).stack_size(STACK_BYTES);
+        let builder = std::thread::Builder::new()
+            .name("reaper".to_owned())
+            .stack_size(STACK_BYTES);
         if let Err(error) = builder.spawn(wait) {
             log::error!("executor {} is left as a zombie: {error}", self.process);
         }
@@ -99,7 +117,12 @@ impl Executor {
 
     /// Ends the process at once.
     pub(crate) fn kill(&self) {
-        let Ok(process) = i32::try_from(self.process) else { return };
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL);
+        let Ok(process) = i32::try_from(self.process) else {
+            return;
+        };
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(process),
+            nix::sys::signal::Signal::SIGKILL,
+        );
     }
 }

@@ -35,8 +35,12 @@ impl Inbox {
     /// # Errors
     /// No descriptors.
     pub(crate) fn new() -> io::Result<Self> {
-        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { queue: Mutex::default(), wake })
+        let wake =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self {
+            queue: Mutex::default(),
+            wake,
+        })
     }
 
     /// Adds an event.

@@ -109,21 +109,39 @@ impl Keeper {
 
     /// Waits for something to happen; the executors that have something to say.
     fn poll(&self) -> std::io::Result<Vec<u64>> {
-        let sockets: Vec<_> = self.executors.iter().filter_map(|(id, executor)| Some((*id, executor.socket()?))).collect();
+        let sockets: Vec<_> = self
+            .executors
+            .iter()
+            .filter_map(|(id, executor)| Some((*id, executor.socket()?)))
+            .collect();
         let mut polled = vec![PollFd::new(self.inbox.wake(), PollFlags::POLLIN)];
-        polled.extend(sockets.iter().map(|(_, socket)| PollFd::new(*socket, PollFlags::POLLIN)));
-        let timeout = if self.stopping.is_some() { PollTimeout::from(100_u8) } else { PollTimeout::NONE };
+        polled.extend(
+            sockets
+                .iter()
+                .map(|(_, socket)| PollFd::new(*socket, PollFlags::POLLIN)),
+        );
+        let timeout = if self.stopping.is_some() {
+            PollTimeout::from(100_u8)
+        } else {
+            PollTimeout::NONE
+        };
         match poll(&mut polled, timeout) {
             Err(nix::errno::Errno::EINTR) | Ok(0) => return Ok(Vec::new()),
             other => other?,
         };
-        let ready = polled.iter().skip(1).zip(&sockets).filter(|(fd, _)| fd.any().unwrap_or(true));
+        let ready = polled
+            .iter()
+            .skip(1)
+            .zip(&sockets)
+            .filter(|(fd, _)| fd.any().unwrap_or(true));
         Ok(ready.map(|(_, (id, _))| *id).collect())
     }
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Client(incoming) if self.stopping.is_some() => incoming.refuse(RefuseCode::DRAINING, "the server stops"),
+            Event::Client(incoming) if self.stopping.is_some() => {
+                incoming.refuse(RefuseCode::DRAINING, "the server stops")
+            }
             Event::Client(incoming) => self.take_client(incoming),
             Event::Bulk(incoming) => self.take_bulk(incoming),
             Event::Reaped(id) => self.forget(id),
@@ -134,7 +152,9 @@ impl Keeper {
     /// Checks what a client asks for.
     fn take_client(&mut self, incoming: Incoming) {
         let payload = incoming.payload();
-        let hello = split(payload).ok().filter(|(head, _, rest)| head.number == SessionOpen::NUMBER && rest.is_empty());
+        let hello = split(payload)
+            .ok()
+            .filter(|(head, _, rest)| head.number == SessionOpen::NUMBER && rest.is_empty());
         let hello = hello.and_then(|(_, body, _)| SessionOpen::decode_body(body).ok());
         let Some(hello) = hello.filter(|_| payload.len() <= OPEN_BYTES_MAX) else {
             return incoming.refuse(RefuseCode::MALFORMED, "the hello is no session_open");
@@ -143,20 +163,52 @@ impl Keeper {
             let answer = inventory(&self.plan, &self.ledger, |device| self.sessions_of(device));
             return self.inventories.answer(incoming, answer);
         }
-        let wanted = if hello.device_count == 0 { self.plan.devices.len() } else { hello.device_count as usize };
+        let wanted = if hello.device_count == 0 {
+            self.plan.devices.len()
+        } else {
+            hello.device_count as usize
+        };
         if wanted > self.plan.devices.len() {
-            let message = format!("{wanted} devices wanted, this server has {}", self.plan.devices.len());
+            let message = format!(
+                "{wanted} devices wanted, this server has {}",
+                self.plan.devices.len()
+            );
             return incoming.refuse(RefuseCode::APPLICATION, &message);
         }
-        let sessions = self.executors.values().filter(|executor| executor.serving().is_some()).count();
+        let sessions = self
+            .executors
+            .values()
+            .filter(|executor| executor.serving().is_some())
+            .count();
         if sessions + self.waiting.len() >= self.plan.sessions_max {
-            return incoming.refuse(RefuseCode::BUSY, &format!("all {} sessions of this server are in use", self.plan.sessions_max));
+            return incoming.refuse(
+                RefuseCode::BUSY,
+                &format!(
+                    "all {} sessions of this server are in use",
+                    self.plan.sessions_max
+                ),
+            );
         }
-        let peer = incoming.peer().map_or_else(String::new, |peer| format!(" from {peer}"));
-        let name = format!("{} (pid {} on {}){peer}", printable(hello.program), hello.pid, printable(hello.host_name));
-        let limit_bytes = if hello.memory_bytes == 0 { u64::MAX } else { hello.memory_bytes };
+        let peer = incoming
+            .peer()
+            .map_or_else(String::new, |peer| format!(" from {peer}"));
+        let name = format!(
+            "{} (pid {} on {}){peer}",
+            printable(hello.program),
+            hello.pid,
+            printable(hello.host_name)
+        );
+        let limit_bytes = if hello.memory_bytes == 0 {
+            u64::MAX
+        } else {
+            hello.memory_bytes
+        };
         let devices = self.choose_devices(wanted, limit_bytes);
-        self.waiting.push_back(Client { incoming, name, devices });
+        self.waiting.push_back(Client {
+            incoming,
+            name,
+            devices,
+        });
     }
 
     /// The devices with the fewest sessions.
@@ -172,14 +224,22 @@ impl Keeper {
     }
 
     fn sessions_of(&self, device: u32) -> u32 {
-        let having = self.executors.values().filter_map(Executor::serving).filter(|serving| serving.devices.contains(&device));
+        let having = self
+            .executors
+            .values()
+            .filter_map(Executor::serving)
+            .filter(|serving| serving.devices.contains(&device));
         u32::try_from(having.count()).unwrap_or(u32::MAX)
     }
 
     fn assign_waiting(&mut self) {
         while !self.waiting.is_empty() {
-            let ready = self.executors.iter().find(|(_, executor)| matches!(executor.stage, Stage::Ready) && executor.control.is_some());
-            let Some(id) = ready.map(|(id, _)| *id) else { return };
+            let ready = self.executors.iter().find(|(_, executor)| {
+                matches!(executor.stage, Stage::Ready) && executor.control.is_some()
+            });
+            let Some(id) = ready.map(|(id, _)| *id) else {
+                return;
+            };
             if let Some(client) = self.waiting.pop_front() {
                 self.assign(id, client);
             }
@@ -187,11 +247,19 @@ impl Keeper {
     }
 
     fn assign(&mut self, id: u64, client: Client) {
-        let Some(executor) = self.executors.get_mut(&id) else { return };
-        let (Some(slot), Some(control)) = (self.slots.pop(), &executor.control) else {
-            return client.incoming.refuse(RefuseCode::BUSY, "no room for a session");
+        let Some(executor) = self.executors.get_mut(&id) else {
+            return;
         };
-        let Client { incoming, name, devices } = client;
+        let (Some(slot), Some(control)) = (self.slots.pop(), &executor.control) else {
+            return client
+                .incoming
+                .refuse(RefuseCode::BUSY, "no room for a session");
+        };
+        let Client {
+            incoming,
+            name,
+            devices,
+        } = client;
         let order = OpenOrder {
             kind: self.plan.kind,
             devices: devices.clone(),
@@ -203,10 +271,23 @@ impl Keeper {
         let (session, payload) = (incoming.session(), incoming.payload().to_vec());
         let (connection, state) = incoming.into_parts();
         let order = Order::Open(Box::new(order));
-        let sent = control::send(control.as_fd(), &order, &state, &payload, &[connection.as_fd(), self.ledger.file()]);
+        let sent = control::send(
+            control.as_fd(),
+            &order,
+            &state,
+            &payload,
+            &[connection.as_fd(), self.ledger.file()],
+        );
         let devices = devices.iter().map(|device| device.ordinal).collect();
         // The slot is the executor's until it is reaped, whatever becomes of the order.
-        executor.stage = Stage::Serving(Serving { session, slot, client: name, devices, since: Instant::now(), farewell: None });
+        executor.stage = Stage::Serving(Serving {
+            session,
+            slot,
+            client: name,
+            devices,
+            since: Instant::now(),
+            farewell: None,
+        });
         if let Err(error) = sent {
             log::error!("executor {} takes no session: {error}", executor.process);
             executor.kill();
@@ -215,19 +296,26 @@ impl Keeper {
 
     fn take_bulk(&self, incoming: Incoming) {
         let session = incoming.session();
-        let executor = self.executors.values().find(|executor| executor.serving().is_some_and(|serving| serving.session == session));
+        let executor = self.executors.values().find(|executor| {
+            executor
+                .serving()
+                .is_some_and(|serving| serving.session == session)
+        });
         let Some(control) = executor.and_then(Executor::socket) else {
             return incoming.refuse(RefuseCode::SESSION, "no such session");
         };
         let (connection, state) = incoming.into_parts();
-        if let Err(error) = control::send(control, &Order::Bulk, &state, &[], &[connection.as_fd()]) {
+        if let Err(error) = control::send(control, &Order::Bulk, &state, &[], &[connection.as_fd()])
+        {
             log::warn!("a bulk connection is dropped: {error}");
         }
     }
 
     fn read_reports(&mut self, id: u64) {
         while let Some(executor) = self.executors.get_mut(&id) {
-            let Some(control) = &executor.control else { return };
+            let Some(control) = &executor.control else {
+                return;
+            };
             match control::receive::<Report>(control.as_fd(), false) {
                 Ok(Some(message)) => take_report(executor, message.header, &mut self.failed_starts),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
@@ -244,12 +332,22 @@ impl Keeper {
 
     /// The process is gone: its share of memory is free.
     fn forget(&mut self, id: u64) {
-        let Some(executor) = self.executors.remove(&id) else { return };
-        let Stage::Serving(serving) = executor.stage else { return };
+        let Some(executor) = self.executors.remove(&id) else {
+            return;
+        };
+        let Stage::Serving(serving) = executor.stage else {
+            return;
+        };
         self.ledger.clear(serving.slot);
         self.slots.push(serving.slot);
-        let reason = serving.farewell.unwrap_or_else(|| "its executor died".to_owned());
-        log::info!("session closed: {}, after {:.1} s: {reason}", serving.client, serving.since.elapsed().as_secs_f64());
+        let reason = serving
+            .farewell
+            .unwrap_or_else(|| "its executor died".to_owned());
+        log::info!(
+            "session closed: {}, after {:.1} s: {reason}",
+            serving.client,
+            serving.since.elapsed().as_secs_f64()
+        );
     }
 
     /// Keeps enough executors at hand.
@@ -257,8 +355,11 @@ impl Keeper {
         if self.stopping.is_some() {
             return;
         }
-        let idle = |executor: &&Executor| matches!(executor.stage, Stage::Starting | Stage::Ready) && executor.control.is_some();
-        let missing = (self.plan.warm_executors + self.waiting.len()).saturating_sub(self.executors.values().filter(idle).count());
+        let idle = |executor: &&Executor| {
+            matches!(executor.stage, Stage::Starting | Stage::Ready) && executor.control.is_some()
+        };
+        let missing = (self.plan.warm_executors + self.waiting.len())
+            .saturating_sub(self.executors.values().filter(idle).count());
         for _ in 0..missing {
             if self.failed_starts >= FAILED_STARTS_MAX && self.waiting.is_empty() {
                 return;
@@ -266,7 +367,9 @@ impl Keeper {
             if self.failed_starts >= FAILED_STARTS_MAX {
                 self.failed_starts = 0;
                 for client in self.waiting.drain(..) {
-                    client.incoming.refuse(RefuseCode::INTERNAL, "the server cannot start executors");
+                    client
+                        .incoming
+                        .refuse(RefuseCode::INTERNAL, "the server cannot start executors");
                 }
                 return;
             }
@@ -290,7 +393,9 @@ impl Keeper {
         }
         self.stopping = Some(Instant::now());
         for client in self.waiting.drain(..) {
-            client.incoming.refuse(RefuseCode::DRAINING, "the server stops");
+            client
+                .incoming
+                .refuse(RefuseCode::DRAINING, "the server stops");
         }
         for (id, executor) in &mut self.executors {
             executor.reap(*id, &self.inbox, &self.cache, self.plan.cache_bytes_max);
@@ -305,10 +410,24 @@ fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32)
             *failed_starts = 0;
         }
         (Report::Opened, Stage::Serving(serving)) => {
-            log::info!("session opened: {}, devices {:?}, executor {}", serving.client, serving.devices, executor.process);
+            log::info!(
+                "session opened: {}, devices {:?}, executor {}",
+                serving.client,
+                serving.devices,
+                executor.process
+            );
         }
-        (Report::Closed { reason, bytes_in, bytes_out }, Stage::Serving(serving)) => {
-            serving.farewell = Some(format!("{reason}; {bytes_in} bytes in, {bytes_out} bytes out"));
+        (
+            Report::Closed {
+                reason,
+                bytes_in,
+                bytes_out,
+            },
+            Stage::Serving(serving),
+        ) => {
+            serving.farewell = Some(format!(
+                "{reason}; {bytes_in} bytes in, {bytes_out} bytes out"
+            ));
         }
         (report, stage) => log::error!("executor {}: {report:?} in {stage:?}", executor.process),
     }
@@ -316,5 +435,8 @@ fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32)
 
 /// A client's words for the log: short, without control characters.
 fn printable(text: &str) -> String {
-    text.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars()
+        .take(80)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }

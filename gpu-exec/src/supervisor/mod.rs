@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use farcall_transport::{AcceptError, Incoming, IncomingKind, ListenOptions, Listener, RefuseCode, constant_time_eq};
+use farcall_transport::{
+    AcceptError, Incoming, IncomingKind, ListenOptions, Listener, RefuseCode, constant_time_eq,
+};
 
 use self::inbox::{Event, Inbox};
 use self::keeper::Keeper;
@@ -75,9 +77,17 @@ impl Server {
     pub fn bind(options: &ServeOptions) -> Result<Self, ServeError> {
         let plan = Plan::new(options)?;
         let listener = Listener::bind(&*options.listen, ListenOptions::default());
-        let listener = listener.map_err(|source| ServeError::Listen { address: options.listen.clone(), source })?;
+        let listener = listener.map_err(|source| ServeError::Listen {
+            address: options.listen.clone(),
+            source,
+        })?;
         let inbox = Inbox::new().map_err(ServeError::system("make an event descriptor"))?;
-        Ok(Self { listener: Arc::new(listener), inbox: Arc::new(inbox), stopped: Arc::default(), plan })
+        Ok(Self {
+            listener: Arc::new(listener),
+            inbox: Arc::new(inbox),
+            stopped: Arc::default(),
+            plan,
+        })
     }
 
     /// The bound address.
@@ -89,7 +99,11 @@ impl Server {
     /// Ends this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper { listener: self.listener.clone(), inbox: self.inbox.clone(), stopped: self.stopped.clone() }
+        Stopper {
+            listener: self.listener.clone(),
+            inbox: self.inbox.clone(),
+            stopped: self.stopped.clone(),
+        }
     }
 
     /// Serves until stopped. Blocks. Executors die with the thread that calls this.
@@ -99,7 +113,9 @@ impl Server {
     pub fn run(self) -> Result<(), ServeError> {
         let stopper = self.stopper();
         let (listener, inbox, token) = (self.listener, self.inbox.clone(), self.plan.token.clone());
-        let builder = std::thread::Builder::new().name("accept".to_owned()).stack_size(STACK_BYTES);
+        let builder = std::thread::Builder::new()
+            .name("accept".to_owned())
+            .stack_size(STACK_BYTES);
         let accept = builder.spawn(move || accept_clients(&listener, &inbox, token.as_deref()));
         let accept = accept.map_err(ServeError::system("start a thread"))?;
         let outcome = Keeper::new(self.plan, self.inbox).and_then(Keeper::run);
@@ -111,7 +127,9 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("plan", &self.plan).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
     }
 }
 
@@ -143,11 +161,21 @@ fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
 }
 
 fn admit(incoming: Incoming, token: Option<&str>) -> Option<Incoming> {
-    let Some(token) = token else { return Some(incoming) };
-    if incoming.token().is_some_and(|shown| constant_time_eq(shown, token.as_bytes())) {
+    let Some(token) = token else {
+        return Some(incoming);
+    };
+    if incoming
+        .token()
+        .is_some_and(|shown| constant_time_eq(shown, token.as_bytes()))
+    {
         return Some(incoming);
     }
-    log::warn!("{}: wrong or missing token", incoming.peer().map_or_else(String::new, |peer| peer.to_string()));
+    log::warn!(
+        "{}: wrong or missing token",
+        incoming
+            .peer()
+            .map_or_else(String::new, |peer| peer.to_string())
+    );
     incoming.refuse(RefuseCode::TOKEN, "the token is missing or wrong");
     None
 }

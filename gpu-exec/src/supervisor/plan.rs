@@ -11,6 +11,8 @@ use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, ServeError, ServeOptions
 
 /// Least memory of a device.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Most memory of a device.
+const MEMORY_BYTES_MAX: u64 = 1 << 46;
 /// Memory of a device is a multiple of this.
 const MEMORY_GRAIN: u64 = 2 << 20;
 
@@ -42,12 +44,19 @@ impl Plan {
         if count == 0 || count as usize > DEVICES_MAX {
             return bad(format!("{count} devices: there can be 1 to {DEVICES_MAX}"));
         }
-        let total_bytes = options.memory_bytes.unwrap_or_else(|| (host_memory_bytes() / 2 / u64::from(count)) & !(MEMORY_GRAIN - 1));
-        if total_bytes < MEMORY_BYTES_MIN || total_bytes > 1 << 46 {
-            return bad(format!("a device memory of {total_bytes} bytes: at least {MEMORY_BYTES_MIN}"));
+        let total_bytes = options
+            .memory_bytes
+            .unwrap_or_else(|| (host_memory_bytes() / 2 / u64::from(count)) & !(MEMORY_GRAIN - 1));
+        if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&total_bytes) {
+            return bad(format!(
+                "a device memory of {total_bytes} bytes: at least {MEMORY_BYTES_MIN}"
+            ));
         }
         if options.sessions_max == 0 || options.sessions_max as usize > SESSIONS_MAX {
-            return bad(format!("{} sessions: there can be 1 to {SESSIONS_MAX}", options.sessions_max));
+            return bad(format!(
+                "{} sessions: there can be 1 to {SESSIONS_MAX}",
+                options.sessions_max
+            ));
         }
         if options.token.as_deref() == Some("") {
             return bad("an empty token".to_owned());
@@ -57,9 +66,19 @@ impl Plan {
             (Some(directory), _) => make_directory(directory),
             (None, _) => default_directory(),
         };
-        let mut command = options.executor.clone().unwrap_or_else(|| vec!["/proc/self/exe".into(), EXECUTOR_COMMAND.into()]).into_iter();
-        let Some(program) = command.next() else { return bad("an empty executor command".to_owned()) };
-        let device = |ordinal| DeviceSpec { ordinal, total_bytes, limit_bytes: total_bytes };
+        let mut command = options
+            .executor
+            .clone()
+            .unwrap_or_else(|| vec!["/proc/self/exe".into(), EXECUTOR_COMMAND.into()])
+            .into_iter();
+        let Some(program) = command.next() else {
+            return bad("an empty executor command".to_owned());
+        };
+        let device = |ordinal| DeviceSpec {
+            ordinal,
+            total_bytes,
+            limit_bytes: total_bytes,
+        };
         Ok(Self {
             kind,
             devices: (0..count).map(device).collect(),
@@ -81,11 +100,15 @@ fn choose(choice: DeviceChoice) -> Result<DeviceKind, ServeError> {
     match choice {
         DeviceChoice::Soft => Ok(DeviceKind::Soft),
         DeviceChoice::Null => Ok(DeviceKind::Null),
-        DeviceChoice::Auto if !has_gpu() => Err(ServeError::NoGpu("there is no GPU here (no /dev/nvidiactl)".to_owned())),
-        DeviceChoice::Cuda if !has_gpu() => Err(ServeError::NoGpu("there is no GPU driver here (no /dev/nvidiactl)".to_owned())),
-        DeviceChoice::Auto | DeviceChoice::Cuda => {
-            Err(ServeError::NoGpu("there is a GPU, but this build cannot drive it yet".to_owned()))
-        }
+        DeviceChoice::Auto if !has_gpu() => Err(ServeError::NoGpu(
+            "there is no GPU here (no /dev/nvidiactl)".to_owned(),
+        )),
+        DeviceChoice::Cuda if !has_gpu() => Err(ServeError::NoGpu(
+            "there is no GPU driver here (no /dev/nvidiactl)".to_owned(),
+        )),
+        DeviceChoice::Auto | DeviceChoice::Cuda => Err(ServeError::NoGpu(
+            "there is a GPU, but this build cannot drive it yet".to_owned(),
+        )),
     }
 }
 
@@ -103,26 +126,73 @@ mod tests {
     use crate::{DeviceChoice, ServeOptions};
 
     fn options() -> ServeOptions {
-        ServeOptions { device: DeviceChoice::Null, cache_bytes_max: 0, ..ServeOptions::default() }
+        ServeOptions {
+            device: DeviceChoice::Null,
+            cache_bytes_max: 0,
+            ..ServeOptions::default()
+        }
     }
 
     #[test]
     fn a_missing_gpu_is_said_and_never_replaced() {
         for device in [DeviceChoice::Auto, DeviceChoice::Cuda] {
-            let error = Plan::new(&ServeOptions { device, ..options() }).unwrap_err().to_string();
+            let error = Plan::new(&ServeOptions {
+                device,
+                ..options()
+            })
+            .unwrap_err()
+            .to_string();
             assert!(error.contains("--device soft"), "{error}");
         }
     }
 
     #[test]
     fn options_out_of_range_are_refused() {
-        assert!(Plan::new(&ServeOptions { device_count: Some(0), ..options() }).is_err());
-        assert!(Plan::new(&ServeOptions { device_count: Some(17), ..options() }).is_err());
-        assert!(Plan::new(&ServeOptions { memory_bytes: Some(5), ..options() }).is_err());
-        assert!(Plan::new(&ServeOptions { sessions_max: 0, ..options() }).is_err());
-        assert!(Plan::new(&ServeOptions { token: Some(String::new()), ..options() }).is_err());
-        let plan = Plan::new(&ServeOptions { device_count: Some(3), ..options() }).unwrap();
+        assert!(
+            Plan::new(&ServeOptions {
+                device_count: Some(0),
+                ..options()
+            })
+            .is_err()
+        );
+        assert!(
+            Plan::new(&ServeOptions {
+                device_count: Some(17),
+                ..options()
+            })
+            .is_err()
+        );
+        assert!(
+            Plan::new(&ServeOptions {
+                memory_bytes: Some(5),
+                ..options()
+            })
+            .is_err()
+        );
+        assert!(
+            Plan::new(&ServeOptions {
+                sessions_max: 0,
+                ..options()
+            })
+            .is_err()
+        );
+        assert!(
+            Plan::new(&ServeOptions {
+                token: Some(String::new()),
+                ..options()
+            })
+            .is_err()
+        );
+        let plan = Plan::new(&ServeOptions {
+            device_count: Some(3),
+            ..options()
+        })
+        .unwrap();
         assert_eq!(plan.devices.len(), 3);
-        assert!(plan.devices.iter().all(|device| device.total_bytes >= 1 << 20));
+        assert!(
+            plan.devices
+                .iter()
+                .all(|device| device.total_bytes >= 1 << 20)
+        );
     }
 }

@@ -23,7 +23,9 @@ pub(crate) fn block() -> io::Result<Signals> {
     set.add(Signal::SIGTERM);
     set.add(Signal::SIGINT);
     set.thread_block()?;
-    Ok(Signals { fd: SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)? })
+    Ok(Signals {
+        fd: SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?,
+    })
 }
 
 impl Signals {
@@ -31,14 +33,24 @@ impl Signals {
     ///
     /// # Errors
     /// No thread.
-    pub(crate) fn watch(self, on_signal: impl FnOnce(&'static str) + Send + 'static) -> Result<(), ServeError> {
+    pub(crate) fn watch(
+        self,
+        on_signal: impl FnOnce(&'static str) + Send + 'static,
+    ) -> Result<(), ServeError> {
         let wait = move || {
             if let Ok(Some(info)) = self.fd.read_signal() {
-                let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+                let signal = i32::try_from(info.ssi_signo)
+                    .ok()
+                    .and_then(|number| Signal::try_from(number).ok());
                 on_signal(signal.map_or("signal", Signal::as_str));
             }
         };
-        let builder = std::thread::Builder::new().name("signals".to_owned()).stack_size(STACK_BYTES);
-        builder.spawn(wait).map(|_| ()).map_err(ServeError::system("start a thread"))
+        let builder = std::thread::Builder::new()
+            .name("signals".to_owned())
+            .stack_size(STACK_BYTES);
+        builder
+            .spawn(wait)
+            .map(|_| ())
+            .map_err(ServeError::system("start a thread"))
     }
 }

@@ -61,11 +61,17 @@ fn fill_elements<T: Copy>(dst: u64, count: usize, value: T) {
 
 /// Device addresses are host addresses of this process.
 pub(crate) fn pointer(address: u64) -> *mut u8 {
-    #[allow(clippy::cast_possible_truncation, reason = "64-bit hosts only: see the assertion below")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "64-bit hosts only: see the assertion below"
+    )]
     ptr::with_exposed_provenance_mut(address as usize)
 }
 
-const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "device addresses are host addresses");
+const _: () = assert!(
+    size_of::<usize>() == size_of::<u64>(),
+    "device addresses are host addresses"
+);
 
 #[cfg(test)]
 mod tests {
@@ -74,11 +80,22 @@ mod tests {
 
     #[test]
     fn elements_are_little_endian_and_bounded() {
-        for (width, want) in [(1_u32, [4, 4, 4, 4, 0]), (2, [4, 3, 4, 3, 0]), (4, [4, 3, 2, 1, 0])] {
+        for (width, want) in [
+            (1_u32, [4, 4, 4, 4, 0]),
+            (2, [4, 3, 4, 3, 0]),
+            (4, [4, 3, 2, 1, 0]),
+        ] {
             let mut out = [0_u8; 5];
             let count = 4 / width as usize;
             // SAFETY: four of five bytes of a live array.
-            unsafe { fill(out.as_mut_ptr().expose_provenance() as u64, count, 0x0102_0304, width) };
+            unsafe {
+                fill(
+                    out.as_mut_ptr().expose_provenance() as u64,
+                    count,
+                    0x0102_0304,
+                    width,
+                )
+            };
             assert_eq!(out, want, "width {width}");
         }
         assert_eq!(pointer(4096).addr(), 4096);

@@ -26,7 +26,11 @@ impl Reservation {
     /// Something is mapped there, or the address cannot be used.
     pub(crate) fn at(base: u64, bytes: u64) -> io::Result<Self> {
         let reservation = Self::map(NonZeroUsize::new(to_usize(base)?), to_usize(bytes)?)?;
-        if reservation.base() == base { Ok(reservation) } else { Err(io::ErrorKind::AddrInUse.into()) }
+        if reservation.base() == base {
+            Ok(reservation)
+        } else {
+            Err(io::ErrorKind::AddrInUse.into())
+        }
     }
 
     /// Reserves `bytes` wherever there is room.
@@ -68,7 +72,10 @@ impl Reservation {
     /// Nobody accesses these pages any more, until they are committed again.
     pub(crate) unsafe fn decommit(&self, start: u64, end: u64) -> io::Result<()> {
         let (at, bytes) = self.part(start, end)?;
-        let (Some(address), Some(length)) = (NonZeroUsize::new(at.as_ptr().addr()), NonZeroUsize::new(bytes)) else {
+        let (Some(address), Some(length)) = (
+            NonZeroUsize::new(at.as_ptr().addr()),
+            NonZeroUsize::new(bytes),
+        ) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
@@ -95,7 +102,8 @@ impl Reservation {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let offset = to_usize(start - self.base())?;
-        let at = NonNull::new(self.base.as_ptr().wrapping_byte_add(offset)).ok_or(io::ErrorKind::InvalidInput)?;
+        let at = NonNull::new(self.base.as_ptr().wrapping_byte_add(offset))
+            .ok_or(io::ErrorKind::InvalidInput)?;
         Ok((at, to_usize(end - start)?))
     }
 }

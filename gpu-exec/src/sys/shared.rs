@@ -42,7 +42,8 @@ impl SharedWords {
     /// # Errors
     /// The file is too short, or cannot be mapped.
     pub(crate) fn open(file: OwnedFd, count: usize) -> io::Result<Self> {
-        let bytes = NonZeroUsize::new(count * size_of::<AtomicU64>()).ok_or(io::ErrorKind::InvalidInput)?;
+        let bytes =
+            NonZeroUsize::new(count * size_of::<AtomicU64>()).ok_or(io::ErrorKind::InvalidInput)?;
         let have = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
         if have < bytes.get() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -51,7 +52,11 @@ impl SharedWords {
         // SAFETY: a new mapping at an address of the kernel's choice, of a file that is long enough and that
         // only this server's processes hold, none of which shortens it.
         let base = unsafe { mmap(None, bytes, prot, MapFlags::MAP_SHARED, &file, 0) }?;
-        Ok(Self { file, base: base.cast(), count })
+        Ok(Self {
+            file,
+            base: base.cast(),
+            count,
+        })
     }
 
     /// One word.

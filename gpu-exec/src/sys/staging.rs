@@ -19,7 +19,10 @@ unsafe impl Sync for Staging {}
 impl Staging {
     /// A zeroed buffer; the pages are touched when data comes.
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { bytes: UnsafeCell::new(vec![0; bytes].into_boxed_slice()), filled: AtomicUsize::new(PENDING) }
+        Self {
+            bytes: UnsafeCell::new(vec![0; bytes].into_boxed_slice()),
+            filled: AtomicUsize::new(PENDING),
+        }
     }
 
     /// Where the writer puts its bytes. The pointer is valid as long as self.

@@ -1,5 +1,9 @@
 //! A server process and clients that speak the protocol, for tests.
-#![allow(dead_code, clippy::unwrap_used, reason = "shared by several test programs")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "shared by several test programs"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, IoSlice};
@@ -25,23 +29,50 @@ pub(crate) struct ServerProcess {
 impl ServerProcess {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
-        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap()
+            .to_owned();
         Self { child, address }
     }
 
     /// Process ids of the executors.
     pub(crate) fn executors(&self) -> Vec<u32> {
         let path = format!("/proc/{0}/task", self.child.id());
-        let children = |task: std::path::PathBuf| std::fs::read_to_string(task.join("children")).unwrap_or_default();
-        let tasks = std::fs::read_dir(path).unwrap().flatten().map(|entry| children(entry.path()));
-        tasks.flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()).collect()
+        let children = |task: std::path::PathBuf| {
+            std::fs::read_to_string(task.join("children")).unwrap_or_default()
+        };
+        let tasks = std::fs::read_dir(path)
+            .unwrap()
+            .flatten()
+            .map(|entry| children(entry.path()));
+        tasks
+            .flat_map(|text| {
+                text.split_whitespace()
+                    .map(|pid| pid.parse().unwrap())
+                    .collect::<Vec<u32>>()
+            })
+            .collect()
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -67,9 +98,17 @@ impl Handler for Heard {
         while !rest.is_empty() {
             let (head, body, after) = split(rest).unwrap();
             if head.is_reply() {
-                assert!(self.replies.lock().insert(head.ticket, (head.context, body.to_vec())).is_none(), "two replies");
+                assert!(
+                    self.replies
+                        .lock()
+                        .insert(head.ticket, (head.context, body.to_vec()))
+                        .is_none(),
+                    "two replies"
+                );
             } else {
-                self.pushes.lock().push((head.number, head.context, body.to_vec()));
+                self.pushes
+                    .lock()
+                    .push((head.number, head.context, body.to_vec()));
             }
             rest = after;
         }
@@ -115,8 +154,17 @@ impl Client {
         options.payload = hello(memory_bytes, 0);
         let heard = Arc::new(Heard::default());
         let (endpoint, welcome) = connect(&options, heard.clone())?;
-        let client = Self { endpoint, heard, welcome, next_ticket: AtomicU32::new(1), next_bulk: AtomicU64::new(1) };
-        client.send(&CuDevicePrimaryCtxRetain { device: 0, flags: 0 });
+        let client = Self {
+            endpoint,
+            heard,
+            welcome,
+            next_ticket: AtomicU32::new(1),
+            next_bulk: AtomicU64::new(1),
+        };
+        client.send(&CuDevicePrimaryCtxRetain {
+            device: 0,
+            flags: 0,
+        });
         Ok(client)
     }
 
@@ -135,15 +183,22 @@ impl Client {
         self.put(record, 0).unwrap();
     }
 
-    fn put<'a, R: Record<'a>>(&self, record: &R, ticket: u32) -> Result<(), farcall_transport::SendError> {
+    fn put<'a, R: Record<'a>>(
+        &self,
+        record: &R,
+        ticket: u32,
+    ) -> Result<(), farcall_transport::SendError> {
         let head = Head::request(R::NUMBER, CONTEXT, ticket);
-        self.endpoint.append(record_bytes(record), |out| encode(head, record, out)).map(|_| ())
+        self.endpoint
+            .append(record_bytes(record), |out| encode(head, record, out))
+            .map(|_| ())
     }
 
     /// Sends and waits for the answer: status and body. `Err` if the session ended.
     pub(crate) fn try_call<'a, R: Record<'a>>(&self, record: &R) -> Result<(u32, Vec<u8>), String> {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-        self.put(record, ticket).map_err(|error| error.to_string())?;
+        self.put(record, ticket)
+            .map_err(|error| error.to_string())?;
         self.wait(ticket)
     }
 
@@ -156,7 +211,9 @@ impl Client {
 
     pub(crate) fn wait(&self, ticket: u32) -> Result<(u32, Vec<u8>), String> {
         let answered = || self.heard.replies.lock().contains_key(&ticket);
-        self.endpoint.wait_until(&answered, Some(PATIENCE)).map_err(|error| error.to_string())?;
+        self.endpoint
+            .wait_until(&answered, Some(PATIENCE))
+            .map_err(|error| error.to_string())?;
         Ok(self.heard.replies.lock().remove(&ticket).unwrap())
     }
 
@@ -175,44 +232,93 @@ impl Client {
     }
 
     pub(crate) fn alloc(&self, offset: u64, bytes: u64) -> u32 {
-        self.call(&CuMemAllocV2 { addr: self.base() + offset, bytes }).0
+        self.call(&CuMemAllocV2 {
+            addr: self.base() + offset,
+            bytes,
+        })
+        .0
     }
 
     pub(crate) fn upload(&self, dst: u64, data: &[u8]) -> u32 {
         if data.len() <= 4096 {
-            return self.call(&CuMemcpyHtoDAsyncV2 { dst, count: data.len() as u64, stream: 0, bulk: 0, data }).0;
+            return self
+                .call(&CuMemcpyHtoDAsyncV2 {
+                    dst,
+                    count: data.len() as u64,
+                    stream: 0,
+                    bulk: 0,
+                    data,
+                })
+                .0;
         }
         let bulk = self.next_bulk.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.begin(&CuMemcpyHtoDAsyncV2 { dst, count: data.len() as u64, stream: 0, bulk, data: &[] });
-        self.endpoint.bulk_send(bulk, &[IoSlice::new(data)]).unwrap();
+        let ticket = self.begin(&CuMemcpyHtoDAsyncV2 {
+            dst,
+            count: data.len() as u64,
+            stream: 0,
+            bulk,
+            data: &[],
+        });
+        self.endpoint
+            .bulk_send(bulk, &[IoSlice::new(data)])
+            .unwrap();
         self.wait(ticket).unwrap().0
     }
 
     pub(crate) fn download(&self, src: u64, count: usize) -> Result<Vec<u8>, u32> {
         if count <= 4096 {
-            let (status, body) = self.call(&CuMemcpyDtoHAsyncV2 { src, count: count as u64, stream: 0, bulk: 0 });
+            let (status, body) = self.call(&CuMemcpyDtoHAsyncV2 {
+                src,
+                count: count as u64,
+                stream: 0,
+                bulk: 0,
+            });
             if status != 0 {
                 return Err(status);
             }
-            return Ok(CuMemcpyDtoHAsyncV2Reply::decode_body(&body).unwrap().data.to_vec());
+            return Ok(CuMemcpyDtoHAsyncV2Reply::decode_body(&body)
+                .unwrap()
+                .data
+                .to_vec());
         }
         let bulk = self.next_bulk.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.begin(&CuMemcpyDtoHAsyncV2 { src, count: count as u64, stream: 0, bulk });
+        let ticket = self.begin(&CuMemcpyDtoHAsyncV2 {
+            src,
+            count: count as u64,
+            stream: 0,
+            bulk,
+        });
         let mut data = vec![std::mem::MaybeUninit::new(0_u8); count];
         let came = self.endpoint.bulk_recv(bulk, &mut data).unwrap();
         assert_eq!(came, count);
         assert_eq!(self.wait(ticket).unwrap().0, 0);
         // SAFETY: every byte was initialized when the vector was made.
-        Ok(data.into_iter().map(|byte| unsafe { byte.assume_init() }).collect())
+        Ok(data
+            .into_iter()
+            .map(|byte| unsafe { byte.assume_init() })
+            .collect())
     }
 
     /// Loads PTX: status and message.
     pub(crate) fn load(&self, module: u64, ptx: &str) -> (u32, String) {
         let hash = farcall_marshal::image::content_hash(ptx.as_bytes());
         let image = farcall_marshal::image::compress_for_wire(ptx.as_bytes());
-        let record = CuModuleLoadData { module, kind: 1, total_bytes: image.len() as u64, bulk: 0, hash: &hash, image: &image };
+        let record = CuModuleLoadData {
+            module,
+            kind: 1,
+            total_bytes: image.len() as u64,
+            bulk: 0,
+            hash: &hash,
+            image: &image,
+        };
         let (status, body) = self.call(&record);
-        (status, CuModuleLoadDataReply::decode_body(&body).unwrap().message.to_owned())
+        (
+            status,
+            CuModuleLoadDataReply::decode_body(&body)
+                .unwrap()
+                .message
+                .to_owned(),
+        )
     }
 
     pub(crate) fn launch(&self, function: u64, stream: u64, grid: u32, block: u32, params: &[u8]) {
@@ -232,7 +338,13 @@ impl Client {
     }
 }
 
-pub(crate) fn launch(function: u64, stream: u64, grid: u32, block: u32, params: &[u8]) -> CuLaunchKernel<'_> {
+pub(crate) fn launch(
+    function: u64,
+    stream: u64,
+    grid: u32,
+    block: u32,
+    params: &[u8],
+) -> CuLaunchKernel<'_> {
     CuLaunchKernel {
         function,
         stream,

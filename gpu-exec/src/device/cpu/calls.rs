@@ -36,7 +36,9 @@ impl Dispatch for CpuDevice {
     fn cu_ctx_destroy_v2(&mut self, head: &Head, _record: CuCtxDestroyV2) -> Answer {
         match self.contexts.remove(&head.context) {
             Some(entry) => self.end_context(Reply::to(head), entry),
-            None => self.outbox.finish(Reply::to(head), Err(CuStatus::INVALID_CONTEXT.into())),
+            None => self
+                .outbox
+                .finish(Reply::to(head), Err(CuStatus::INVALID_CONTEXT.into())),
         }
         Ok(())
     }
@@ -59,22 +61,34 @@ impl Dispatch for CpuDevice {
         self.answer(head, status)
     }
 
-    fn cu_device_primary_ctx_reset_v2(&mut self, head: &Head, record: CuDevicePrimaryCtxResetV2) -> Answer {
-        let found = self.contexts.iter().find(|(_, entry)| entry.primary && entry.device == record.device as usize);
+    fn cu_device_primary_ctx_reset_v2(
+        &mut self,
+        head: &Head,
+        record: CuDevicePrimaryCtxResetV2,
+    ) -> Answer {
+        let found = self
+            .contexts
+            .iter()
+            .find(|(_, entry)| entry.primary && entry.device == record.device as usize);
         let Some((number, entry)) = found.map(|(number, entry)| (*number, *entry)) else {
             return self.finish(head, Ok(()));
         };
         // The name lives on, for a context without anything.
-        let key = match self.streams.state().add_context(number, entry.device) {
+        let key = match self.streams.state().add_context() {
             Ok(key) => key,
             Err(status) => return self.finish(head, Err(status.into())),
         };
-        self.contexts.insert(number, super::ContextEntry { key, ..entry });
+        self.contexts
+            .insert(number, super::ContextEntry { key, ..entry });
         self.end_context(Reply::to(head), entry);
         Ok(())
     }
 
-    fn cu_device_primary_ctx_retain(&mut self, head: &Head, record: CuDevicePrimaryCtxRetain) -> Answer {
+    fn cu_device_primary_ctx_retain(
+        &mut self,
+        head: &Head,
+        record: CuDevicePrimaryCtxRetain,
+    ) -> Answer {
         let outcome = self.create_context(head, record.device, true);
         self.finish(head, outcome.map_err(Failure::from))
     }
@@ -82,7 +96,12 @@ impl Dispatch for CpuDevice {
     fn cu_event_create(&mut self, head: &Head, record: CuEventCreate) -> Answer {
         let outcome = self.context(head).and_then(|context| {
             let timed = record.flags & EVENT_DISABLE_TIMING == 0;
-            let event = Event { context: context.key, timed, recorded: None, reached_ns: None };
+            let event = Event {
+                context: context.key,
+                timed,
+                recorded: None,
+                reached_ns: None,
+            };
             self.streams.state().events.insert(record.event, event)
         });
         self.finish_healthy(head, outcome)
@@ -96,9 +115,17 @@ impl Dispatch for CpuDevice {
     fn cu_event_elapsed_time(&mut self, head: &Head, record: CuEventElapsedTime) -> Answer {
         let status = self.elapsed_ms(head, record.start, record.end);
         match status {
-            Ok(ms) => self.outbox.record(Reply::to(head), CuStatus::SUCCESS, &CuEventElapsedTimeReply { ms }),
+            Ok(ms) => self.outbox.record(
+                Reply::to(head),
+                CuStatus::SUCCESS,
+                &CuEventElapsedTimeReply { ms },
+            ),
             Err(CuStatus::NOT_READY) => {
-                self.outbox.record(Reply::to(head), CuStatus::NOT_READY, &CuEventElapsedTimeReply { ms: 0.0 });
+                self.outbox.record(
+                    Reply::to(head),
+                    CuStatus::NOT_READY,
+                    &CuEventElapsedTimeReply { ms: 0.0 },
+                );
             }
             Err(status) => self.outbox.finish(Reply::to(head), Err(status.into())),
         }
@@ -120,9 +147,17 @@ impl Dispatch for CpuDevice {
         self.answer(head, status)
     }
 
-    fn cu_event_record_with_flags(&mut self, head: &Head, record: CuEventRecordWithFlags) -> Answer {
+    fn cu_event_record_with_flags(
+        &mut self,
+        head: &Head,
+        record: CuEventRecordWithFlags,
+    ) -> Answer {
         let known = self.streams.state().events.get(record.event).map(|_| ());
-        let work = known.map(|()| Work::Record { event: record.event }).map_err(Failure::from);
+        let work = known
+            .map(|()| Work::Record {
+                event: record.event,
+            })
+            .map_err(Failure::from);
         self.submit(head, record.stream, work)
     }
 
@@ -144,7 +179,9 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_func_set_attribute(&mut self, head: &Head, record: CuFuncSetAttribute) -> Answer {
-        let outcome = self.modules.set_attribute(record.function, record.attribute, record.value);
+        let outcome = self
+            .modules
+            .set_attribute(record.function, record.attribute, record.value);
         self.finish_healthy(head, outcome)
     }
 
@@ -158,16 +195,35 @@ impl Dispatch for CpuDevice {
         self.finish_healthy(head, outcome)
     }
 
-    fn cu_graph_instantiate_with_flags(&mut self, head: &Head, record: CuGraphInstantiateWithFlags<'_>) -> Answer {
+    fn cu_graph_instantiate_with_flags(
+        &mut self,
+        head: &Head,
+        record: CuGraphInstantiateWithFlags<'_>,
+    ) -> Answer {
         let exec = Arc::new(GraphExec::default());
-        let bytes = record.edge_count.checked_mul(8).and_then(|edges| edges.checked_add(record.node_bytes));
-        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| *bytes <= GRAPH_BYTES_MAX);
+        let bytes = record
+            .edge_count
+            .checked_mul(8)
+            .and_then(|edges| edges.checked_add(record.node_bytes));
+        let bytes = bytes
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .filter(|bytes| *bytes <= GRAPH_BYTES_MAX);
         let context = self.context(head);
-        let outcome = context.and_then(|_| self.graphs.insert(record.exec, exec.clone())).map_err(Failure::from);
-        let outcome = outcome.and_then(|()| bytes.ok_or_else(|| Failure::new(CuStatus::OUT_OF_MEMORY, "the graph is too large")));
+        let outcome = context
+            .and_then(|_| self.graphs.insert(record.exec, exec.clone()))
+            .map_err(Failure::from);
+        let outcome = outcome.and_then(|()| {
+            bytes.ok_or_else(|| Failure::new(CuStatus::OUT_OF_MEMORY, "the graph is too large"))
+        });
         match (outcome, context) {
             (Ok(bytes), Ok(context)) => {
-                let owner = Block { bytes: 0, kind: BlockKind::Device, context: context.key.0, device: context.device, writable: true };
+                let owner = Block {
+                    bytes: 0,
+                    kind: BlockKind::Device,
+                    context: context.key.0,
+                    device: context.device,
+                    writable: true,
+                };
                 self.define_graph(head, &record, &exec, bytes, owner);
             }
             (Err(failure), _) => {
@@ -183,12 +239,25 @@ impl Dispatch for CpuDevice {
 
     fn cu_graph_launch(&mut self, head: &Head, record: CuGraphLaunch) -> Answer {
         let exec = self.graphs.get(record.exec).cloned();
-        let work = exec.map(|exec| Work::Graph { exec, stream: record.stream, from: 0 }).map_err(Failure::from);
+        let work = exec
+            .map(|exec| Work::Graph {
+                exec,
+                stream: record.stream,
+                from: 0,
+            })
+            .map_err(Failure::from);
         self.submit(head, record.stream, work)
     }
 
     fn cu_launch_host_func(&mut self, head: &Head, record: CuLaunchHostFunc) -> Answer {
-        self.submit(head, record.stream, Ok(Work::HostFunc { callback: record.callback, stream: record.stream }))
+        self.submit(
+            head,
+            record.stream,
+            Ok(Work::HostFunc {
+                callback: record.callback,
+                stream: record.stream,
+            }),
+        )
     }
 
     fn cu_launch_kernel(&mut self, head: &Head, record: CuLaunchKernel<'_>) -> Answer {
@@ -196,15 +265,31 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_launch_kernel_ex(&mut self, head: &Head, record: CuLaunchKernelEx<'_>) -> Answer {
-        self.submit(head, record.stream, nodes::launch_ex(&self.modules, &record))
+        self.submit(
+            head,
+            record.stream,
+            nodes::launch_ex(&self.modules, &record),
+        )
     }
 
     fn cu_mem_alloc_async(&mut self, head: &Head, record: CuMemAllocAsync) -> Answer {
-        self.allocate(head, Some(record.stream), record.addr, record.bytes, BlockKind::Device)
+        self.allocate(
+            head,
+            Some(record.stream),
+            record.addr,
+            record.bytes,
+            BlockKind::Device,
+        )
     }
 
     fn cu_mem_alloc_managed(&mut self, head: &Head, record: CuMemAllocManaged) -> Answer {
-        self.allocate(head, None, record.addr, rounded(record.bytes), BlockKind::Managed)
+        self.allocate(
+            head,
+            None,
+            record.addr,
+            rounded(record.bytes),
+            BlockKind::Managed,
+        )
     }
 
     fn cu_mem_alloc_v2(&mut self, head: &Head, record: CuMemAllocV2) -> Answer {
@@ -215,7 +300,15 @@ impl Dispatch for CpuDevice {
         let reply = Reply::to(head);
         match self.context(head) {
             Ok(context) => {
-                self.streams.submit_free(reply, context.key, record.stream, Work::Remove { addr: record.addr, host: false });
+                self.streams.submit_free(
+                    reply,
+                    context.key,
+                    record.stream,
+                    Work::Remove {
+                        addr: record.addr,
+                        host: false,
+                    },
+                );
             }
             Err(status) => self.outbox.finish(reply, Err(status.into())),
         }
@@ -231,7 +324,13 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_mem_host_alloc(&mut self, head: &Head, record: CuMemHostAlloc) -> Answer {
-        self.allocate(head, None, record.addr, rounded(record.bytes), BlockKind::Host)
+        self.allocate(
+            head,
+            None,
+            record.addr,
+            rounded(record.bytes),
+            BlockKind::Host,
+        )
     }
 
     fn cu_memcpy_dto_d_async_v2(&mut self, head: &Head, record: CuMemcpyDtoDAsyncV2) -> Answer {
@@ -240,11 +339,20 @@ impl Dispatch for CpuDevice {
 
     fn cu_memcpy_dto_h_async_v2(&mut self, head: &Head, record: CuMemcpyDtoHAsyncV2) -> Answer {
         if head.ticket == 0 {
-            return Err(Violation::Rule("a device-to-host copy that nobody waits for"));
+            return Err(Violation::Rule(
+                "a device-to-host copy that nobody waits for",
+            ));
         }
-        let CuMemcpyDtoHAsyncV2 { src, count, stream, bulk } = record;
+        let CuMemcpyDtoHAsyncV2 {
+            src,
+            count,
+            stream,
+            bulk,
+        } = record;
         if bulk == 0 && !nodes::fits_inline(count) {
-            return Err(Violation::Rule("a device-to-host copy that is too long for its reply"));
+            return Err(Violation::Rule(
+                "a device-to-host copy that is too long for its reply",
+            ));
         }
         self.submit(head, stream, Ok(Work::Read { src, count, bulk }))
     }
@@ -254,11 +362,23 @@ impl Dispatch for CpuDevice {
             return self.submit(head, record.stream, nodes::write(&record));
         }
         if !record.data.is_empty() || record.count == 0 {
-            return Err(Violation::Rule("a copy with both inline bytes and a bulk transfer, or with neither"));
+            return Err(Violation::Rule(
+                "a copy with both inline bytes and a bulk transfer, or with neither",
+            ));
         }
-        let upload = Upload { dst: record.dst, count: record.count, id: record.bulk, staging: None };
+        let upload = Upload {
+            dst: record.dst,
+            count: record.count,
+            id: record.bulk,
+            staging: None,
+        };
         match self.context(head) {
-            Ok(context) => self.streams.submit(Reply::to(head), context.key, record.stream, Work::Upload(Arc::new(upload))),
+            Ok(context) => self.streams.submit(
+                Reply::to(head),
+                context.key,
+                record.stream,
+                Work::Upload(Arc::new(upload)),
+            ),
             Err(status) => {
                 discard(&*self.outbox, record.bulk, record.count);
                 self.outbox.finish(Reply::to(head), Err(status.into()));
@@ -276,17 +396,21 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_module_get_function(&mut self, head: &Head, record: CuModuleGetFunction<'_>) -> Answer {
-        self.modules.name_function(Reply::to(head), record.module, record.function, record.name);
+        self.modules
+            .name_function(Reply::to(head), record.module, record.function, record.name);
         Ok(())
     }
 
     fn cu_module_get_global_v2(&mut self, head: &Head, record: CuModuleGetGlobalV2<'_>) -> Answer {
-        self.modules.find_global(Reply::to(head), record.module, record.name);
+        self.modules
+            .find_global(Reply::to(head), record.module, record.name);
         Ok(())
     }
 
     fn cu_module_load_data(&mut self, head: &Head, record: CuModuleLoadData<'_>) -> Answer {
-        let Ok(hash) = record.hash.try_into() else { return Err(Violation::Rule("a module's hash has 32 bytes")) };
+        let Ok(hash) = record.hash.try_into() else {
+            return Err(Violation::Rule("a module's hash has 32 bytes"));
+        };
         let context = self.context(head);
         if context.is_err() && record.bulk != 0 {
             discard(&*self.outbox, record.bulk, record.total_bytes);
@@ -294,7 +418,11 @@ impl Dispatch for CpuDevice {
         let context = match context {
             Ok(context) => context,
             Err(status) => {
-                self.outbox.record(Reply::to(head), status, &CuModuleLoadDataReply { message: "" });
+                self.outbox.record(
+                    Reply::to(head),
+                    status,
+                    &CuModuleLoadDataReply { message: "" },
+                );
                 return Ok(());
             }
         };
@@ -314,16 +442,26 @@ impl Dispatch for CpuDevice {
 
     fn cu_module_unload(&mut self, head: &Head, record: CuModuleUnload) -> Answer {
         match self.modules.unload(record.module) {
-            Ok((context, addrs)) => self.streams.submit_after_all(Reply::to(head), context, Work::RemoveGlobals { addrs }),
+            Ok((context, addrs)) => self.streams.submit_after_all(
+                Reply::to(head),
+                context,
+                Work::RemoveGlobals { addrs },
+            ),
             Err(status) => self.outbox.finish(Reply::to(head), Err(status.into())),
         }
         Ok(())
     }
 
-    fn cu_stream_create_with_priority(&mut self, head: &Head, record: CuStreamCreateWithPriority) -> Answer {
+    fn cu_stream_create_with_priority(
+        &mut self,
+        head: &Head,
+        record: CuStreamCreateWithPriority,
+    ) -> Answer {
         let outcome = self.context(head).and_then(|context| {
             let blocking = record.flags & STREAM_NON_BLOCKING == 0;
-            self.streams.state().create_stream(context.key, record.stream, blocking)
+            self.streams
+                .state()
+                .create_stream(context.key, record.stream, blocking)
         });
         self.finish_healthy(head, outcome)
     }
@@ -334,7 +472,9 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_stream_query(&mut self, head: &Head, record: CuStreamQuery) -> Answer {
-        let status = self.with_stream(head, record.stream, |state, context, wait| state.query(context, wait, Reply::to(head)));
+        let status = self.with_stream(head, record.stream, |state, context, wait| {
+            state.query(context, wait, Reply::to(head))
+        });
         self.answer(head, status)
     }
 
@@ -352,9 +492,17 @@ impl Dispatch for CpuDevice {
     fn cu_stream_wait_event(&mut self, head: &Head, record: CuStreamWaitEvent) -> Answer {
         let reply = Reply::to(head);
         let context = self.context(head);
-        let recorded = self.streams.state().events.get(record.event).map(|event| event.recorded);
+        let recorded = self
+            .streams
+            .state()
+            .events
+            .get(record.event)
+            .map(|event| event.recorded);
         match (context, recorded) {
-            (Ok(context), Ok(recorded)) => self.streams.submit_waiting(reply, context.key, record.stream, recorded),
+            (Ok(context), Ok(recorded)) => {
+                self.streams
+                    .submit_waiting(reply, context.key, record.stream, recorded)
+            }
             (Err(status), _) | (_, Err(status)) => self.outbox.finish(reply, Err(status.into())),
         }
         Ok(())
@@ -385,7 +533,9 @@ impl CpuDevice {
             Err(status) => return Some(status),
         };
         let mut state = self.streams.state();
-        let position = state.resolve(context, handle).map(|key| state.position(key));
+        let position = state
+            .resolve(context, handle)
+            .map(|key| state.position(key));
         match position {
             Ok(Some(wait)) => {
                 let owner = state.context_of(wait.stream).unwrap_or(context);
@@ -407,22 +557,50 @@ impl CpuDevice {
         if !start.timed || !end.timed || start.recorded.is_none() || end.recorded.is_none() {
             return Err(CuStatus::INVALID_HANDLE);
         }
-        let (Some(from), Some(to)) = (start.reached_ns, end.reached_ns) else { return Err(CuStatus::NOT_READY) };
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "CUDA gives a float")]
+        let (Some(from), Some(to)) = (start.reached_ns, end.reached_ns) else {
+            return Err(CuStatus::NOT_READY);
+        };
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "CUDA gives a float"
+        )]
         let ms = ((to as f64 - from as f64) / NS_PER_MS) as f32;
         Ok(ms)
     }
 
     /// Reads the definition of a graph: from the record, or when the bulk plane has brought it.
-    fn define_graph(&self, head: &Head, record: &CuGraphInstantiateWithFlags<'_>, exec: &Arc<GraphExec>, bytes: usize, owner: Block) {
+    fn define_graph(
+        &self,
+        head: &Head,
+        record: &CuGraphInstantiateWithFlags<'_>,
+        exec: &Arc<GraphExec>,
+        bytes: usize,
+        owner: Block,
+    ) {
         let reply = Reply::to(head);
         let node_bytes = usize::try_from(record.node_bytes).unwrap_or(usize::MAX);
-        let (modules, outbox, streams) = (self.modules.clone(), self.outbox.clone(), self.streams.clone());
+        let (modules, outbox, streams) = (
+            self.modules.clone(),
+            self.outbox.clone(),
+            self.streams.clone(),
+        );
         let (exec, node_count) = (exec.clone(), record.node_count);
         let define = move |data: &[u8]| {
-            let records = if data.len() == bytes { data.get(..node_bytes) } else { None };
-            let missing = || Failure::new(CuStatus::INVALID_VALUE, format!("{} bytes of a graph, announced were {bytes}", data.len()));
-            let nodes = records.ok_or_else(missing).and_then(|records| nodes::graph(&modules, records, node_count, owner));
+            let records = if data.len() == bytes {
+                data.get(..node_bytes)
+            } else {
+                None
+            };
+            let missing = || {
+                Failure::new(
+                    CuStatus::INVALID_VALUE,
+                    format!("{} bytes of a graph, announced were {bytes}", data.len()),
+                )
+            };
+            let nodes = records
+                .ok_or_else(missing)
+                .and_then(|records| nodes::graph(&modules, records, node_count, owner));
             let outcome = nodes.as_ref().map(|_| ()).map_err(Clone::clone);
             exec.define(nodes);
             outbox.finish(reply, outcome);
@@ -441,5 +619,7 @@ impl CpuDevice {
 
 /// Host allocations need not be multiples of the grain.
 fn rounded(bytes: u64) -> u64 {
-    bytes.checked_next_multiple_of(ALLOCATION_GRAIN).unwrap_or(0)
+    bytes
+        .checked_next_multiple_of(ALLOCATION_GRAIN)
+        .unwrap_or(0)
 }

@@ -38,14 +38,19 @@ impl GraphExec {
 
     /// Whether running it takes no longer than handing it over.
     pub(crate) fn is_quick(&self) -> bool {
-        self.has_come() && self.nodes().len() <= QUICK_NODES_MAX && self.nodes().iter().all(Work::is_quick)
+        self.has_come()
+            && self.nodes().len() <= QUICK_NODES_MAX
+            && self.nodes().iter().all(Work::is_quick)
     }
 
     /// What a launch that ran all nodes gives.
     pub(crate) fn outcome(&self) -> Result<(), Failure> {
         match self.nodes.get() {
             Some(Ok(_)) => Ok(()),
-            _ => Err(Failure::new(CuStatus::INVALID_HANDLE, "the graph was not instantiated")),
+            _ => Err(Failure::new(
+                CuStatus::INVALID_HANDLE,
+                "the graph was not instantiated",
+            )),
         }
     }
 }

@@ -22,15 +22,26 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// Uses up to `workers` threads, which start with the first kernel.
     pub(crate) fn new(workers: usize) -> Self {
-        Self { engine: Engine::new(workers), cancel: Arc::default() }
+        Self {
+            engine: Engine::new(workers),
+            cancel: Arc::default(),
+        }
     }
 
     /// Runs one kernel; what it printed goes to `print`. Blocks.
     ///
     /// # Errors
     /// The fault of the kernel.
-    pub(crate) fn run(&self, _turn: &mut Turn, memory: &Arc<Memory>, launch: &Launch<'_>, print: &dyn Fn(&[u8])) -> Result<(), Failure> {
-        let Code::Kernel(kernel) = launch.function.code() else { return Ok(()) };
+    pub(crate) fn run(
+        &self,
+        _turn: &mut Turn,
+        memory: &Arc<Memory>,
+        launch: &Launch<'_>,
+        print: &dyn Fn(&[u8]),
+    ) -> Result<(), Failure> {
+        let Code::Kernel(kernel) = launch.function.code() else {
+            return Ok(());
+        };
         let memory: Arc<dyn MemoryMap> = memory.clone();
         let run = KernelLaunch {
             kernel,

@@ -14,7 +14,9 @@ use farcall_ptx::{MemoryMap, Region};
 use parking_lot::RwLock;
 
 use crate::ledger::Account;
-use crate::limits::{ALLOCATION_GRAIN, BLOCKS_MAX, MAPPING_GRAIN, RANGE_BYTES_MAX, RANGE_BYTES_MIN};
+use crate::limits::{
+    ALLOCATION_GRAIN, BLOCKS_MAX, MAPPING_GRAIN, RANGE_BYTES_MAX, RANGE_BYTES_MIN,
+};
 use crate::sys::raw;
 use crate::sys::reserve::Reservation;
 
@@ -79,7 +81,13 @@ impl Memory {
     ///
     /// # Errors
     /// No such range is free.
-    pub(crate) fn open(base: u64, bytes: u64, wanted_bytes: u64, account: Account, host_bytes_max: u64) -> io::Result<(Arc<Self>, Turn)> {
+    pub(crate) fn open(
+        base: u64,
+        bytes: u64,
+        wanted_bytes: u64,
+        account: Account,
+        host_bytes_max: u64,
+    ) -> io::Result<(Arc<Self>, Turn)> {
         let size = if bytes == 0 { wanted_bytes } else { bytes };
         let size = size.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX) & !(MAPPING_GRAIN - 1);
         let proposed = base != 0 && base.is_multiple_of(MAPPING_GRAIN) && size <= bytes;
@@ -91,16 +99,30 @@ impl Memory {
         let (first, second, end) = (cut(size / 8 * 5), cut(size / 8 * 6), range.end());
         let start = cut(0);
         let memory = Self {
-            device: Area { base: start, bytes: first - start },
-            globals: Area { base: first, bytes: second - first },
-            host: Area { base: second, bytes: (end - second) & !(MAPPING_GRAIN - 1) },
+            device: Area {
+                base: start,
+                bytes: first - start,
+            },
+            globals: Area {
+                base: first,
+                bytes: second - first,
+            },
+            host: Area {
+                base: second,
+                bytes: (end - second) & !(MAPPING_GRAIN - 1),
+            },
             range,
             blocks: RwLock::new(BTreeMap::new()),
             account,
             host_bytes_max,
             host_bytes: AtomicUsize::new(0),
         };
-        Ok((Arc::new(memory), Turn { _one_per_memory: () }))
+        Ok((
+            Arc::new(memory),
+            Turn {
+                _one_per_memory: (),
+            },
+        ))
     }
 
     /// Where the client places device memory.
@@ -123,8 +145,11 @@ impl Memory {
             BlockKind::Host | BlockKind::Managed => self.host,
             BlockKind::Global => self.globals,
         };
-        let end = addr.checked_add(block.bytes).ok_or(CuStatus::INVALID_VALUE)?;
-        let aligned = addr.is_multiple_of(ALLOCATION_GRAIN) && block.bytes.is_multiple_of(ALLOCATION_GRAIN);
+        let end = addr
+            .checked_add(block.bytes)
+            .ok_or(CuStatus::INVALID_VALUE)?;
+        let aligned =
+            addr.is_multiple_of(ALLOCATION_GRAIN) && block.bytes.is_multiple_of(ALLOCATION_GRAIN);
         if block.bytes == 0 || !aligned || addr < area.base || end > area.base + area.bytes {
             return Err(CuStatus::INVALID_VALUE);
         }
@@ -141,16 +166,24 @@ impl Memory {
         if !align.is_power_of_two() || align > MAPPING_GRAIN {
             return Err(CuStatus::INVALID_VALUE);
         }
-        let bytes = block.bytes.max(1).checked_next_multiple_of(ALLOCATION_GRAIN).ok_or(CuStatus::OUT_OF_MEMORY)?;
+        let bytes = block
+            .bytes
+            .max(1)
+            .checked_next_multiple_of(ALLOCATION_GRAIN)
+            .ok_or(CuStatus::OUT_OF_MEMORY)?;
         let mut blocks = self.blocks.write();
         let mut at = self.globals.base;
-        for (start, other) in blocks.range(self.globals.base..self.globals.base + self.globals.bytes) {
+        for (start, other) in
+            blocks.range(self.globals.base..self.globals.base + self.globals.bytes)
+        {
             if start.saturating_sub(at) >= bytes {
                 break;
             }
             at = (start + other.bytes).next_multiple_of(align);
         }
-        let end = at.checked_add(bytes).filter(|end| *end <= self.globals.base + self.globals.bytes);
+        let end = at
+            .checked_add(bytes)
+            .filter(|end| *end <= self.globals.base + self.globals.bytes);
         let end = end.ok_or(CuStatus::OUT_OF_MEMORY)?;
         self.insert_into(&mut blocks, at, end, Block { bytes, ..block })?;
         Ok(at)
@@ -162,7 +195,10 @@ impl Memory {
     /// `INVALID_VALUE`: not inside one block of a variable.
     pub(crate) fn initialize(&self, addr: u64, data: &[u8]) -> CuResult {
         let blocks = self.blocks.read();
-        let (start, block) = blocks.range(..=addr).next_back().ok_or(CuStatus::INVALID_VALUE)?;
+        let (start, block) = blocks
+            .range(..=addr)
+            .next_back()
+            .ok_or(CuStatus::INVALID_VALUE)?;
         let room = (start + block.bytes).saturating_sub(addr);
         if block.kind != BlockKind::Global || data.len() as u64 > room {
             return Err(CuStatus::INVALID_VALUE);
@@ -176,7 +212,12 @@ impl Memory {
     ///
     /// # Errors
     /// `INVALID_VALUE`: none begins there, or it is of another kind.
-    pub(crate) fn remove(&self, _turn: &mut Turn, addr: u64, allowed: impl Fn(&Block) -> bool) -> CuResult {
+    pub(crate) fn remove(
+        &self,
+        _turn: &mut Turn,
+        addr: u64,
+        allowed: impl Fn(&Block) -> bool,
+    ) -> CuResult {
         let mut blocks = self.blocks.write();
         if !blocks.get(&addr).is_some_and(allowed) {
             return Err(CuStatus::INVALID_VALUE);
@@ -188,7 +229,11 @@ impl Memory {
     /// Frees every block that `which` picks.
     pub(crate) fn remove_all(&self, _turn: &mut Turn, which: impl Fn(&Block) -> bool) {
         let mut blocks = self.blocks.write();
-        let gone: Vec<u64> = blocks.iter().filter(|(_, block)| which(block)).map(|(addr, _)| *addr).collect();
+        let gone: Vec<u64> = blocks
+            .iter()
+            .filter(|(_, block)| which(block))
+            .map(|(addr, _)| *addr)
+            .collect();
         for addr in gone {
             self.remove_from(&mut blocks, addr);
         }
@@ -200,7 +245,11 @@ impl Memory {
     /// `INVALID_VALUE` if not.
     pub(crate) fn check(&self, addr: u64, bytes: u64) -> CuResult {
         let region = self.find(addr).ok_or(CuStatus::INVALID_VALUE)?;
-        if bytes <= region.end - addr { Ok(()) } else { Err(CuStatus::INVALID_VALUE) }
+        if bytes <= region.end - addr {
+            Ok(())
+        } else {
+            Err(CuStatus::INVALID_VALUE)
+        }
     }
 
     /// Copies `data` to `dst`.
@@ -232,11 +281,20 @@ impl Memory {
     ///
     /// # Errors
     /// `INVALID_VALUE`: not inside one block, not aligned to `width`, or a width other than 1, 2, 4.
-    pub(crate) fn fill(&self, _turn: &mut Turn, dst: u64, count: u64, value: u32, width: u32) -> CuResult {
+    pub(crate) fn fill(
+        &self,
+        _turn: &mut Turn,
+        dst: u64,
+        count: u64,
+        value: u32,
+        width: u32,
+    ) -> CuResult {
         if !matches!(width, 1 | 2 | 4) || !dst.is_multiple_of(u64::from(width)) {
             return Err(CuStatus::INVALID_VALUE);
         }
-        let bytes = count.checked_mul(u64::from(width)).ok_or(CuStatus::INVALID_VALUE)?;
+        let bytes = count
+            .checked_mul(u64::from(width))
+            .ok_or(CuStatus::INVALID_VALUE)?;
         self.check(dst, bytes)?;
         let count = usize::try_from(count).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: as in `write`.
@@ -248,7 +306,13 @@ impl Memory {
     ///
     /// # Errors
     /// `INVALID_VALUE`: not inside one block.
-    pub(crate) fn with_bytes<R>(&self, _turn: &mut Turn, src: u64, bytes: u64, read: impl FnOnce(&[u8]) -> R) -> CuResult<R> {
+    pub(crate) fn with_bytes<R>(
+        &self,
+        _turn: &mut Turn,
+        src: u64,
+        bytes: u64,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> CuResult<R> {
         self.check(src, bytes)?;
         let len = usize::try_from(bytes).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: in one block, whose pages stay while we hold the turn; kernels, copies and fills need the turn,
@@ -262,8 +326,17 @@ impl Memory {
         &self.account
     }
 
-    fn insert_into(&self, blocks: &mut BTreeMap<u64, Block>, addr: u64, end: u64, block: Block) -> CuResult {
-        let before = blocks.range(..addr).next_back().map(|(start, other)| start + other.bytes);
+    fn insert_into(
+        &self,
+        blocks: &mut BTreeMap<u64, Block>,
+        addr: u64,
+        end: u64,
+        block: Block,
+    ) -> CuResult {
+        let before = blocks
+            .range(..addr)
+            .next_back()
+            .map(|(start, other)| start + other.bytes);
         let after = blocks.range(addr..).next().map(|(start, _)| *start);
         if before.is_some_and(|edge| edge > addr) || after.is_some_and(|edge| edge < end) {
             return Err(CuStatus::INVALID_VALUE);
@@ -290,9 +363,14 @@ impl Memory {
 
     /// Takes a block out of the table and its pages away; the callers hold the turn.
     fn remove_from(&self, blocks: &mut BTreeMap<u64, Block>, addr: u64) {
-        let Some(block) = blocks.remove(&addr) else { return };
+        let Some(block) = blocks.remove(&addr) else {
+            return;
+        };
         let end = addr + block.bytes;
-        let before = blocks.range(..addr).next_back().map(|(start, other)| start + other.bytes);
+        let before = blocks
+            .range(..addr)
+            .next_back()
+            .map(|(start, other)| start + other.bytes);
         let after = blocks.range(addr..).next().map(|(start, _)| *start);
         let pages = Pages::of(addr, end, before, after);
         if pages.start < pages.end {
@@ -301,7 +379,14 @@ impl Memory {
             // Uploads into a block end before the streams let it be freed.
             if let Err(error) = unsafe { self.range.decommit(pages.start, pages.end) } {
                 // SAFETY: as above: nobody uses these bytes.
-                unsafe { raw::fill(pages.start, usize::try_from(pages.end - pages.start).unwrap_or(0), 0, 1) };
+                unsafe {
+                    raw::fill(
+                        pages.start,
+                        usize::try_from(pages.end - pages.start).unwrap_or(0),
+                        0,
+                        1,
+                    )
+                };
                 log::warn!("memory at {addr:#x} is freed but stays with this process: {error}");
             }
         }
@@ -316,12 +401,15 @@ impl Memory {
             let sum = have.checked_add(usize::try_from(block.bytes).ok()?)?;
             (sum as u64 <= self.host_bytes_max).then_some(sum)
         };
-        self.host_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+        self.host_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .is_ok()
     }
 
     fn release(&self, block: &Block) {
         if block.kind == BlockKind::Host {
-            self.host_bytes.fetch_sub(usize::try_from(block.bytes).unwrap_or(0), Ordering::Relaxed);
+            self.host_bytes
+                .fetch_sub(usize::try_from(block.bytes).unwrap_or(0), Ordering::Relaxed);
         } else {
             self.account.release(block.device, block.bytes);
         }
@@ -336,7 +424,11 @@ unsafe impl MemoryMap for Memory {
         let blocks = self.blocks.read();
         let (start, block) = blocks.range(..=addr).next_back()?;
         let end = start + block.bytes;
-        (addr < end).then_some(Region { start: *start, end, writable: block.writable })
+        (addr < end).then_some(Region {
+            start: *start,
+            end,
+            writable: block.writable,
+        })
     }
 }
 
@@ -357,7 +449,10 @@ impl Pages {
         if after.is_some_and(|edge| edge < stop) {
             stop -= MAPPING_GRAIN;
         }
-        Self { start, end: stop.max(start) }
+        Self {
+            start,
+            end: stop.max(start),
+        }
     }
 }
 
@@ -376,11 +471,24 @@ pub(crate) mod tests {
 
     pub(crate) fn memory(limit_bytes: u64) -> (Arc<Memory>, Turn) {
         let ledger = Arc::new(Ledger::create().unwrap());
-        Memory::open(0, 0, 256 * MIB, account(&ledger, 0, limit_bytes, limit_bytes), limit_bytes).unwrap()
+        Memory::open(
+            0,
+            0,
+            256 * MIB,
+            account(&ledger, 0, limit_bytes, limit_bytes),
+            limit_bytes,
+        )
+        .unwrap()
     }
 
     fn block(bytes: u64) -> Block {
-        Block { bytes, kind: BlockKind::Device, context: 1, device: 0, writable: true }
+        Block {
+            bytes,
+            kind: BlockKind::Device,
+            context: 1,
+            device: 0,
+            writable: true,
+        }
     }
 
     #[test]
@@ -389,13 +497,27 @@ pub(crate) mod tests {
         let base = memory.device_area().base;
         for i in 0..4 {
             memory.insert(base + i * 512, block(512)).unwrap();
-            memory.fill(&mut turn, base + i * 512, 512, 0xff, 1).unwrap();
+            memory
+                .fill(&mut turn, base + i * 512, 512, 0xff, 1)
+                .unwrap();
         }
         memory.remove(&mut turn, base + 512, |_| true).unwrap();
         memory.insert(base + 512, block(512)).unwrap();
-        memory.with_bytes(&mut turn, base + 512, 512, |bytes| assert!(bytes.iter().all(|b| *b == 0))).unwrap();
-        memory.with_bytes(&mut turn, base, 512, |bytes| assert!(bytes.iter().all(|b| *b == 0xff))).unwrap();
-        memory.with_bytes(&mut turn, base + 1024, 512, |bytes| assert!(bytes.iter().all(|b| *b == 0xff))).unwrap();
+        memory
+            .with_bytes(&mut turn, base + 512, 512, |bytes| {
+                assert!(bytes.iter().all(|b| *b == 0))
+            })
+            .unwrap();
+        memory
+            .with_bytes(&mut turn, base, 512, |bytes| {
+                assert!(bytes.iter().all(|b| *b == 0xff))
+            })
+            .unwrap();
+        memory
+            .with_bytes(&mut turn, base + 1024, 512, |bytes| {
+                assert!(bytes.iter().all(|b| *b == 0xff))
+            })
+            .unwrap();
     }
 
     #[test]
@@ -405,10 +527,16 @@ pub(crate) mod tests {
         memory.insert(base, block(512)).unwrap();
         memory.insert(base + 512, block(4 * MIB)).unwrap();
         memory.insert(base + 512 + 4 * MIB, block(512)).unwrap();
-        memory.fill(&mut turn, base + 512, MIB, 0x1234_5678, 4).unwrap();
+        memory
+            .fill(&mut turn, base + 512, MIB, 0x1234_5678, 4)
+            .unwrap();
         memory.remove(&mut turn, base + 512, |_| true).unwrap();
         memory.insert(base + 512, block(4 * MIB)).unwrap();
-        memory.with_bytes(&mut turn, base + 512, 4 * MIB, |bytes| assert!(bytes.iter().all(|b| *b == 0))).unwrap();
+        memory
+            .with_bytes(&mut turn, base + 512, 4 * MIB, |bytes| {
+                assert!(bytes.iter().all(|b| *b == 0))
+            })
+            .unwrap();
     }
 
     #[test]
@@ -416,15 +544,45 @@ pub(crate) mod tests {
         let (memory, mut turn) = memory(64 * MIB);
         let area = memory.device_area();
         memory.insert(area.base + 1024, block(1024)).unwrap();
-        for (addr, bytes) in [(512, 1024), (1024, 512), (1536, 1024), (0, 8192), (0, 0), (100, 512), (4096, 100)] {
-            assert_eq!(memory.insert(area.base + addr, block(bytes)), Err(CuStatus::INVALID_VALUE), "{addr} {bytes}");
+        for (addr, bytes) in [
+            (512, 1024),
+            (1024, 512),
+            (1536, 1024),
+            (0, 8192),
+            (0, 0),
+            (100, 512),
+            (4096, 100),
+        ] {
+            assert_eq!(
+                memory.insert(area.base + addr, block(bytes)),
+                Err(CuStatus::INVALID_VALUE),
+                "{addr} {bytes}"
+            );
         }
-        assert_eq!(memory.insert(area.base - 512, block(512)), Err(CuStatus::INVALID_VALUE));
-        assert_eq!(memory.insert(area.base + area.bytes, block(512)), Err(CuStatus::INVALID_VALUE));
-        assert_eq!(memory.insert(u64::MAX - 511, block(512)), Err(CuStatus::INVALID_VALUE));
-        assert_eq!(memory.remove(&mut turn, area.base + 1536, |_| true), Err(CuStatus::INVALID_VALUE));
-        assert_eq!(memory.write(&mut turn, area.base + 2040, &[0; 16]), Err(CuStatus::INVALID_VALUE));
-        assert_eq!(memory.write(&mut turn, area.base, &[0; 16]), Err(CuStatus::INVALID_VALUE));
+        assert_eq!(
+            memory.insert(area.base - 512, block(512)),
+            Err(CuStatus::INVALID_VALUE)
+        );
+        assert_eq!(
+            memory.insert(area.base + area.bytes, block(512)),
+            Err(CuStatus::INVALID_VALUE)
+        );
+        assert_eq!(
+            memory.insert(u64::MAX - 511, block(512)),
+            Err(CuStatus::INVALID_VALUE)
+        );
+        assert_eq!(
+            memory.remove(&mut turn, area.base + 1536, |_| true),
+            Err(CuStatus::INVALID_VALUE)
+        );
+        assert_eq!(
+            memory.write(&mut turn, area.base + 2040, &[0; 16]),
+            Err(CuStatus::INVALID_VALUE)
+        );
+        assert_eq!(
+            memory.write(&mut turn, area.base, &[0; 16]),
+            Err(CuStatus::INVALID_VALUE)
+        );
     }
 
     #[test]
@@ -432,7 +590,10 @@ pub(crate) mod tests {
         let (memory, mut turn) = memory(MIB);
         let base = memory.device_area().base;
         memory.insert(base, block(MIB)).unwrap();
-        assert_eq!(memory.insert(base + MIB, block(512)), Err(CuStatus::OUT_OF_MEMORY));
+        assert_eq!(
+            memory.insert(base + MIB, block(512)),
+            Err(CuStatus::OUT_OF_MEMORY)
+        );
         memory.remove_all(&mut turn, |block| block.context == 1);
         assert_eq!(memory.account().used(0), 0);
         assert!(memory.find(base).is_none());
@@ -443,23 +604,38 @@ pub(crate) mod tests {
     fn pinned_memory_has_a_limit_of_its_own() {
         let (memory, _) = memory(MIB);
         let base = memory.host_area().base;
-        let host = |bytes| Block { kind: BlockKind::Host, ..block(bytes) };
+        let host = |bytes| Block {
+            kind: BlockKind::Host,
+            ..block(bytes)
+        };
         memory.insert(base, host(MIB)).unwrap();
-        assert_eq!(memory.insert(base + MIB, host(512)), Err(CuStatus::OUT_OF_MEMORY));
+        assert_eq!(
+            memory.insert(base + MIB, host(512)),
+            Err(CuStatus::OUT_OF_MEMORY)
+        );
         assert_eq!(memory.account().used(0), 0);
-        assert_eq!(memory.insert(memory.device_area().base, host(512)), Err(CuStatus::INVALID_VALUE));
+        assert_eq!(
+            memory.insert(memory.device_area().base, host(512)),
+            Err(CuStatus::INVALID_VALUE)
+        );
     }
 
     #[test]
     fn globals_find_gaps() {
         let (memory, mut turn) = memory(MIB);
-        let global = |bytes| Block { kind: BlockKind::Global, ..block(bytes) };
+        let global = |bytes| Block {
+            kind: BlockKind::Global,
+            ..block(bytes)
+        };
         let first = memory.place(global(100), 4).unwrap();
         let second = memory.place(global(5000), 4096).unwrap();
         assert!(second.is_multiple_of(4096) && second >= first + 512);
         memory.remove(&mut turn, first, |_| true).unwrap();
         assert_eq!(memory.place(global(200), 4).unwrap(), first);
-        assert_eq!(memory.place(global(2 * MIB), 4), Err(CuStatus::OUT_OF_MEMORY));
+        assert_eq!(
+            memory.place(global(2 * MIB), 4),
+            Err(CuStatus::OUT_OF_MEMORY)
+        );
     }
 
     #[test]
@@ -467,12 +643,16 @@ pub(crate) mod tests {
         let ledger = Arc::new(Ledger::create().unwrap());
         let (first, _) = memory(MIB);
         let base = first.device_area().base;
-        let other = Memory::open(base, 256 * MIB, 0, account(&ledger, 0, MIB, MIB), MIB).unwrap().0;
+        let other = Memory::open(base, 256 * MIB, 0, account(&ledger, 0, MIB, MIB), MIB)
+            .unwrap()
+            .0;
         assert_ne!(other.device_area().base, base, "taken");
         let free = crate::sys::reserve::Reservation::anywhere(256 * MIB).unwrap();
         let base = free.base().next_multiple_of(64 << 10);
         drop(free);
-        let third = Memory::open(base, 128 * MIB, 0, account(&ledger, 1, MIB, MIB), MIB).unwrap().0;
+        let third = Memory::open(base, 128 * MIB, 0, account(&ledger, 1, MIB, MIB), MIB)
+            .unwrap()
+            .0;
         assert_eq!(third.device_area().base, base);
     }
 }

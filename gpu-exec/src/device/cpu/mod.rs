@@ -70,16 +70,38 @@ struct ContextEntry {
 impl CpuDevice {
     /// A device without contexts. Starts no thread.
     pub(crate) fn new(parts: CpuParts) -> Self {
-        let CpuParts { memory, turn, outbox, cache, runs_kernels, workers, device_count } = parts;
-        let compile = if runs_kernels { Compile::Ptx } else { Compile::Nothing };
+        let CpuParts {
+            memory,
+            turn,
+            outbox,
+            cache,
+            runs_kernels,
+            workers,
+            device_count,
+        } = parts;
+        let compile = if runs_kernels {
+            Compile::Ptx
+        } else {
+            Compile::Nothing
+        };
         let streams = Streams::new(memory, turn, outbox.clone(), Kernels::new(workers));
         let modules = Modules::new(streams.clone(), cache, compile);
-        Self { streams, modules, outbox, contexts: HashMap::new(), graphs: HandleTable::new(GRAPHS_MAX), device_count }
+        Self {
+            streams,
+            modules,
+            outbox,
+            contexts: HashMap::new(),
+            graphs: HandleTable::new(GRAPHS_MAX),
+            device_count,
+        }
     }
 
     /// The context that a record is made in.
     fn context(&self, head: &Head) -> CuResult<ContextEntry> {
-        self.contexts.get(&head.context).copied().ok_or(CuStatus::INVALID_CONTEXT)
+        self.contexts
+            .get(&head.context)
+            .copied()
+            .ok_or(CuStatus::INVALID_CONTEXT)
     }
 
     fn finish(&self, head: &Head, outcome: Result<(), Failure>) -> Result<(), Violation> {
@@ -89,7 +111,9 @@ impl CpuDevice {
 
     /// Ends a record at once, but for a lost context, whose every ticket is answered with its error.
     fn finish_healthy(&self, head: &Head, outcome: CuResult) -> Result<(), Violation> {
-        let health = self.context(head).map_or(CuStatus::SUCCESS, |context| self.streams.state().health(context.key));
+        let health = self.context(head).map_or(CuStatus::SUCCESS, |context| {
+            self.streams.state().health(context.key)
+        });
         if health != CuStatus::SUCCESS {
             self.outbox.status(Reply::to(head), health);
             return Ok(());
@@ -98,7 +122,12 @@ impl CpuDevice {
     }
 
     /// Issues an operation to a stream.
-    fn submit(&self, head: &Head, stream: u64, work: Result<Work<'_>, Failure>) -> Result<(), Violation> {
+    fn submit(
+        &self,
+        head: &Head,
+        stream: u64,
+        work: Result<Work<'_>, Failure>,
+    ) -> Result<(), Violation> {
         let reply = Reply::to(head);
         match (self.context(head), work) {
             (Ok(context), Ok(work)) => self.streams.submit(reply, context.key, stream, work),
@@ -126,24 +155,51 @@ impl CpuDevice {
             None if head.context == 0 => return Err(CuStatus::INVALID_CONTEXT),
             None => {}
         }
-        let key = self.streams.state().add_context(head.context, device)?;
-        self.contexts.insert(head.context, ContextEntry { key, device, primary });
+        let key = self.streams.state().add_context()?;
+        self.contexts.insert(
+            head.context,
+            ContextEntry {
+                key,
+                device,
+                primary,
+            },
+        );
         Ok(())
     }
 
     /// Frees all that a context has; its name is the caller's business.
     fn end_context(&self, reply: Reply, entry: ContextEntry) {
         self.modules.end_context(entry.key);
-        self.streams.submit_after_all(reply, entry.key, Work::EndContext { context: entry.key.0 });
+        self.streams.submit_after_all(
+            reply,
+            entry.key,
+            Work::EndContext {
+                context: entry.key.0,
+            },
+        );
         self.streams.state().retire_context(entry.key);
     }
 
-    fn allocate(&self, head: &Head, stream: Option<u64>, addr: u64, bytes: u64, kind: BlockKind) -> Result<(), Violation> {
+    fn allocate(
+        &self,
+        head: &Head,
+        stream: Option<u64>,
+        addr: u64,
+        bytes: u64,
+        kind: BlockKind,
+    ) -> Result<(), Violation> {
         let reply = Reply::to(head);
         match self.context(head) {
             Ok(context) => {
-                let block = Block { bytes, kind, context: context.key.0, device: context.device, writable: true };
-                self.streams.allocate(reply, context.key, stream, addr, block);
+                let block = Block {
+                    bytes,
+                    kind,
+                    context: context.key.0,
+                    device: context.device,
+                    writable: true,
+                };
+                self.streams
+                    .allocate(reply, context.key, stream, addr, block);
             }
             Err(status) => self.outbox.finish(reply, Err(status.into())),
         }
@@ -153,7 +209,10 @@ impl CpuDevice {
     fn free(&self, head: &Head, addr: u64, host: bool) -> Result<(), Violation> {
         let reply = Reply::to(head);
         match self.context(head) {
-            Ok(context) => self.streams.submit_after_all(reply, context.key, Work::Remove { addr, host }),
+            Ok(context) => {
+                self.streams
+                    .submit_after_all(reply, context.key, Work::Remove { addr, host })
+            }
             Err(status) => self.outbox.finish(reply, Err(status.into())),
         }
         Ok(())

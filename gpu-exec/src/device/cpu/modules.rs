@@ -61,29 +61,57 @@ impl Function {
     ///
     /// # Errors
     /// `INVALID_VALUE`, with what is wrong.
-    pub(crate) fn check(&self, grid: [u32; 3], block: [u32; 3], shared_bytes: u32, params: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn check(
+        &self,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: u32,
+        params: &[u8],
+    ) -> Result<(), Failure> {
         let invalid = |message: String| Err(Failure::new(CuStatus::INVALID_VALUE, message));
         let [grid_x, grid_y, grid_z] = grid;
-        if grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_x > i32::MAX.unsigned_abs() || grid_y > 65_535 || grid_z > 65_535 {
+        if grid_x == 0
+            || grid_y == 0
+            || grid_z == 0
+            || grid_x > i32::MAX.unsigned_abs()
+            || grid_y > 65_535
+            || grid_z > 65_535
+        {
             return invalid(format!("a grid of {grid:?} blocks cannot be"));
         }
-        let threads = block.iter().map(|edge| u64::from(*edge)).fold(1, u64::saturating_mul);
+        let threads = block
+            .iter()
+            .map(|edge| u64::from(*edge))
+            .fold(1, u64::saturating_mul);
         let [.., block_z] = block;
         if threads == 0 || threads > BLOCK_THREADS_MAX || block_z > 64 {
             return invalid(format!("a block of {block:?} threads cannot be"));
         }
         let allowed = self.dynamic_shared_max.load(Ordering::Relaxed);
-        let Code::Kernel(kernel) = &self.code else { return Ok(()) };
+        let Code::Kernel(kernel) = &self.code else {
+            return Ok(());
+        };
         let info = kernel.info();
         if threads > u64::from(info.max_threads_per_block) {
-            return invalid(format!("{}: a block of {threads} threads, at most {}", info.name, info.max_threads_per_block));
+            return invalid(format!(
+                "{}: a block of {threads} threads, at most {}",
+                info.name, info.max_threads_per_block
+            ));
         }
         let room = allowed.max(SHARED_BYTES_DEFAULT.saturating_sub(info.shared_static_bytes));
         if shared_bytes > room {
-            return invalid(format!("{}: {shared_bytes} bytes of dynamic shared memory, at most {room}", info.name));
+            return invalid(format!(
+                "{}: {shared_bytes} bytes of dynamic shared memory, at most {room}",
+                info.name
+            ));
         }
         if params.len() < info.param_bytes as usize {
-            return invalid(format!("{}: {} bytes of parameters, needs {}", info.name, params.len(), info.param_bytes));
+            return invalid(format!(
+                "{}: {} bytes of parameters, needs {}",
+                info.name,
+                params.len(),
+                info.param_bytes
+            ));
         }
         Ok(())
     }
@@ -106,14 +134,30 @@ pub(crate) struct Load {
 /// A question about a module that is being loaded.
 #[derive(Debug)]
 enum Question {
-    Function { handle: u64, name: String, reply: Reply },
-    Global { name: String, reply: Reply },
+    Function {
+        handle: u64,
+        name: String,
+        reply: Reply,
+    },
+    Global {
+        name: String,
+        reply: Reply,
+    },
 }
 
 #[derive(Debug)]
 enum Entry {
     Loading(ContextKey, Vec<Question>),
-    Loaded(ContextKey, Option<LoadedModule>, Vec<u64>),
+    Loaded(ContextKey, Loaded, Vec<u64>),
+}
+
+/// What a loaded image comes to.
+#[derive(Debug)]
+enum Loaded {
+    /// PTX, compiled.
+    Compiled(LoadedModule),
+    /// Where the variables are (address, bytes); kernels of any name do nothing.
+    Named(HashMap<String, (u64, u64)>),
 }
 
 #[derive(Debug)]
@@ -153,15 +197,28 @@ impl Modules {
             functions: HandleTable::new(FUNCTIONS_MAX),
             compiled: HashMap::new(),
         };
-        Arc::new(Self { tables: Mutex::new(tables), streams, memory, outbox, cache, compile, loader: Mutex::new(None) })
+        Arc::new(Self {
+            tables: Mutex::new(tables),
+            streams,
+            memory,
+            outbox,
+            cache,
+            compile,
+            loader: Mutex::new(None),
+        })
     }
 
     /// Hands a load to the loader, which answers it.
     pub(crate) fn load(self: &Arc<Self>, load: Load) {
         let reply = load.reply;
         let entry = Entry::Loading(load.context, Vec::new());
-        let (module, inserted) = (load.module, self.tables.lock().modules.insert(load.module, entry));
-        let handed = inserted.map_err(Failure::from).and_then(|()| self.hand_over(load));
+        let (module, inserted) = (
+            load.module,
+            self.tables.lock().modules.insert(load.module, entry),
+        );
+        let handed = inserted
+            .map_err(Failure::from)
+            .and_then(|()| self.hand_over(load));
         if let Err(failure) = handed {
             if inserted.is_ok() {
                 let _ = self.tables.lock().modules.remove(module);
@@ -173,10 +230,14 @@ impl Modules {
     /// Names a function.
     pub(crate) fn name_function(&self, reply: Reply, module: u64, handle: u64, name: &str) {
         let mut tables = self.tables.lock();
-        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module) {
-            if questions.len() < FUNCTIONS_MAX {
-                return questions.push(Question::Function { handle, name: name.to_owned(), reply });
-            }
+        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
+            && questions.len() < FUNCTIONS_MAX
+        {
+            return questions.push(Question::Function {
+                handle,
+                name: name.to_owned(),
+                reply,
+            });
         }
         let outcome = tables.name_function(module, handle, name);
         drop(tables);
@@ -186,10 +247,13 @@ impl Modules {
     /// Answers where a variable is.
     pub(crate) fn find_global(&self, reply: Reply, module: u64, name: &str) {
         let mut tables = self.tables.lock();
-        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module) {
-            if questions.len() < FUNCTIONS_MAX {
-                return questions.push(Question::Global { name: name.to_owned(), reply });
-            }
+        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
+            && questions.len() < FUNCTIONS_MAX
+        {
+            return questions.push(Question::Global {
+                name: name.to_owned(),
+                reply,
+            });
         }
         let found = tables.find_global(module, name);
         drop(tables);
@@ -230,8 +294,12 @@ impl Modules {
         if matches!(tables.modules.get(module)?, Entry::Loading(..)) {
             return Err(CuStatus::INVALID_HANDLE);
         }
-        let Entry::Loaded(context, _, globals) = tables.modules.remove(module)? else { return Err(CuStatus::INVALID_HANDLE) };
-        tables.functions.retain(|function| function.module != module);
+        let Entry::Loaded(context, _, globals) = tables.modules.remove(module)? else {
+            return Err(CuStatus::INVALID_HANDLE);
+        };
+        tables
+            .functions
+            .retain(|function| function.module != module);
         Ok((context, globals))
     }
 
@@ -251,13 +319,19 @@ impl Modules {
             None => {
                 let (sender, receiver) = sync_channel(LOADS_MAX);
                 let this = self.clone();
-                let builder = std::thread::Builder::new().name("loader".to_owned()).stack_size(32 * STACK_BYTES);
-                builder.spawn(move || this.serve(&receiver)).map_err(|error| Failure::new(CuStatus::OPERATING_SYSTEM, error.to_string()))?;
+                let builder = std::thread::Builder::new()
+                    .name("loader".to_owned())
+                    .stack_size(32 * STACK_BYTES);
+                builder
+                    .spawn(move || this.serve(&receiver))
+                    .map_err(|error| Failure::new(CuStatus::OPERATING_SYSTEM, error.to_string()))?;
                 loader.insert(sender)
             }
         };
         sender.try_send(load).map_err(|refused| match refused {
-            TrySendError::Full(_) => Failure::new(CuStatus::OUT_OF_MEMORY, "too many modules are being loaded"),
+            TrySendError::Full(_) => {
+                Failure::new(CuStatus::OUT_OF_MEMORY, "too many modules are being loaded")
+            }
             TrySendError::Disconnected(_) => Failure::new(CuStatus::UNKNOWN, "the loader is gone"),
         })
     }
@@ -273,7 +347,9 @@ impl Modules {
             };
             let failure = match outcome {
                 Ok((module, globals)) => {
-                    let _ = tables.modules.insert(load.module, Entry::Loaded(load.context, module, globals));
+                    let _ = tables
+                        .modules
+                        .insert(load.module, Entry::Loaded(load.context, module, globals));
                     Failure::from(CuStatus::SUCCESS)
                 }
                 Err(failure) => failure,
@@ -289,7 +365,11 @@ impl Modules {
 
     fn answer(&self, module: u64, question: Question) {
         match question {
-            Question::Function { handle, name, reply } => self.name_function(reply, module, handle, &name),
+            Question::Function {
+                handle,
+                name,
+                reply,
+            } => self.name_function(reply, module, handle, &name),
             Question::Global { name, reply } => self.find_global(reply, module, &name),
         }
     }
@@ -299,17 +379,22 @@ impl Modules {
         if reply.ticket == 0 && failure.status != CuStatus::SUCCESS {
             self.outbox.notice(reply, failure);
         }
-        self.outbox.record(reply, failure.status, &CuModuleLoadDataReply { message });
+        self.outbox
+            .record(reply, failure.status, &CuModuleLoadDataReply { message });
     }
 
     fn answer_global(&self, reply: Reply, found: CuResult<(u64, u64)>) {
         match found {
-            Ok((addr, bytes)) => self.outbox.record(reply, CuStatus::SUCCESS, &CuModuleGetGlobalV2Reply { addr, bytes }),
+            Ok((addr, bytes)) => self.outbox.record(
+                reply,
+                CuStatus::SUCCESS,
+                &CuModuleGetGlobalV2Reply { addr, bytes },
+            ),
             Err(status) => self.outbox.finish(reply, Err(status.into())),
         }
     }
 
-    fn load_now(&self, load: &Load) -> Result<(Option<LoadedModule>, Vec<u64>), Failure> {
+    fn load_now(&self, load: &Load) -> Result<(Loaded, Vec<u64>), Failure> {
         let known = self.tables.lock().compiled.get(&load.hash).cloned();
         let sent = self.receive(load)?;
         if let (None, Some(module)) = (&sent, known) {
@@ -320,17 +405,23 @@ impl Modules {
                 self.cache.store(&load.hash, &image);
                 image
             }
-            None => self.cache.load(&load.hash).ok_or_else(|| Failure::new(CuStatus::FILE_NOT_FOUND, "not in the module cache"))?,
+            None => self
+                .cache
+                .load(&load.hash)
+                .ok_or_else(|| Failure::new(CuStatus::FILE_NOT_FOUND, "not in the module cache"))?,
         };
         if self.compile == Compile::Nothing {
-            return Ok((None, Vec::new()));
+            return self.place_named(load, &image);
         }
         if load.kind != IMAGE_PTX {
             let message = "the soft device runs PTX; this module has only machine code (build with PTX, e.g. -gencode arch=compute_90,code=compute_90)";
             return Err(Failure::new(CuStatus::NO_BINARY_FOR_GPU, message));
         }
         let module = Arc::new(compile(&image)?);
-        self.tables.lock().compiled.insert(load.hash, module.clone());
+        self.tables
+            .lock()
+            .compiled
+            .insert(load.hash, module.clone());
         self.place(load, &module)
     }
 
@@ -340,14 +431,17 @@ impl Modules {
         let packed = if load.bulk == 0 {
             load.image.clone()
         } else {
-            let len = usize::try_from(load.total_bytes).unwrap_or(usize::MAX).min(IMAGE_BYTES_MAX);
+            let len = usize::try_from(load.total_bytes)
+                .unwrap_or(usize::MAX)
+                .min(IMAGE_BYTES_MAX);
             let came = self.outbox.bulk_receive(load.bulk, len);
             came.ok_or_else(|| invalid(format!("bulk transfer {} did not come", load.bulk)))?
         };
         if packed.is_empty() {
             return Ok(None);
         }
-        let image = farcall_marshal::image::expand_from_wire(&packed, IMAGE_BYTES_MAX).map_err(|error| invalid(error.to_string()))?;
+        let image = farcall_marshal::image::expand_from_wire(&packed, IMAGE_BYTES_MAX)
+            .map_err(|error| invalid(error.to_string()))?;
         if farcall_marshal::image::content_hash(&image) != load.hash {
             return Err(invalid("the image is not what its hash says".to_owned()));
         }
@@ -355,14 +449,24 @@ impl Modules {
     }
 
     /// Gives the module's variables addresses and first contents.
-    fn place(&self, load: &Load, module: &Arc<farcall_ptx::Module>) -> Result<(Option<LoadedModule>, Vec<u64>), Failure> {
+    fn place(
+        &self,
+        load: &Load,
+        module: &Arc<farcall_ptx::Module>,
+    ) -> Result<(Loaded, Vec<u64>), Failure> {
         let (mut placed, mut refused) = (Vec::new(), None);
         let loaded = LoadedModule::load(module.clone(), &mut |global| {
             if global.external {
                 return None;
             }
             let writable = global.space == GlobalSpace::Global;
-            let block = Block { bytes: global.bytes, kind: BlockKind::Global, context: load.context.0, device: load.device, writable };
+            let block = Block {
+                bytes: global.bytes,
+                kind: BlockKind::Global,
+                context: load.context.0,
+                device: load.device,
+                writable,
+            };
             match self.memory.place(block, global.align_bytes) {
                 Ok(addr) => {
                     placed.push(addr);
@@ -374,7 +478,9 @@ impl Modules {
                 }
             }
         });
-        let outcome = loaded.map_err(|error| Failure::new(refused.unwrap_or(CuStatus::INVALID_PTX), error.to_string()));
+        let outcome = loaded.map_err(|error| {
+            Failure::new(refused.unwrap_or(CuStatus::INVALID_PTX), error.to_string())
+        });
         let outcome = outcome.and_then(|loaded| {
             for (addr, bytes) in loaded.images() {
                 self.memory.initialize(addr, bytes)?;
@@ -382,42 +488,99 @@ impl Modules {
             Ok(loaded)
         });
         match outcome {
-            Ok(loaded) => Ok((Some(loaded), placed)),
+            Ok(loaded) => Ok((Loaded::Compiled(loaded), placed)),
             Err(failure) => {
-                let nobody = Reply { ticket: 0, ..load.reply };
-                self.streams.submit_after_all(nobody, load.context, Work::RemoveGlobals { addrs: placed });
+                self.take_back(load, placed);
                 Err(failure)
             }
         }
+    }
+
+    /// Gives the variables of an image that is not compiled addresses; they begin as zeros.
+    fn place_named(&self, load: &Load, image: &[u8]) -> Result<(Loaded, Vec<u64>), Failure> {
+        // What cannot be inspected has no variables to be asked for.
+        let globals = farcall_marshal::image::inspect(image)
+            .map(|info| info.globals)
+            .unwrap_or_default();
+        let (mut named, mut placed) = (HashMap::new(), Vec::new());
+        for global in globals {
+            let bytes = global.bytes;
+            let block = Block {
+                bytes,
+                kind: BlockKind::Global,
+                context: load.context.0,
+                device: load.device,
+                writable: true,
+            };
+            match self.memory.place(block, 1) {
+                Ok(addr) => {
+                    placed.push(addr);
+                    named.insert(global.name, (addr, bytes));
+                }
+                Err(status) => {
+                    self.take_back(load, placed);
+                    return Err(status.into());
+                }
+            }
+        }
+        Ok((Loaded::Named(named), placed))
+    }
+
+    /// Frees the variables of a module that was not loaded after all.
+    fn take_back(&self, load: &Load, placed: Vec<u64>) {
+        let nobody = Reply {
+            ticket: 0,
+            ..load.reply
+        };
+        self.streams
+            .submit_after_all(nobody, load.context, Work::RemoveGlobals { addrs: placed });
     }
 }
 
 impl Tables {
     fn name_function(&mut self, module: u64, handle: u64, name: &str) -> Result<(), Failure> {
-        let Entry::Loaded(context, loaded, _) = self.modules.get(module)? else { return Err(CuStatus::INVALID_HANDLE.into()) };
-        let code = match loaded {
-            Some(loaded) => {
-                let kernel = loaded.kernel(name);
-                Code::Kernel(kernel.ok_or_else(|| Failure::new(CuStatus::NOT_FOUND, format!("no kernel `{name}`")))?)
-            }
-            None => Code::Nothing,
+        let Entry::Loaded(context, loaded, _) = self.modules.get(module)? else {
+            return Err(CuStatus::INVALID_HANDLE.into());
         };
-        let function = Function { context: *context, module, code, dynamic_shared_max: AtomicU32::new(0) };
+        let code = match loaded {
+            Loaded::Compiled(module) => {
+                let kernel = module.kernel(name);
+                Code::Kernel(kernel.ok_or_else(|| {
+                    Failure::new(CuStatus::NOT_FOUND, format!("no kernel `{name}`"))
+                })?)
+            }
+            Loaded::Named(_) => Code::Nothing,
+        };
+        let function = Function {
+            context: *context,
+            module,
+            code,
+            dynamic_shared_max: AtomicU32::new(0),
+        };
         self.functions.insert(handle, Arc::new(function))?;
         Ok(())
     }
 
     fn find_global(&self, module: u64, name: &str) -> CuResult<(u64, u64)> {
         match self.modules.get(module)? {
-            Entry::Loaded(_, Some(loaded), _) => loaded.global(name).ok_or(CuStatus::NOT_FOUND),
-            _ => Err(CuStatus::NOT_FOUND),
+            Entry::Loaded(_, Loaded::Compiled(module), _) => {
+                module.global(name).ok_or(CuStatus::NOT_FOUND)
+            }
+            Entry::Loaded(_, Loaded::Named(named), _) => {
+                named.get(name).copied().ok_or(CuStatus::NOT_FOUND)
+            }
+            Entry::Loading(..) => Err(CuStatus::NOT_FOUND),
         }
     }
 }
 
 fn compile(image: &[u8]) -> Result<farcall_ptx::Module, Failure> {
-    let end = image.iter().position(|byte| *byte == 0).unwrap_or(image.len());
+    let end = image
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(image.len());
     let text = std::str::from_utf8(image.get(..end).unwrap_or_default());
     let text = text.map_err(|_| Failure::new(CuStatus::INVALID_PTX, "the text is not UTF-8"))?;
-    farcall_ptx::Module::parse(text).map_err(|error| Failure::new(CuStatus::INVALID_PTX, error.to_string()))
+    farcall_ptx::Module::parse(text)
+        .map_err(|error| Failure::new(CuStatus::INVALID_PTX, error.to_string()))
 }

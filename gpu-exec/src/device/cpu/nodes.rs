@@ -3,11 +3,11 @@
 
 use std::borrow::Cow;
 
-use farcall_marshal::record::{INLINE_BYTES_MAX, Head, Record, split};
+use farcall_marshal::record::{Head, INLINE_BYTES_MAX, Record, split};
 use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{
-    CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemAllocAsync, CuMemFreeAsync, CuMemcpyDtoDAsyncV2, CuMemcpyHtoDAsyncV2,
-    CuMemsetD2D8Async, CuMemsetD8Async,
+    CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemAllocAsync, CuMemFreeAsync,
+    CuMemcpyDtoDAsyncV2, CuMemcpyHtoDAsyncV2, CuMemsetD2D8Async, CuMemsetD8Async,
 };
 
 use super::memory::{Block, BlockKind};
@@ -26,13 +26,19 @@ const FLAG_COOPERATIVE: u32 = 1;
 ///
 /// # Errors
 /// No such function, or it cannot be launched like this.
-pub(crate) fn launch<'a>(modules: &Modules, record: &CuLaunchKernel<'a>) -> Result<Work<'a>, Failure> {
+pub(crate) fn launch<'a>(
+    modules: &Modules,
+    record: &CuLaunchKernel<'a>,
+) -> Result<Work<'a>, Failure> {
     let function = modules.function(record.function)?;
     let grid = [record.grid_x, record.grid_y, record.grid_z];
     let block = [record.block_x, record.block_y, record.block_z];
     function.check(grid, block, record.shared_bytes, record.params)?;
     let params = match function.code() {
-        Code::Kernel(kernel) => record.params.get(..kernel.info().param_bytes as usize).unwrap_or(record.params),
+        Code::Kernel(kernel) => record
+            .params
+            .get(..kernel.info().param_bytes as usize)
+            .unwrap_or(record.params),
         Code::Nothing => &[],
     };
     Ok(Work::Launch(Launch {
@@ -49,17 +55,30 @@ pub(crate) fn launch<'a>(modules: &Modules, record: &CuLaunchKernel<'a>) -> Resu
 ///
 /// # Errors
 /// As [`launch`]; clusters, where kernels are run.
-pub(crate) fn launch_ex<'a>(modules: &Modules, record: &CuLaunchKernelEx<'a>) -> Result<Work<'a>, Failure> {
+pub(crate) fn launch_ex<'a>(
+    modules: &Modules,
+    record: &CuLaunchKernelEx<'a>,
+) -> Result<Work<'a>, Failure> {
     let mut flags = record.flags;
     let mut clustered = false;
     let (entries, []) = record.attributes.as_chunks::<ATTRIBUTE_BYTES>() else {
-        return Err(Failure::new(CuStatus::INVALID_VALUE, "launch attributes are 72 bytes each"));
+        return Err(Failure::new(
+            CuStatus::INVALID_VALUE,
+            "launch attributes are 72 bytes each",
+        ));
     };
     for entry in entries {
-        let word = |at: usize| entry.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let word = |at: usize| {
+            entry
+                .get(at..at + 4)
+                .and_then(|b| b.try_into().ok())
+                .map_or(0, u32::from_le_bytes)
+        };
         match word(0) {
             ATTRIBUTE_COOPERATIVE if word(8) != 0 => flags |= FLAG_COOPERATIVE,
-            ATTRIBUTE_CLUSTER_DIMENSION => clustered |= [word(8), word(12), word(16)].iter().any(|edge| *edge > 1),
+            ATTRIBUTE_CLUSTER_DIMENSION => {
+                clustered |= [word(8), word(12), word(16)].iter().any(|edge| *edge > 1)
+            }
             // The others are hints.
             _ => {}
         }
@@ -79,9 +98,10 @@ pub(crate) fn launch_ex<'a>(modules: &Modules, record: &CuLaunchKernelEx<'a>) ->
     };
     let work = launch(modules, &plain)?;
     match &work {
-        Work::Launch(launch) if clustered && !launch.function.is_quick() => {
-            Err(Failure::new(CuStatus::NOT_SUPPORTED, "the soft device has no thread block clusters"))
-        }
+        Work::Launch(launch) if clustered && !launch.function.is_quick() => Err(Failure::new(
+            CuStatus::NOT_SUPPORTED,
+            "the soft device has no thread block clusters",
+        )),
         _ => Ok(work),
     }
 }
@@ -92,41 +112,87 @@ pub(crate) fn launch_ex<'a>(modules: &Modules, record: &CuLaunchKernelEx<'a>) ->
 /// The length is not what the record says.
 pub(crate) fn write<'a>(record: &CuMemcpyHtoDAsyncV2<'a>) -> Result<Work<'a>, Failure> {
     if record.data.len() as u64 != record.count || record.bulk != 0 {
-        return Err(Failure::new(CuStatus::INVALID_VALUE, format!("{} bytes for a copy of {}", record.data.len(), record.count)));
+        return Err(Failure::new(
+            CuStatus::INVALID_VALUE,
+            format!("{} bytes for a copy of {}", record.data.len(), record.count),
+        ));
     }
     if record.count == 0 {
         return Ok(Work::Nothing);
     }
-    Ok(Work::Write { dst: record.dst, data: Cow::Borrowed(record.data) })
+    Ok(Work::Write {
+        dst: record.dst,
+        data: Cow::Borrowed(record.data),
+    })
 }
 
 /// `cuMemcpyDtoDAsync_v2`.
 pub(crate) fn copy(record: &CuMemcpyDtoDAsyncV2) -> Work<'static> {
     match record.count {
         0 => Work::Nothing,
-        count => Work::Copy { dst: record.dst, src: record.src, count },
+        count => Work::Copy {
+            dst: record.dst,
+            src: record.src,
+            count,
+        },
     }
 }
 
 /// `cuMemsetD8Async` and its wider kin.
 pub(crate) fn fill(record: &CuMemsetD8Async) -> Work<'static> {
-    let &CuMemsetD8Async { dst, count, value, width, .. } = record;
-    Work::Fill(Fill { dst, pitch: 0, row_count: 1, row_elements: count, value, width })
+    let &CuMemsetD8Async {
+        dst,
+        count,
+        value,
+        width,
+        ..
+    } = record;
+    Work::Fill(Fill {
+        dst,
+        pitch: 0,
+        row_count: 1,
+        row_elements: count,
+        value,
+        width,
+    })
 }
 
 /// `cuMemsetD2D8Async` and its wider kin.
 pub(crate) fn fill_rows(record: &CuMemsetD2D8Async) -> Work<'static> {
-    let &CuMemsetD2D8Async { dst, pitch, row_count, row_elements, value, width, .. } = record;
-    Work::Fill(Fill { dst, pitch, row_count, row_elements, value, width })
+    let &CuMemsetD2D8Async {
+        dst,
+        pitch,
+        row_count,
+        row_elements,
+        value,
+        width,
+        ..
+    } = record;
+    Work::Fill(Fill {
+        dst,
+        pitch,
+        row_count,
+        row_elements,
+        value,
+        width,
+    })
 }
 
 /// The operations of a graph.
 ///
 /// # Errors
 /// A record that does not decode, is no stream operation, or cannot be launched.
-pub(crate) fn graph(modules: &Modules, records: &[u8], node_count: u64, owner: Block) -> Result<Vec<Work<'static>>, Failure> {
+pub(crate) fn graph(
+    modules: &Modules,
+    records: &[u8],
+    node_count: u64,
+    owner: Block,
+) -> Result<Vec<Work<'static>>, Failure> {
     if node_count > GRAPH_NODES_MAX as u64 {
-        return Err(Failure::new(CuStatus::OUT_OF_MEMORY, format!("a graph of {node_count} nodes")));
+        return Err(Failure::new(
+            CuStatus::OUT_OF_MEMORY,
+            format!("a graph of {node_count} nodes"),
+        ));
     }
     let (mut nodes, mut rest) = (Vec::new(), records);
     while !rest.is_empty() {
@@ -135,32 +201,70 @@ pub(crate) fn graph(modules: &Modules, records: &[u8], node_count: u64, owner: B
         rest = after;
     }
     if nodes.len() as u64 != node_count {
-        return Err(Failure::new(CuStatus::INVALID_VALUE, format!("{} nodes, announced were {node_count}", nodes.len())));
+        return Err(Failure::new(
+            CuStatus::INVALID_VALUE,
+            format!("{} nodes, announced were {node_count}", nodes.len()),
+        ));
     }
     Ok(nodes)
 }
 
-fn node<'a>(modules: &Modules, head: &Head, body: &'a [u8], owner: Block) -> Result<Work<'a>, Failure> {
+fn node<'a>(
+    modules: &Modules,
+    head: &Head,
+    body: &'a [u8],
+    owner: Block,
+) -> Result<Work<'a>, Failure> {
     Ok(match head.number {
-        CuLaunchKernel::NUMBER => launch(modules, &CuLaunchKernel::decode_body(body).map_err(malformed)?)?,
-        CuLaunchKernelEx::NUMBER => launch_ex(modules, &CuLaunchKernelEx::decode_body(body).map_err(malformed)?)?,
-        CuMemcpyHtoDAsyncV2::NUMBER => write(&CuMemcpyHtoDAsyncV2::decode_body(body).map_err(malformed)?)?,
-        CuMemcpyDtoDAsyncV2::NUMBER => copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?),
+        CuLaunchKernel::NUMBER => launch(
+            modules,
+            &CuLaunchKernel::decode_body(body).map_err(malformed)?,
+        )?,
+        CuLaunchKernelEx::NUMBER => launch_ex(
+            modules,
+            &CuLaunchKernelEx::decode_body(body).map_err(malformed)?,
+        )?,
+        CuMemcpyHtoDAsyncV2::NUMBER => {
+            write(&CuMemcpyHtoDAsyncV2::decode_body(body).map_err(malformed)?)?
+        }
+        CuMemcpyDtoDAsyncV2::NUMBER => {
+            copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?)
+        }
         CuMemsetD8Async::NUMBER => fill(&CuMemsetD8Async::decode_body(body).map_err(malformed)?),
-        CuMemsetD2D8Async::NUMBER => fill_rows(&CuMemsetD2D8Async::decode_body(body).map_err(malformed)?),
+        CuMemsetD2D8Async::NUMBER => {
+            fill_rows(&CuMemsetD2D8Async::decode_body(body).map_err(malformed)?)
+        }
         CuLaunchHostFunc::NUMBER => {
             let record = CuLaunchHostFunc::decode_body(body).map_err(malformed)?;
-            Work::HostFunc { callback: record.callback, stream: record.stream }
+            Work::HostFunc {
+                callback: record.callback,
+                stream: record.stream,
+            }
         }
         CuMemAllocAsync::NUMBER => {
             let record = CuMemAllocAsync::decode_body(body).map_err(malformed)?;
-            Work::Insert { addr: record.addr, block: Block { bytes: record.bytes, kind: BlockKind::Device, ..owner } }
+            Work::Insert {
+                addr: record.addr,
+                block: Block {
+                    bytes: record.bytes,
+                    kind: BlockKind::Device,
+                    ..owner
+                },
+            }
         }
         CuMemFreeAsync::NUMBER => {
             let record = CuMemFreeAsync::decode_body(body).map_err(malformed)?;
-            Work::Remove { addr: record.addr, host: false }
+            Work::Remove {
+                addr: record.addr,
+                host: false,
+            }
         }
-        number => return Err(Failure::new(CuStatus::NOT_SUPPORTED, format!("record {number} as a node of a graph"))),
+        number => {
+            return Err(Failure::new(
+                CuStatus::NOT_SUPPORTED,
+                format!("record {number} as a node of a graph"),
+            ));
+        }
     })
 }
 

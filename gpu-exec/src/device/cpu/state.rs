@@ -72,18 +72,18 @@ pub(crate) enum InFlight {
     /// Waits for the bulk plane.
     Upload,
     /// Waits for the client's function.
-    HostFunc { callback: u64, reply: Reply, rest: Option<Work<'static>> },
+    HostFunc {
+        callback: u64,
+        reply: Reply,
+        rest: Option<Work<'static>>,
+    },
 }
 
 /// A context: streams and a state of health.
 #[derive(Debug)]
-pub(crate) struct Context {
-    /// The client's number.
-    pub(crate) number: u32,
-    /// The client's ordinal.
-    pub(crate) device: usize,
+struct Context {
     /// Sticky error.
-    pub(crate) error: Option<CuStatus>,
+    error: Option<CuStatus>,
     legacy: StreamKey,
     memory: StreamKey,
     streams: Vec<StreamKey>,
@@ -158,7 +158,7 @@ impl State {
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`: too many.
-    pub(crate) fn add_context(&mut self, number: u32, device: usize) -> CuResult<ContextKey> {
+    pub(crate) fn add_context(&mut self) -> CuResult<ContextKey> {
         if self.contexts.len() >= CONTEXTS_MAX {
             return Err(CuStatus::OUT_OF_MEMORY);
         }
@@ -166,13 +166,16 @@ impl State {
         let legacy = self.add_stream(key, StreamKind::Legacy);
         let memory = self.add_stream(key, StreamKind::Memory);
         let streams = vec![legacy, memory];
-        self.contexts.insert(key, Context { number, device, error: None, legacy, memory, streams });
+        self.contexts.insert(
+            key,
+            Context {
+                error: None,
+                legacy,
+                memory,
+                streams,
+            },
+        );
         Ok(key)
-    }
-
-    /// A living context.
-    pub(crate) fn context(&self, key: ContextKey) -> Option<&Context> {
-        self.contexts.get(&key)
     }
 
     /// Makes a context unusable.
@@ -184,9 +187,12 @@ impl State {
 
     /// Forgets a context's handles. Its streams go when they are empty.
     pub(crate) fn retire_context(&mut self, key: ContextKey) {
-        self.handles.retain(|stream| self.streams.get(stream).is_some_and(|s| s.context != key));
+        self.handles
+            .retain(|stream| self.streams.get(stream).is_some_and(|s| s.context != key));
         self.events.retain(|event| event.context != key);
-        let Some(context) = self.contexts.get(&key) else { return };
+        let Some(context) = self.contexts.get(&key) else {
+            return;
+        };
         for stream in context.streams.clone() {
             self.retire(stream);
         }
@@ -197,10 +203,22 @@ impl State {
     ///
     /// # Errors
     /// `INVALID_HANDLE`, `OUT_OF_MEMORY`: as the handle table says.
-    pub(crate) fn create_stream(&mut self, context: ContextKey, handle: u64, blocking: bool) -> CuResult {
+    pub(crate) fn create_stream(
+        &mut self,
+        context: ContextKey,
+        handle: u64,
+        blocking: bool,
+    ) -> CuResult {
         let key = StreamKey(self.keys + 1);
         self.handles.insert(handle, key)?;
-        let made = self.add_stream(context, if blocking { StreamKind::Blocking } else { StreamKind::NonBlocking });
+        let made = self.add_stream(
+            context,
+            if blocking {
+                StreamKind::Blocking
+            } else {
+                StreamKind::NonBlocking
+            },
+        );
         debug_assert_eq!(made, key, "the key that the table holds");
         if let Some(context) = self.contexts.get_mut(&context) {
             context.streams.push(key);
@@ -224,7 +242,11 @@ impl State {
     /// `INVALID_HANDLE`.
     pub(crate) fn resolve(&self, context: ContextKey, handle: u64) -> CuResult<StreamKey> {
         if handle == 0 {
-            return self.contexts.get(&context).map(|context| context.legacy).ok_or(CuStatus::INVALID_CONTEXT);
+            return self
+                .contexts
+                .get(&context)
+                .map(|context| context.legacy)
+                .ok_or(CuStatus::INVALID_CONTEXT);
         }
         self.handles.get(handle).copied()
     }
@@ -241,13 +263,22 @@ impl State {
 
     /// Everything issued to a stream so far.
     pub(crate) fn position(&self, stream: StreamKey) -> Option<Wait> {
-        self.streams.get(&stream).map(|s| Wait { stream, position: s.issued })
+        self.streams.get(&stream).map(|s| Wait {
+            stream,
+            position: s.issued,
+        })
     }
 
     /// What is not done of a context, the hidden streams included.
     pub(crate) fn pending_of(&self, context: ContextKey) -> Vec<Wait> {
-        let Some(context) = self.contexts.get(&context) else { return Vec::new() };
-        context.streams.iter().filter_map(|key| self.pending(*key)).collect()
+        let Some(context) = self.contexts.get(&context) else {
+            return Vec::new();
+        };
+        context
+            .streams
+            .iter()
+            .filter_map(|key| self.pending(*key))
+            .collect()
     }
 
     /// What frees are not done.
@@ -270,7 +301,9 @@ impl State {
 
     /// Whether a position has been reached.
     pub(crate) fn is_done(&self, wait: Wait) -> bool {
-        self.streams.get(&wait.stream).is_none_or(|stream| stream.completed >= wait.position)
+        self.streams
+            .get(&wait.stream)
+            .is_none_or(|stream| stream.completed >= wait.position)
     }
 
     /// What an operation for this stream must wait for besides those before it in the stream.
@@ -282,13 +315,27 @@ impl State {
                 waits.push(fence);
             }
         }
-        let Some(stream) = self.streams.get(&key) else { return };
-        let Some(context) = self.contexts.get(&stream.context) else { return };
+        let Some(stream) = self.streams.get(&key) else {
+            return;
+        };
+        let Some(context) = self.contexts.get(&stream.context) else {
+            return;
+        };
         match stream.kind {
             StreamKind::Blocking => waits.extend(self.pending(context.legacy)),
             StreamKind::Legacy => {
-                let blocking = |key: &&StreamKey| self.streams.get(key).is_some_and(|s| s.kind == StreamKind::Blocking);
-                waits.extend(context.streams.iter().filter(blocking).filter_map(|key| self.pending(*key)));
+                let blocking = |key: &&StreamKey| {
+                    self.streams
+                        .get(key)
+                        .is_some_and(|s| s.kind == StreamKind::Blocking)
+                };
+                waits.extend(
+                    context
+                        .streams
+                        .iter()
+                        .filter(blocking)
+                        .filter_map(|key| self.pending(*key)),
+                );
             }
             StreamKind::NonBlocking | StreamKind::Memory => {}
         }
@@ -304,13 +351,18 @@ impl State {
 
     /// Whether an operation issued now could begin now, apart from the turn.
     pub(crate) fn is_free(&self, key: StreamKey, waits: &[Wait]) -> bool {
-        let idle = self.streams.get(&key).is_some_and(|s| s.queue.is_empty() && s.in_flight.is_none());
+        let idle = self
+            .streams
+            .get(&key)
+            .is_some_and(|s| s.queue.is_empty() && s.in_flight.is_none());
         idle && waits.iter().all(|wait| self.is_done(*wait))
     }
 
     /// Whether uploads in progress hold the operation back.
     pub(crate) fn is_held(&self, work: &Work<'_>) -> bool {
-        self.posted.iter().any(|(_, start, end)| work.is_held_by(*start, *end))
+        self.posted
+            .iter()
+            .any(|(_, start, end)| work.is_held_by(*start, *end))
     }
 
     /// Marks the operation after the completed ones as begun.
@@ -321,7 +373,13 @@ impl State {
     }
 
     /// Queues an issued operation.
-    pub(crate) fn enqueue(&mut self, key: StreamKey, work: Work<'static>, reply: Reply, waits: Vec<Wait>) {
+    pub(crate) fn enqueue(
+        &mut self,
+        key: StreamKey,
+        work: Work<'static>,
+        reply: Reply,
+        waits: Vec<Wait>,
+    ) {
         self.order += 1;
         self.queued_count += 1;
         self.queued_bytes += work.held_bytes();
@@ -330,7 +388,12 @@ impl State {
             if stream.queue.is_empty() {
                 self.active.push(key);
             }
-            stream.queue.push_back(Queued { work, reply, waits, order });
+            stream.queue.push_back(Queued {
+                work,
+                reply,
+                waits,
+                order,
+            });
         }
     }
 
@@ -345,7 +408,12 @@ impl State {
             if stream.queue.is_empty() {
                 self.active.push(key);
             }
-            stream.queue.push_front(Queued { work, reply, waits: Vec::new(), order });
+            stream.queue.push_front(Queued {
+                work,
+                reply,
+                waits: Vec::new(),
+                order,
+            });
         }
     }
 
@@ -354,14 +422,22 @@ impl State {
         let can_begin = |key: &StreamKey| {
             let stream = self.streams.get(key)?;
             let head = stream.queue.front()?;
-            let ready = stream.in_flight.is_none() && head.waits.iter().all(|wait| self.is_done(*wait));
+            let ready =
+                stream.in_flight.is_none() && head.waits.iter().all(|wait| self.is_done(*wait));
             (ready && head.work.has_come() && !self.is_held(&head.work)).then_some(head.order)
         };
-        let ready = self.active.iter().filter_map(|key| can_begin(key).map(|order| (order, *key)));
+        let ready = self
+            .active
+            .iter()
+            .filter_map(|key| can_begin(key).map(|order| (order, *key)));
         let (_, key) = ready.min_by_key(|(order, _)| *order)?;
         let stream = self.streams.get_mut(&key)?;
         let queued = stream.queue.pop_front()?;
-        stream.in_flight = Some(if matches!(queued.work, Work::Read { .. }) { InFlight::Answering } else { InFlight::Running });
+        stream.in_flight = Some(if matches!(queued.work, Work::Read { .. }) {
+            InFlight::Answering
+        } else {
+            InFlight::Running
+        });
         if stream.queue.is_empty() {
             self.active.retain(|active| *active != key);
         }
@@ -372,36 +448,62 @@ impl State {
 
     /// Position of the operation that a stream has begun.
     pub(crate) fn running_position(&self, key: StreamKey) -> u64 {
-        self.streams.get(&key).map_or(0, |stream| stream.completed + 1)
+        self.streams
+            .get(&key)
+            .map_or(0, |stream| stream.completed + 1)
     }
 
     /// Ends the operation that a stream has begun; whom to answer now, with what.
     pub(crate) fn complete(&mut self, key: StreamKey) -> Vec<(Reply, CuStatus)> {
-        let Some(stream) = self.streams.get_mut(&key) else { return Vec::new() };
+        let Some(stream) = self.streams.get_mut(&key) else {
+            return Vec::new();
+        };
         stream.in_flight = None;
         stream.completed += 1;
-        let (context, gone) = (stream.context, stream.retired && stream.completed == stream.issued);
+        let (context, gone) = (
+            stream.context,
+            stream.retired && stream.completed == stream.issued,
+        );
         if gone {
             self.streams.remove(&key);
             self.drop_empty_context(context);
         }
-        if self.waiters.is_empty() { Vec::new() } else { self.release_waiters() }
+        if self.waiters.is_empty() {
+            Vec::new()
+        } else {
+            self.release_waiters()
+        }
     }
 
     /// Answers `reply` when all of `waits` are done: now (the status is returned), or by [`Self::complete`].
-    pub(crate) fn wait(&mut self, context: ContextKey, mut waits: Vec<Wait>, reply: Reply) -> Option<CuStatus> {
+    pub(crate) fn wait(
+        &mut self,
+        context: ContextKey,
+        mut waits: Vec<Wait>,
+        reply: Reply,
+    ) -> Option<CuStatus> {
         waits.retain(|wait| !self.is_done(*wait));
         if waits.is_empty() {
             return Some(self.health(context));
         }
-        self.waiters.push(Waiter { waits, context, reply });
+        self.waiters.push(Waiter {
+            waits,
+            context,
+            reply,
+        });
         None
     }
 
     /// Whether a position is reached, or will be as soon as an answer is sent: then the waiter is told later.
-    pub(crate) fn query(&mut self, context: ContextKey, wait: Wait, reply: Reply) -> Option<CuStatus> {
+    pub(crate) fn query(
+        &mut self,
+        context: ContextKey,
+        wait: Wait,
+        reply: Reply,
+    ) -> Option<CuStatus> {
         let answering = self.streams.get(&wait.stream).is_some_and(|stream| {
-            matches!(stream.in_flight, Some(InFlight::Answering)) && stream.completed + 1 >= wait.position
+            matches!(stream.in_flight, Some(InFlight::Answering))
+                && stream.completed + 1 >= wait.position
         });
         if answering || self.is_done(wait) {
             return self.wait(context, vec![wait], reply);
@@ -413,42 +515,73 @@ impl State {
     }
 
     /// The stream whose host function with this number is due.
-    pub(crate) fn host_func(&self, handle: u64, callback: u64) -> Option<(StreamKey, Reply, Option<Work<'static>>)> {
-        self.streams.iter().find_map(|(key, stream)| match &stream.in_flight {
-            Some(InFlight::HostFunc { callback: due, reply, rest }) if *due == callback => {
-                let named = handle == 0 || self.handles.get(handle).map_or(stream.retired, |named| named == key);
-                named.then(|| (*key, *reply, rest.clone()))
-            }
-            _ => None,
-        })
+    pub(crate) fn host_func(
+        &self,
+        handle: u64,
+        callback: u64,
+    ) -> Option<(StreamKey, Reply, Option<Work<'static>>)> {
+        self.streams
+            .iter()
+            .find_map(|(key, stream)| match &stream.in_flight {
+                Some(InFlight::HostFunc {
+                    callback: due,
+                    reply,
+                    rest,
+                }) if *due == callback => {
+                    let named = handle == 0
+                        || self
+                            .handles
+                            .get(handle)
+                            .map_or(stream.retired, |named| named == key);
+                    named.then(|| (*key, *reply, rest.clone()))
+                }
+                _ => None,
+            })
     }
 
     /// Whether some stream waits for the client.
     pub(crate) fn waits_for_client(&self) -> bool {
-        let outside = |s: &Stream| matches!(s.in_flight, Some(InFlight::Upload | InFlight::HostFunc { .. }));
+        let outside = |s: &Stream| {
+            matches!(
+                s.in_flight,
+                Some(InFlight::Upload | InFlight::HostFunc { .. })
+            )
+        };
         self.staged_bytes > 0 || self.streams.values().any(outside)
     }
 
     /// `SUCCESS` or the sticky error.
     pub(crate) fn health(&self, context: ContextKey) -> CuStatus {
-        self.contexts.get(&context).and_then(|context| context.error).unwrap_or(CuStatus::SUCCESS)
+        self.contexts
+            .get(&context)
+            .and_then(|context| context.error)
+            .unwrap_or(CuStatus::SUCCESS)
     }
 
     fn release_waiters(&mut self) -> Vec<(Reply, CuStatus)> {
         let mut waiters = std::mem::take(&mut self.waiters);
-        let released = waiters.extract_if(.., |waiter| waiter.waits.iter().all(|wait| self.is_done(*wait)));
-        let released = released.map(|waiter| (waiter.reply, self.health(waiter.context))).collect();
+        let released = waiters.extract_if(.., |waiter| {
+            waiter.waits.iter().all(|wait| self.is_done(*wait))
+        });
+        let released = released
+            .map(|waiter| (waiter.reply, self.health(waiter.context)))
+            .collect();
         self.waiters = waiters;
         released
     }
 
     fn pending(&self, key: StreamKey) -> Option<Wait> {
         let stream = self.streams.get(&key)?;
-        (stream.completed < stream.issued).then_some(Wait { stream: key, position: stream.issued })
+        (stream.completed < stream.issued).then_some(Wait {
+            stream: key,
+            position: stream.issued,
+        })
     }
 
     fn retire(&mut self, key: StreamKey) {
-        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let Some(stream) = self.streams.get_mut(&key) else {
+            return;
+        };
         stream.retired = true;
         let (context, empty) = (stream.context, stream.completed == stream.issued);
         if empty {
@@ -459,8 +592,12 @@ impl State {
 
     /// A context whose hidden streams have gone is gone itself.
     fn drop_empty_context(&mut self, key: ContextKey) {
-        let Some(context) = self.contexts.get_mut(&key) else { return };
-        context.streams.retain(|stream| self.streams.contains_key(stream));
+        let Some(context) = self.contexts.get_mut(&key) else {
+            return;
+        };
+        context
+            .streams
+            .retain(|stream| self.streams.contains_key(stream));
         if context.streams.is_empty() {
             self.contexts.remove(&key);
         }
@@ -469,7 +606,15 @@ impl State {
     fn add_stream(&mut self, context: ContextKey, kind: StreamKind) -> StreamKey {
         let key = StreamKey(self.next_key());
         let queue = VecDeque::new();
-        let stream = Stream { context, kind, queue, issued: 0, completed: 0, in_flight: None, retired: false };
+        let stream = Stream {
+            context,
+            kind,
+            queue,
+            issued: 0,
+            completed: 0,
+            in_flight: None,
+            retired: false,
+        };
         self.streams.insert(key, stream);
         key
     }

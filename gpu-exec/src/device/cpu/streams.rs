@@ -53,7 +53,12 @@ enum Progress {
 
 impl Streams {
     /// No streams yet. Starts no thread.
-    pub(crate) fn new(memory: Arc<Memory>, turn: Turn, outbox: Arc<dyn Outbox>, kernels: Kernels) -> Arc<Self> {
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        turn: Turn,
+        outbox: Arc<dyn Outbox>,
+        kernels: Kernels,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             state: Mutex::new(State::new(turn)),
             changed: Condvar::new(),
@@ -85,11 +90,20 @@ impl Streams {
     }
 
     /// Lets a stream wait for an event's record.
-    pub(crate) fn submit_waiting(&self, reply: Reply, context: ContextKey, handle: u64, recorded: Option<Wait>) {
+    pub(crate) fn submit_waiting(
+        &self,
+        reply: Reply,
+        context: ContextKey,
+        handle: u64,
+        recorded: Option<Wait>,
+    ) {
         let state = self.state.lock();
         match state.resolve(context, handle) {
             Ok(key) => {
-                let waits = recorded.into_iter().filter(|wait| wait.stream != key).collect();
+                let waits = recorded
+                    .into_iter()
+                    .filter(|wait| wait.stream != key)
+                    .collect();
                 self.issue(state, reply, key, waits, Work::Nothing);
             }
             Err(status) => {
@@ -113,13 +127,20 @@ impl Streams {
             Some(key) => self.issue_free(state, reply, key, waits, work),
             None => {
                 drop(state);
-                self.outbox.finish(reply, Err(CuStatus::INVALID_CONTEXT.into()));
+                self.outbox
+                    .finish(reply, Err(CuStatus::INVALID_CONTEXT.into()));
             }
         }
     }
 
     /// Issues a free in the order of a stream.
-    pub(crate) fn submit_free(&self, reply: Reply, context: ContextKey, handle: u64, work: Work<'_>) {
+    pub(crate) fn submit_free(
+        &self,
+        reply: Reply,
+        context: ContextKey,
+        handle: u64,
+        work: Work<'_>,
+    ) {
         let state = self.state.lock();
         match state.resolve(context, handle) {
             Ok(key) => self.issue_free(state, reply, key, Vec::new(), work),
@@ -132,17 +153,32 @@ impl Streams {
 
     /// Makes fresh memory: now, or, if it does not fit beside memory that is about to be freed, after that. `stream`: in
     /// whose order the memory will be used; `None`: anybody's from now on.
-    pub(crate) fn allocate(&self, reply: Reply, context: ContextKey, stream: Option<u64>, addr: u64, block: super::memory::Block) {
+    pub(crate) fn allocate(
+        &self,
+        reply: Reply,
+        context: ContextKey,
+        stream: Option<u64>,
+        addr: u64,
+        block: super::memory::Block,
+    ) {
         let mut state = self.state.lock();
         let outcome = match state.health(context) {
             CuStatus::SUCCESS => self.memory.insert(addr, block),
             error => Err(error),
         };
-        let frees = if outcome.is_err() { state.pending_frees() } else { Vec::new() };
+        let frees = if outcome.is_err() {
+            state.pending_frees()
+        } else {
+            Vec::new()
+        };
         let sick = state.health(context) != CuStatus::SUCCESS;
         if outcome.is_ok() || frees.is_empty() || sick {
             drop(state);
-            return self.finish_in(reply, sick, outcome.map_err(|status| refused_block(status, addr, block.bytes)));
+            return self.finish_in(
+                reply,
+                sick,
+                outcome.map_err(|status| refused_block(status, addr, block.bytes)),
+            );
         }
         let key = match stream {
             Some(handle) => state.resolve(context, handle).ok(),
@@ -150,11 +186,16 @@ impl Streams {
         };
         let Some(key) = key else {
             drop(state);
-            return self.outbox.finish(reply, Err(CuStatus::INVALID_HANDLE.into()));
+            return self
+                .outbox
+                .finish(reply, Err(CuStatus::INVALID_HANDLE.into()));
         };
         let position = state.issue(key);
         debug_assert!(position > 0, "the stream exists");
-        let frees = frees.into_iter().filter(|wait| wait.stream != key).collect();
+        let frees = frees
+            .into_iter()
+            .filter(|wait| wait.stream != key)
+            .collect();
         state.enqueue(key, Work::Insert { addr, block }, reply, frees);
         if stream.is_none() {
             state.set_fence(key);
@@ -165,7 +206,9 @@ impl Streams {
     /// The client's function has returned. False if none is due.
     pub(crate) fn host_func_done(&self, handle: u64, callback: u64) -> bool {
         let mut state = self.state.lock();
-        let Some((key, reply, rest)) = state.host_func(handle, callback) else { return false };
+        let Some((key, reply, rest)) = state.host_func(handle, callback) else {
+            return false;
+        };
         match rest {
             Some(work) => {
                 state.resume(key, work, reply);
@@ -186,7 +229,14 @@ impl Streams {
         self.changed.notify_all();
     }
 
-    fn issue_free(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey, waits: Vec<Wait>, work: Work<'_>) {
+    fn issue_free(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        reply: Reply,
+        key: StreamKey,
+        waits: Vec<Wait>,
+        work: Work<'_>,
+    ) {
         // Counted as pending before it can run: an allocation may have to wait for it.
         let work = work.into_owned();
         let mut waits = waits;
@@ -201,8 +251,17 @@ impl Streams {
         self.wake(state);
     }
 
-    fn issue(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey, mut waits: Vec<Wait>, work: Work<'_>) {
-        let health = state.context_of(key).map_or(CuStatus::INVALID_CONTEXT, |context| state.health(context));
+    fn issue(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        reply: Reply,
+        key: StreamKey,
+        mut waits: Vec<Wait>,
+        work: Work<'_>,
+    ) {
+        let health = state
+            .context_of(key)
+            .map_or(CuStatus::INVALID_CONTEXT, |context| state.health(context));
         if health != CuStatus::SUCCESS {
             drop(state);
             return self.refuse_lost(reply, &work, health);
@@ -215,21 +274,35 @@ impl Streams {
             if let Ok(event) = state.events.get_mut(*event)
                 && context == Some(event.context)
             {
-                event.recorded = Some(Wait { stream: key, position });
+                event.recorded = Some(Wait {
+                    stream: key,
+                    position,
+                });
                 event.reached_ns = None;
             }
         }
         if let Work::Upload(upload) = &work {
             return self.issue_upload(state, reply, key, waits, upload);
         }
-        if work.is_quick() && state.is_free(key, &waits) && !state.is_held(&work) && state.turn.is_some() {
+        if work.is_quick()
+            && state.is_free(key, &waits)
+            && !state.is_held(&work)
+            && state.turn.is_some()
+        {
             return self.run_here(state, reply, key, work);
         }
         state.enqueue(key, work.into_owned(), reply, waits);
         self.wake(state);
     }
 
-    fn issue_upload(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey, waits: Vec<Wait>, upload: &Arc<Upload>) {
+    fn issue_upload(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        reply: Reply,
+        key: StreamKey,
+        waits: Vec<Wait>,
+        upload: &Arc<Upload>,
+    ) {
         let work = Work::Upload(upload.clone());
         if state.is_free(key, &waits) && !state.is_held(&work) {
             state.begin(key, InFlight::Upload);
@@ -242,7 +315,13 @@ impl Streams {
         }
         state.staged_bytes += len;
         let staging = Arc::new(Staging::new(len));
-        let staged = Upload { staging: Some(staging.clone()), ..Upload { staging: None, ..**upload } };
+        let staged = Upload {
+            staging: Some(staging.clone()),
+            ..Upload {
+                staging: None,
+                ..**upload
+            }
+        };
         state.enqueue(key, Work::Upload(Arc::new(staged)), reply, waits);
         drop(state);
         let this = self.this.clone();
@@ -254,19 +333,30 @@ impl Streams {
     }
 
     /// Receives an upload that its stream has begun.
-    fn receive_in_place(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey, upload: &Arc<Upload>) {
+    fn receive_in_place(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        reply: Reply,
+        key: StreamKey,
+        upload: &Arc<Upload>,
+    ) {
         if let Err(status) = self.memory.check(upload.dst, upload.count) {
             drop(state);
             discard(&*self.outbox, upload.id, upload.count);
             let message = format!("no {} bytes at {:#x}", upload.count, upload.dst);
             return self.complete(key, Some(reply), Err(Failure::new(status, message)), None);
         }
-        state.posted.push((key, upload.dst, upload.dst + upload.count));
+        state
+            .posted
+            .push((key, upload.dst, upload.dst + upload.count));
         drop(state);
         let (this, held) = (self.this.clone(), upload.clone());
         let done = move |came: Option<usize>| {
             let Some(this) = this.upgrade() else { return };
-            this.state.lock().posted.retain(|(stream, ..)| *stream != key);
+            this.state
+                .lock()
+                .posted
+                .retain(|(stream, ..)| *stream != key);
             this.complete(key, Some(reply), held.outcome(came), None);
         };
         // SAFETY: checked to be one block above, while the state was locked; since then it stands in `posted`, and
@@ -275,9 +365,24 @@ impl Streams {
     }
 
     /// Runs an issued operation on this thread.
-    fn run_here(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey, work: Work<'_>) {
-        let Some(turn) = state.turn.take() else { return };
-        state.begin(key, if matches!(work, Work::Read { .. }) { InFlight::Answering } else { InFlight::Running });
+    fn run_here(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        reply: Reply,
+        key: StreamKey,
+        work: Work<'_>,
+    ) {
+        let Some(turn) = state.turn.take() else {
+            return;
+        };
+        state.begin(
+            key,
+            if matches!(work, Work::Read { .. }) {
+                InFlight::Answering
+            } else {
+                InFlight::Running
+            },
+        );
         drop(state);
         self.run(turn, reply, key, work);
     }
@@ -311,17 +416,36 @@ impl Streams {
             Work::Fill(fill) => done(fill.run(memory, turn)),
             Work::Launch(launch) => {
                 let context = reply.context;
-                Progress::Done(self.kernels.run(turn, memory, &launch, &|text| self.outbox.kernel_output(context, text)))
+                Progress::Done(self.kernels.run(turn, memory, &launch, &|text| {
+                    self.outbox.kernel_output(context, text)
+                }))
             }
-            Work::Graph { exec, stream, from } => self.perform_graph(turn, reply, key, &exec, stream, from),
-            Work::HostFunc { callback, stream } => self.call_host(reply, key, HostFuncDue { callback, stream, status: 0 }, None),
-            Work::Insert { addr, block } => {
-                Progress::Done(memory.insert(addr, block).map_err(|status| refused_block(status, addr, block.bytes)))
+            Work::Graph { exec, stream, from } => {
+                self.perform_graph(turn, reply, key, &exec, stream, from)
             }
-            Work::Remove { addr, host } => done(memory.remove(turn, addr, |block| may_free(block, host))),
+            Work::HostFunc { callback, stream } => self.call_host(
+                reply,
+                key,
+                HostFuncDue {
+                    callback,
+                    stream,
+                    status: 0,
+                },
+                None,
+            ),
+            Work::Insert { addr, block } => Progress::Done(
+                memory
+                    .insert(addr, block)
+                    .map_err(|status| refused_block(status, addr, block.bytes)),
+            ),
+            Work::Remove { addr, host } => {
+                done(memory.remove(turn, addr, |block| may_free(block, host)))
+            }
             Work::RemoveGlobals { addrs } => {
                 for addr in addrs {
-                    let _ = memory.remove(turn, addr, |block| block.kind == super::memory::BlockKind::Global);
+                    let _ = memory.remove(turn, addr, |block| {
+                        block.kind == super::memory::BlockKind::Global
+                    });
                 }
                 Progress::Done(Ok(()))
             }
@@ -333,11 +457,32 @@ impl Streams {
     }
 
     /// Runs nodes in order; a host function interrupts them.
-    fn perform_graph(&self, turn: &mut Turn, reply: Reply, key: StreamKey, exec: &Arc<GraphExec>, stream: u64, from: usize) -> Progress {
+    fn perform_graph(
+        &self,
+        turn: &mut Turn,
+        reply: Reply,
+        key: StreamKey,
+        exec: &Arc<GraphExec>,
+        stream: u64,
+        from: usize,
+    ) -> Progress {
         for (at, node) in exec.nodes().iter().enumerate().skip(from) {
             if let Work::HostFunc { callback, .. } = *node {
-                let due = HostFuncDue { callback, stream, status: 0 };
-                return self.call_host(reply, key, due, Some(Work::Graph { exec: exec.clone(), stream, from: at + 1 }));
+                let due = HostFuncDue {
+                    callback,
+                    stream,
+                    status: 0,
+                };
+                return self.call_host(
+                    reply,
+                    key,
+                    due,
+                    Some(Work::Graph {
+                        exec: exec.clone(),
+                        stream,
+                        from: at + 1,
+                    }),
+                );
             }
             if let Progress::Done(Err(failure)) = self.perform(turn, reply, key, node.borrowed()) {
                 return Progress::Done(Err(failure));
@@ -346,13 +491,32 @@ impl Streams {
         Progress::Done(exec.outcome())
     }
 
-    fn call_host(&self, reply: Reply, key: StreamKey, due: HostFuncDue, rest: Option<Work<'static>>) -> Progress {
-        self.state.lock().begin(key, InFlight::HostFunc { callback: due.callback, reply, rest });
+    fn call_host(
+        &self,
+        reply: Reply,
+        key: StreamKey,
+        due: HostFuncDue,
+        rest: Option<Work<'static>>,
+    ) -> Progress {
+        self.state.lock().begin(
+            key,
+            InFlight::HostFunc {
+                callback: due.callback,
+                reply,
+                rest,
+            },
+        );
         self.outbox.host_func_due(reply.context, due);
         Progress::Parked
     }
 
-    fn perform_upload(&self, turn: &mut Turn, reply: Reply, key: StreamKey, upload: &Arc<Upload>) -> Progress {
+    fn perform_upload(
+        &self,
+        turn: &mut Turn,
+        reply: Reply,
+        key: StreamKey,
+        upload: &Arc<Upload>,
+    ) -> Progress {
         let Some(staging) = &upload.staging else {
             let mut state = self.state.lock();
             state.begin(key, InFlight::Upload);
@@ -374,11 +538,15 @@ impl Streams {
             }
             let record = CuMemcpyDtoHAsyncV2Reply { data: inline };
             let head = Head::reply(reply.call, 0, reply.ticket);
-            self.outbox.append(record_bytes(&record), &mut |out| encode(head, &record, out));
+            self.outbox
+                .append(record_bytes(&record), &mut |out| encode(head, &record, out));
         });
         match sent {
             Ok(()) => Progress::Answered,
-            Err(status) => Progress::Done(Err(Failure::new(status, format!("no {count} bytes at {src:#x}")))),
+            Err(status) => Progress::Done(Err(Failure::new(
+                status,
+                format!("no {count} bytes at {src:#x}"),
+            ))),
         }
     }
 
@@ -386,7 +554,10 @@ impl Streams {
     fn reach(&self, key: StreamKey, event: u64) {
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut state = self.state.lock();
-        let here = Wait { stream: key, position: state.running_position(key) };
+        let here = Wait {
+            stream: key,
+            position: state.running_position(key),
+        };
         if let Ok(event) = state.events.get_mut(event)
             && event.recorded == Some(here)
         {
@@ -395,7 +566,13 @@ impl Streams {
     }
 
     /// Completes the begun operation of a stream, then answers it and those who waited for it.
-    fn complete(&self, key: StreamKey, reply: Option<Reply>, outcome: Result<(), Failure>, turn: Option<Turn>) {
+    fn complete(
+        &self,
+        key: StreamKey,
+        reply: Option<Reply>,
+        outcome: Result<(), Failure>,
+        turn: Option<Turn>,
+    ) {
         let mut state = self.state.lock();
         let context = state.context_of(key);
         let mut lost_before = false;
@@ -451,7 +628,9 @@ impl Streams {
     /// A queue that is too long makes its client wait, unless what it waits for can only come from that client, or
     /// this is the device thread (which receives while it sends).
     fn make_room<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let full = |state: &State| state.queued_count >= QUEUED_MAX || state.queued_bytes >= QUEUED_BYTES_MAX;
+        let full = |state: &State| {
+            state.queued_count >= QUEUED_MAX || state.queued_bytes >= QUEUED_BYTES_MAX
+        };
         let is_device = self.thread_id.get() == Some(&std::thread::current().id());
         while !is_device && full(&state) && !state.waits_for_client() && !state.stopping {
             self.changed.wait(&mut state);
@@ -471,7 +650,9 @@ impl Streams {
 
     fn start_thread(&self) {
         let this = self.this.clone();
-        let builder = std::thread::Builder::new().name("device".to_owned()).stack_size(DEVICE_STACK_BYTES);
+        let builder = std::thread::Builder::new()
+            .name("device".to_owned())
+            .stack_size(DEVICE_STACK_BYTES);
         let started = builder.spawn(move || {
             if let Some(this) = this.upgrade() {
                 let _ = this.thread_id.set(std::thread::current().id());
@@ -491,16 +672,23 @@ impl Streams {
 
     /// Runs the next operation. False when the session is over.
     fn run_next(&self) -> bool {
-        let Some((turn, key, queued, lost)) = self.take_next() else { return false };
+        let Some((turn, key, queued, lost)) = self.take_next() else {
+            return false;
+        };
         let Queued { work, reply, .. } = queued;
         // Frees go on in a lost context: the memory is given back.
-        let frees = matches!(work, Work::Remove { .. } | Work::RemoveGlobals { .. } | Work::EndContext { .. });
+        let frees = matches!(
+            work,
+            Work::Remove { .. } | Work::RemoveGlobals { .. } | Work::EndContext { .. }
+        );
         if lost == CuStatus::SUCCESS || frees {
             self.run(turn, reply, key, work);
         } else {
             if let Work::Upload(upload) = &work {
                 match &upload.staging {
-                    Some(_) => self.state.lock().staged_bytes -= usize::try_from(upload.count).unwrap_or(0),
+                    Some(_) => {
+                        self.state.lock().staged_bytes -= usize::try_from(upload.count).unwrap_or(0)
+                    }
                     None => discard(&*self.outbox, upload.id, upload.count),
                 }
             }
@@ -521,7 +709,9 @@ impl Streams {
                 && let Some((key, queued)) = state.next()
                 && let Some(turn) = state.turn.take()
             {
-                let health = state.context_of(key).map_or(CuStatus::SUCCESS, |context| state.health(context));
+                let health = state
+                    .context_of(key)
+                    .map_or(CuStatus::SUCCESS, |context| state.health(context));
                 return Some((turn, key, queued, health));
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
@@ -536,6 +726,10 @@ impl Streams {
 }
 
 fn refused_block(status: CuStatus, addr: u64, bytes: u64) -> Failure {
-    let why = if status == CuStatus::OUT_OF_MEMORY { "over the limit of the session or the device" } else { "not free or not in the range" };
+    let why = if status == CuStatus::OUT_OF_MEMORY {
+        "over the limit of the session or the device"
+    } else {
+        "not free or not in the range"
+    };
     Failure::new(status, format!("{bytes} bytes at {addr:#x}: {why}"))
 }

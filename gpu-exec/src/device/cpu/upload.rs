@@ -29,7 +29,9 @@ pub(crate) struct Upload {
 impl Upload {
     /// Whether the stream can go on with it: it was not received ahead, or has come.
     pub(crate) fn is_ready(&self) -> bool {
-        self.staging.as_ref().is_none_or(|staging| staging.contents().is_some())
+        self.staging
+            .as_ref()
+            .is_none_or(|staging| staging.contents().is_some())
     }
 
     /// Judges what came.
@@ -37,10 +39,16 @@ impl Upload {
         match came {
             Some(bytes) if bytes as u64 == self.count => Ok(()),
             Some(bytes) => {
-                let message = format!("bulk transfer {} has {bytes} bytes, its copy {}", self.id, self.count);
+                let message = format!(
+                    "bulk transfer {} has {bytes} bytes, its copy {}",
+                    self.id, self.count
+                );
                 Err(Failure::new(CuStatus::INVALID_VALUE, message))
             }
-            None => Err(Failure::new(CuStatus::UNKNOWN, format!("bulk transfer {} did not come", self.id))),
+            None => Err(Failure::new(
+                CuStatus::UNKNOWN,
+                format!("bulk transfer {} did not come", self.id),
+            )),
         }
     }
 
@@ -48,7 +56,11 @@ impl Upload {
     ///
     /// # Safety
     /// `dst..dst + count` lies in one block of device memory, which is not freed before `done` is called.
-    pub(crate) unsafe fn receive_in_place(&self, outbox: &dyn Outbox, done: impl FnOnce(Option<usize>) + Send + 'static) {
+    pub(crate) unsafe fn receive_in_place(
+        &self,
+        outbox: &dyn Outbox,
+        done: impl FnOnce(Option<usize>) + Send + 'static,
+    ) {
         let len = usize::try_from(self.count).unwrap_or(0);
         // SAFETY: the caller promises that the block stays until `done` is called.
         unsafe { outbox.bulk_post(self.id, raw::pointer(self.dst), len, Box::new(done)) };
@@ -56,7 +68,13 @@ impl Upload {
 }
 
 /// Receives a transfer into a buffer.
-pub(crate) fn receive_ahead(outbox: &dyn Outbox, id: u64, staging: &Arc<Staging>, len: usize, done: impl FnOnce() + Send + 'static) {
+pub(crate) fn receive_ahead(
+    outbox: &dyn Outbox,
+    id: u64,
+    staging: &Arc<Staging>,
+    len: usize,
+    done: impl FnOnce() + Send + 'static,
+) {
     let held = staging.clone();
     let done = move |came: Option<usize>| {
         held.filled(came.unwrap_or(0));

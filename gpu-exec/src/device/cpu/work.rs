@@ -31,7 +31,11 @@ pub(crate) enum Work<'a> {
     /// A kernel.
     Launch(Launch<'a>),
     /// The nodes of a graph from this one on.
-    Graph { exec: Arc<GraphExec>, stream: u64, from: usize },
+    Graph {
+        exec: Arc<GraphExec>,
+        stream: u64,
+        from: usize,
+    },
     /// A function of the client's host.
     HostFunc { callback: u64, stream: u64 },
     /// Fresh memory.
@@ -73,8 +77,14 @@ impl Work<'_> {
     /// The same, holding its bytes itself.
     pub(crate) fn into_owned(self) -> Work<'static> {
         match self {
-            Self::Write { dst, data } => Work::Write { dst, data: Cow::Owned(data.into_owned()) },
-            Self::Launch(launch) => Work::Launch(Launch { params: Cow::Owned(launch.params.into_owned()), ..launch }),
+            Self::Write { dst, data } => Work::Write {
+                dst,
+                data: Cow::Owned(data.into_owned()),
+            },
+            Self::Launch(launch) => Work::Launch(Launch {
+                params: Cow::Owned(launch.params.into_owned()),
+                ..launch
+            }),
             Self::Nothing => Work::Nothing,
             Self::Record { event } => Work::Record { event },
             Self::Upload(upload) => Work::Upload(upload),
@@ -93,10 +103,17 @@ impl Work<'_> {
     /// The same without its bytes copied.
     pub(crate) fn borrowed(&self) -> Work<'_> {
         match self {
-            Self::Write { dst, data } => Work::Write { dst: *dst, data: Cow::Borrowed(data) },
+            Self::Write { dst, data } => Work::Write {
+                dst: *dst,
+                data: Cow::Borrowed(data),
+            },
             Self::Launch(launch) => {
                 let params = Cow::Borrowed(&*launch.params);
-                Work::Launch(Launch { function: launch.function.clone(), params, ..*launch })
+                Work::Launch(Launch {
+                    function: launch.function.clone(),
+                    params,
+                    ..*launch
+                })
             }
             other => other.clone().into_owned(),
         }
@@ -114,7 +131,11 @@ impl Work<'_> {
     /// Whether it takes no longer than handing it to another thread would.
     pub(crate) fn is_quick(&self) -> bool {
         match self {
-            Self::Nothing | Self::Record { .. } | Self::HostFunc { .. } | Self::Insert { .. } | Self::Remove { .. } => true,
+            Self::Nothing
+            | Self::Record { .. }
+            | Self::HostFunc { .. }
+            | Self::Insert { .. }
+            | Self::Remove { .. } => true,
             Self::Write { data, .. } => data.len() as u64 <= QUICK_BYTES_MAX,
             Self::Read { count, bulk, .. } => *bulk == 0 && *count <= QUICK_BYTES_MAX,
             Self::Copy { count, .. } => *count <= QUICK_BYTES_MAX,
@@ -143,11 +164,18 @@ impl Work<'_> {
             Self::Upload(upload) => meets(upload.dst, upload.count),
             Self::Read { src, count, .. } => meets(*src, *count),
             Self::Copy { dst, src, count } => meets(*dst, *count) || meets(*src, *count),
-            Self::Fill(fill) => meets(fill.dst, fill.pitch.saturating_mul(fill.row_count).max(1 << 20)),
+            Self::Fill(fill) => meets(
+                fill.dst,
+                fill.pitch.saturating_mul(fill.row_count).max(1 << 20),
+            ),
             Self::Remove { addr, .. } => *addr <= start,
             Self::EndContext { .. } | Self::RemoveGlobals { .. } => true,
             Self::Graph { exec, .. } => exec.nodes().iter().any(|node| node.is_held_by(start, end)),
-            Self::Nothing | Self::Record { .. } | Self::Launch(_) | Self::HostFunc { .. } | Self::Insert { .. } => false,
+            Self::Nothing
+            | Self::Record { .. }
+            | Self::Launch(_)
+            | Self::HostFunc { .. }
+            | Self::Insert { .. } => false,
         }
     }
 }
@@ -158,7 +186,10 @@ impl Fill {
     /// # Errors
     /// `INVALID_VALUE`: rows that overlap, or memory that is not there.
     pub(crate) fn run(&self, memory: &Memory, turn: &mut Turn) -> CuResult {
-        let row_bytes = self.row_elements.checked_mul(u64::from(self.width)).ok_or(CuStatus::INVALID_VALUE)?;
+        let row_bytes = self
+            .row_elements
+            .checked_mul(u64::from(self.width))
+            .ok_or(CuStatus::INVALID_VALUE)?;
         if self.row_count > 1 && self.pitch < row_bytes {
             return Err(CuStatus::INVALID_VALUE);
         }
@@ -166,20 +197,39 @@ impl Fill {
             return Ok(());
         }
         // One check of the whole, so that a large row count over nothing costs nothing.
-        let span = self.pitch.checked_mul(self.row_count - 1).and_then(|bytes| bytes.checked_add(row_bytes));
+        let span = self
+            .pitch
+            .checked_mul(self.row_count - 1)
+            .and_then(|bytes| bytes.checked_add(row_bytes));
         memory.check(self.dst, span.ok_or(CuStatus::INVALID_VALUE)?)?;
         if self.pitch == row_bytes || self.row_count == 1 {
-            return memory.fill(turn, self.dst, self.row_elements * self.row_count, self.value, self.width);
+            return memory.fill(
+                turn,
+                self.dst,
+                self.row_elements * self.row_count,
+                self.value,
+                self.width,
+            );
         }
         for row in 0..self.row_count {
-            memory.fill(turn, self.dst + row * self.pitch, self.row_elements, self.value, self.width)?;
+            memory.fill(
+                turn,
+                self.dst + row * self.pitch,
+                self.row_elements,
+                self.value,
+                self.width,
+            )?;
         }
         Ok(())
     }
 
     fn bytes(&self) -> CuResult<u64> {
-        let row = self.row_elements.checked_mul(u64::from(self.width)).ok_or(CuStatus::INVALID_VALUE)?;
-        row.checked_mul(self.row_count).ok_or(CuStatus::INVALID_VALUE)
+        let row = self
+            .row_elements
+            .checked_mul(u64::from(self.width))
+            .ok_or(CuStatus::INVALID_VALUE)?;
+        row.checked_mul(self.row_count)
+            .ok_or(CuStatus::INVALID_VALUE)
     }
 }
 
