@@ -100,6 +100,13 @@ impl Context {
         }
     }
 
+    /// The stream that a handle means, if it lives as long as the context.
+    #[inline]
+    pub(crate) fn lasting_stream(&'static self, mode: StreamMode, handle: u64) -> Option<&'static Stream> {
+        let is_legacy = handle == STREAM_LEGACY || handle == 0 && !mode.is_per_thread();
+        is_legacy.then(|| &**self.legacy())
+    }
+
     /// The stream that handle 0 means where stream 0 is the legacy stream.
     #[inline]
     pub(crate) fn legacy(&'static self) -> &'static Arc<Stream> {

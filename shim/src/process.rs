@@ -204,7 +204,7 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
         ),
     };
     let proposed = reserve::anywhere(DEVICE_RANGE_BYTES);
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::of(&config.server));
     let (endpoint, welcome) = connect(&options(config, proposed), Arc::clone(&inbox) as _).map_err(|e| unreachable(e.to_string()))?;
     let foreign = |_| unreachable("it answers what no farcall server answers".to_owned());
     let (head, body, _) = record::split(&welcome).map_err(foreign)?;

@@ -103,6 +103,18 @@ impl Session {
         }
     }
 
+    /// Asks for a status without telling the steps of it, and without counting it: the trace asks, not the program.
+    pub(crate) fn ask_untold<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult {
+        let (ticket, pending) = self.inbox.tickets.issue(Sink::Keep)?;
+        self.send_encoded(&record::to_vec(Head::request(R::NUMBER, context, ticket), body))?;
+        self.endpoint.flush().map_err(|_| self.ended())?;
+        self.endpoint.wait_until(&|| pending.is_done(), None).map_err(|_| self.ended())?;
+        match pending.take().0 {
+            CuStatus::SUCCESS => Ok(()),
+            status => Err(status),
+        }
+    }
+
     /// Like [`Self::ask`], but a body comes with a failing status too.
     pub(crate) fn ask_status<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult<(CuStatus, Vec<u8>)> {
         let pending = self.request(context, body, Sink::Keep)?;
@@ -257,9 +269,15 @@ pub(crate) struct Inbox {
     contexts: RwLock<HashMap<u32, &'static Context>>,
     callbacks: Mutex<HashMap<u64, Callback>>,
     runner: Runner,
+    /// As the configuration names it.
+    server: String,
 }
 
 impl Inbox {
+    pub(crate) fn of(server: &str) -> Self {
+        Self { server: server.to_owned(), ..Self::default() }
+    }
+
     pub(crate) fn add_context(&self, context: &'static Context) {
         self.contexts.write().insert(context.id, context);
     }
@@ -329,8 +347,8 @@ impl Handler for Inbox {
 
     fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
         if self.lost.load(Ordering::Relaxed) == 0 && !crate::process::is_finishing() {
-            let server = endpoint.peer().map_or_else(|| "the server".to_owned(), |peer| format!("server {peer}"));
-            log::error!("the session with {server} ended: {why}; every further CUDA call fails");
+            let server = &self.server;
+            log::error!("the session with server {server} ended: {why}; every further CUDA call fails");
         }
         self.end(CuStatus::DEVICE_UNAVAILABLE);
         // Threads that wait for a reply which now never comes look again.

@@ -2,15 +2,16 @@
 //! telling costs.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+use std::time::Instant;
 
 use farcall_marshal::catalogue::{CallInfo, Class};
 use farcall_marshal::record::{self, Head};
 use farcall_marshal::status::CuStatus;
-use farcall_marshal::wire::{self, TraceStep};
+use farcall_marshal::wire::{self, CuCtxSynchronize, TraceStep};
 use farcall_transport::Endpoint;
 use parking_lot::Mutex;
 
+use crate::capture;
 use crate::context;
 use crate::observe;
 
@@ -66,16 +67,20 @@ pub(crate) fn told(step: &TraceStep<'_>) {
     add(step.step, || format!("{} ({:.1} us)", step.detail, ns_to_us(step.ns)));
 }
 
-/// Waits, at most this long, for the server's steps of a call that itself does not wait.
-const SETTLE: Duration = Duration::from_secs(2);
-
-/// A one-way call has gone: its steps on the server belong to it, so they are waited for, which only a trace does.
+/// A call has gone: what the server does with it belongs to it, so it is waited for, which only a trace does.
+/// The device has passed it when it answers a synchronization behind it.
 fn settle() {
     let Ok(context) = context::current_any() else { return };
-    if STEPS.lock().iter().any(|(step, _)| step == "sent") {
-        let is_told = || STEPS.lock().iter().any(|(step, _)| step == "executed");
-        let _ = context.session().endpoint.wait_until(&is_told, Some(SETTLE));
+    let was_sent = STEPS.lock().iter().any(|(step, _)| step == "sent");
+    if !was_sent || capture::any() || context.check().is_err() {
+        return;
     }
+    let began = Instant::now();
+    let passed = context.session().ask_untold(context.id, &CuCtxSynchronize {});
+    add("executed", || match passed {
+        Ok(()) => format!("the device has passed it ({:.1} us until a synchronization behind it was answered)", us(began)),
+        Err(status) => format!("the device refused: {status}"),
+    });
 }
 
 /// The call is about to return to the program.
@@ -93,4 +98,8 @@ pub(crate) fn returned(info: &CallInfo, status: CuStatus) {
 #[expect(clippy::cast_precision_loss, reason = "microseconds for people")]
 fn ns_to_us(ns: u64) -> f64 {
     ns as f64 / 1000.0
+}
+
+fn us(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e6
 }

@@ -8,7 +8,7 @@ use farcall_marshal::image::KernelInfo;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuLaunchKernel, CuLaunchKernelEx};
 
-use super::stream;
+use super::{stream, with_stream};
 use crate::abi::{CUlaunchAttribute, CUlaunchConfig};
 use crate::attributes::Attribute as A;
 use crate::coherent;
@@ -19,7 +19,10 @@ use crate::stream::Stream;
 
 /// Bit of `flags` in the launch record.
 const COOPERATIVE: u32 = 1;
-/// Parameter blocks up to this size are put together on the stack (4 KiB was every GPU's limit up to CUDA 12).
+/// Parameter blocks up to this size, which is nearly all of them, are put together in a small place on the stack:
+/// it is cleared for every launch.
+const SMALL_PARAMS: usize = 128;
+/// The same for larger ones (4 KiB was every GPU's limit up to CUDA 12).
 const STACK_PARAMS: usize = 4096;
 /// The most that any kernel takes (CUDA 12.1, sm_70 and later).
 const PARAMS_MAX: usize = 32_764;
@@ -34,8 +37,9 @@ struct Shape {
     flags: u32,
 }
 
-#[allow(clippy::too_many_arguments)]
-#[inline]
+// Into the exported function, which would else pass its eleven arguments on, most of them over the stack.
+#[allow(clippy::too_many_arguments, clippy::inline_always)]
+#[inline(always)]
 pub(crate) fn cuLaunchKernel(
     mode: StreamMode,
     handle: u64,
@@ -51,8 +55,9 @@ pub(crate) fn cuLaunchKernel(
     extra: Out<*mut c_void>,
 ) -> CuResult {
     let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes, flags: 0 };
-    let stream = stream(mode, stream_handle)?;
-    process()?.functions.with(handle, |function| launch(function, &stream, &shape, &[], params, extra))?
+    with_stream(mode, stream_handle, |stream| {
+        process()?.functions.with(handle, |function| launch(function, stream, &shape, &[], params, extra))?
+    })
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -117,9 +122,25 @@ fn launch(function: &Function, stream: &Stream, shape: &Shape, attributes: &[u8]
     check_shape(function, info, stream.context.device, shape)?;
     let id = function.id_in(stream.context)?;
     let bytes = info.param_bytes as usize;
-    if bytes <= STACK_PARAMS {
-        let mut block = [0_u8; STACK_PARAMS];
-        let block = block.get_mut(..bytes).ok_or(CuStatus::INVALID_VALUE)?;
+    if let Some(block) = [0; SMALL_PARAMS].get_mut(..bytes) {
+        gather(info, block, params, extra)?;
+        return send(id, stream, shape, attributes, block);
+    }
+    launch_large(info, id, stream, shape, attributes, params, extra)
+}
+
+#[cold]
+fn launch_large(
+    info: &KernelInfo,
+    id: u64,
+    stream: &Stream,
+    shape: &Shape,
+    attributes: &[u8],
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult {
+    let bytes = info.param_bytes as usize;
+    if let Some(block) = [0; STACK_PARAMS].get_mut(..bytes) {
         gather(info, block, params, extra)?;
         return send(id, stream, shape, attributes, block);
     }
@@ -163,9 +184,22 @@ fn gather(info: &KernelInfo, block: &mut [u8], params: Out<*mut c_void>, extra: 
     for (index, spec) in info.params.iter().enumerate() {
         let (offset, len) = (spec.offset_bytes as usize, spec.size_bytes as usize);
         let to = block.get_mut(offset..).and_then(|rest| rest.get_mut(..len)).ok_or(CuStatus::INVALID_VALUE)?;
-        to.copy_from_slice(params.pointer_at(index)?.bytes(len)?);
+        put(to, params.pointer_at(index)?.bytes(len)?);
     }
     Ok(())
+}
+
+/// Copies a parameter; `from` is as long as `to`. Nearly all are pointers, integers or floats, for which a call of
+/// `memcpy` costs more than the copy.
+#[inline]
+fn put(to: &mut [u8], from: &[u8]) {
+    if let (Some(to), Some(from)) = (to.as_mut_array::<8>(), from.as_array::<8>()) {
+        *to = *from;
+    } else if let (Some(to), Some(from)) = (to.as_mut_array::<4>(), from.as_array::<4>()) {
+        *to = *from;
+    } else {
+        to.copy_from_slice(from);
+    }
 }
 
 /// `CU_LAUNCH_PARAM_BUFFER_POINTER`, buffer, `CU_LAUNCH_PARAM_BUFFER_SIZE`, pointer to size, `CU_LAUNCH_PARAM_END`.
