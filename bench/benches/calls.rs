@@ -1,0 +1,72 @@
+//! `cargo bench -p farcall-bench --bench calls`: driver calls through the built `libcuda.so.1`, against a server
+//! with the `null` device in processes of its own; blocking calls beside a raw spinning ping-pong.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use farcall_bench::driver::Driver;
+use farcall_bench::measure::{BURST, burst};
+use farcall_bench::raw::PingPong;
+use farcall_fixtures::Server;
+
+fn local(c: &mut Criterion, driver: &Driver) {
+    let mut group = c.benchmark_group("local");
+    group.bench_function("cuCtxGetDevice", |b| b.iter(|| black_box(driver.context_device())));
+    group.bench_function("cuDeviceGetAttribute", |b| b.iter(|| black_box(driver.device_attribute())));
+    group.bench_function("cuPointerGetAttribute", |b| b.iter(|| black_box(driver.pointer_attribute())));
+    group.finish();
+}
+
+fn launch(c: &mut Criterion, driver: &Driver) {
+    let mut group = c.benchmark_group("launch");
+    // Processor time of the thread, in bursts: what one launch costs the program.
+    group.bench_function("issue_burst_cpu", |b| {
+        b.iter_custom(|launches| {
+            let mut left = u32::try_from(launches).unwrap_or(u32::MAX);
+            let mut cpu = Duration::ZERO;
+            while left > 0 {
+                let now = left.min(BURST);
+                cpu += burst(driver, now).cpu;
+                left -= now;
+            }
+            cpu
+        });
+    });
+    // Without a pause: the slower of client and server decides.
+    group.bench_function("issue_run_wall", |b| b.iter(|| driver.launch()));
+    driver.synchronize();
+    group.finish();
+}
+
+fn blocking(c: &mut Criterion, driver: &Driver) {
+    let mut group = c.benchmark_group("blocking");
+    let mut raw = PingPong::new(8);
+    group.bench_function("raw_tcp_8B", |b| {
+        b.iter_custom(|messages| {
+            let mut time = 0.0;
+            raw.play(usize::try_from(messages).unwrap_or(usize::MAX - 1), |ns| time += ns);
+            Duration::from_nanos(time as u64)
+        });
+    });
+    group.bench_function("copy_to_host_8B", |b| b.iter(|| black_box(driver.copy_to_host())));
+    group.bench_function("launch_and_synchronize", |b| {
+        b.iter(|| {
+            driver.launch();
+            driver.synchronize();
+        });
+    });
+    group.finish();
+}
+
+fn calls(c: &mut Criterion) {
+    let server = Server::start("null", &[]);
+    let driver = Driver::open(server.addr());
+    local(c, &driver);
+    launch(c, &driver);
+    blocking(c, &driver);
+}
+
+criterion_group!(benches, calls);
+criterion_main!(benches);
