@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use std::{io, thread};
 
 use parking_lot::Mutex;
@@ -92,7 +93,7 @@ pub(crate) struct Shared {
     goodbye: AtomicBool,
     reason: OnceLock<CloseReason>,
     /// Sending failed; the receive side decides what that means.
-    send_error: OnceLock<CloseReason>,
+    send_error: OnceLock<(CloseReason, Instant)>,
     handles: AtomicUsize,
 
     // Sending: `tx` is held for the length of a memory copy, `wire` during system calls.

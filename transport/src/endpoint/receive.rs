@@ -17,6 +17,9 @@ use crate::session::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Receiver, credi
 use crate::stream::Stream;
 use crate::sys::lead::Lead;
 
+/// After sending failed: how long the receive side may take to show why. Normally it shows the
+/// peer's goodbye or the end of the connection at once.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 const HEADER: u64 = FRAME_HEADER_BYTES as u64;
 
 /// The receiving half of the connection; belongs to the leading thread. Positions are local
@@ -132,7 +135,7 @@ impl Endpoint {
         let delivered = !lead.is_nested() && self.deliver(lead);
         let bulk = self.pump_bulk();
         if !lead.is_nested() {
-            self.finish(lead);
+            self.finish(lead, moved || delivered);
         }
         moved || delivered || bulk
     }
@@ -213,7 +216,7 @@ impl Endpoint {
     }
 
     /// Ends the session when the stream has ended and everything is delivered.
-    fn finish(&self, lead: &Lead<'_, Rx>) {
+    fn finish(&self, lead: &Lead<'_, Rx>, moved: bool) {
         let why = lead.with(|rx| {
             if rx.peer_closed {
                 return Some(CloseReason::Peer);
@@ -222,8 +225,11 @@ impl Endpoint {
         });
         if let Some(why) = why {
             self.fail(why);
-        } else if let Some(error) = self.shared.send_error.get() {
-            // Sending failed and nothing more is to be read.
+        } else if let Some((error, since)) = self.shared.send_error.get()
+            && !moved
+            && since.elapsed() > GOODBYE_PATIENCE
+        {
+            // Sending failed, and reading shows neither a goodbye nor an end.
             self.fail(error.clone());
         }
     }

@@ -258,7 +258,9 @@ impl Endpoint {
 
     fn send_failed(&self, error: io::Error) {
         let shared = &*self.shared;
-        let _ = shared.send_error.set(CloseReason::lost(error));
+        let _ = shared
+            .send_error
+            .set((CloseReason::lost(error), Instant::now()));
         shared.gathered.store(false, Release);
         // Whoever receives finds out whether the peer closed in good order before.
         self.wake_receiver();

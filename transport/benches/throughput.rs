@@ -1,6 +1,7 @@
-//! Latency and throughput over loopback TCP, each beside the raw socket in the same run.
+//! Floods and bulk transfers over TCP and shared memory; bulk beside the raw socket and memcpy
+//! in the same run.
 //!
-//! `cargo bench -p farcall-transport --bench tcp`
+//! `cargo bench -p farcall-transport --bench throughput`
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../tests/support/mod.rs"]
@@ -13,9 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use farcall_transport::{Limits, Tuning};
-use support::{Backend, PATIENCE, Tap, Tcp, serve};
+use support::{Backend, Shm, Tap, Tcp, serve};
 
 /// Two connected raw sockets, non-blocking, without Nagle's delay.
 fn raw_pair() -> (TcpStream, TcpStream) {
@@ -53,58 +57,12 @@ fn write_spinning(socket: &mut TcpStream, mut bytes: &[u8]) {
     }
 }
 
-fn round_trips(c: &mut Criterion) {
-    let mut group = c.benchmark_group("rtt_tcp");
-    for size in [8usize, 64, 1024, 65_536] {
-        let (mut near, mut far) = raw_pair();
-        let echo = thread::spawn(move || {
-            let mut buffer = vec![0; size];
-            while read_spinning(&mut far, &mut buffer) {
-                write_spinning(&mut far, &buffer);
-            }
-        });
-        let mut buffer = vec![1; size];
-        group.bench_function(BenchmarkId::new("raw", size), |b| {
-            b.iter(|| {
-                write_spinning(&mut near, &buffer);
-                assert!(read_spinning(&mut near, &mut buffer));
-            });
-        });
-        drop(near);
-        echo.join().unwrap();
-
-        let tap = Tap::ignore();
-        let (client, server) = Tcp::pair(
-            Limits::default(),
-            Tuning::default(),
-            tap.clone(),
-            Tap::echo(),
-        );
-        let running = serve(server);
-        let mut total = 0;
-        group.bench_function(BenchmarkId::new("ours", size), |b| {
-            b.iter(|| {
-                total += size as u64;
-                client
-                    .append(size, |record| record.copy_from_slice(&buffer))
-                    .unwrap();
-                client
-                    .wait_until(&|| tap.bytes() == total, Some(PATIENCE))
-                    .unwrap();
-            });
-        });
-        client.close();
-        running.join().unwrap();
-    }
-    group.finish();
-}
-
-fn flood(c: &mut Criterion) {
-    let mut group = c.benchmark_group("flood_tcp");
+fn flood<B: Backend>(c: &mut Criterion, name: &str) {
+    let mut group = c.benchmark_group(format!("flood_{name}"));
     group.throughput(Throughput::Elements(1));
     for size in [64usize, 96] {
         let tap = Tap::ignore();
-        let (client, server) = Tcp::pair(
+        let (client, server) = B::pair(
             Limits::default(),
             Tuning::default(),
             Tap::ignore(),
@@ -160,7 +118,7 @@ fn flood(c: &mut Criterion) {
 
 fn bulk(c: &mut Criterion) {
     const BYTES: usize = 64 << 20;
-    let mut group = c.benchmark_group("bulk_tcp");
+    let mut group = c.benchmark_group("bulk");
     group
         .throughput(Throughput::Bytes(BYTES as u64))
         .sample_size(20);
@@ -178,7 +136,7 @@ fn bulk(c: &mut Criterion) {
         })
     };
     let mut sent = 0;
-    group.bench_function("raw", |b| {
+    group.bench_function("raw_tcp", |b| {
         b.iter(|| {
             write_spinning(&mut near, &source);
             sent += 1;
@@ -190,16 +148,24 @@ fn bulk(c: &mut Criterion) {
     drop(near);
     reader.join().unwrap();
 
-    let (client, server) = Tcp::pair(
+    let mut dest = vec![0u8; BYTES];
+    group.bench_function("memcpy", |b| b.iter(|| dest.copy_from_slice(&source)));
+    ours::<Tcp>(&mut group, "tcp", &source);
+    ours::<Shm>(&mut group, "shm", &source);
+    group.finish();
+}
+
+fn ours<B: Backend>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, source: &[u8]) {
+    let (client, server) = B::pair(
         Limits::default(),
         Tuning::default(),
         Tap::ignore(),
         Tap::ignore(),
     );
     let running = serve(server.clone());
-    let mut dest = vec![0u8; BYTES];
+    let mut dest = vec![0u8; source.len()];
     let mut id = 0;
-    group.bench_function("ours", |b| {
+    group.bench_function(name, |b| {
         b.iter(|| {
             id += 1;
             let done = Arc::new(AtomicBool::new(false));
@@ -209,8 +175,8 @@ fn bulk(c: &mut Criterion) {
                 flag.store(true, SeqCst);
             });
             // SAFETY: `dest` outlives the transfer, which this iteration waits for.
-            unsafe { server.bulk_post(id, dest.as_mut_ptr(), BYTES, complete) }.unwrap();
-            client.bulk_send(id, &[IoSlice::new(&source)]).unwrap();
+            unsafe { server.bulk_post(id, dest.as_mut_ptr(), dest.len(), complete) }.unwrap();
+            client.bulk_send(id, &[IoSlice::new(source)]).unwrap();
             while !done.load(SeqCst) {
                 std::hint::spin_loop();
             }
@@ -218,8 +184,12 @@ fn bulk(c: &mut Criterion) {
     });
     client.close();
     running.join().unwrap();
-    group.finish();
 }
 
-criterion_group!(benches, round_trips, flood, bulk);
+fn floods(c: &mut Criterion) {
+    flood::<Tcp>(c, "tcp");
+    flood::<Shm>(c, "shm");
+}
+
+criterion_group!(benches, floods, bulk);
 criterion_main!(benches);
