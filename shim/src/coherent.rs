@@ -109,7 +109,7 @@ fn push(stream: &Stream) -> CuResult {
             old.copy_from_slice(new);
             for (index, data) in old.chunks(INLINE_BYTES_MAX).enumerate() {
                 let dst = region.start + (from + index * INLINE_BYTES_MAX) as u64;
-                stream.mark();
+                stream.mark()?;
                 let record = CuMemcpyHtoDAsyncV2 { dst, count: data.len() as u64, stream: stream.id, bulk: 0, data };
                 session.send(stream.context.id, &record)?;
             }

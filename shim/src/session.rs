@@ -3,11 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use farcall_marshal::record::{self, FLAG_TRACED, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
+use farcall_marshal::wire::{
+    CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue, KernelOutput, TraceStep,
+};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::{Mutex, RwLock};
 
@@ -19,7 +21,11 @@ use crate::memory::DeviceRange;
 use crate::observe;
 use crate::reserve::Range;
 use crate::steps;
+use crate::stream::Stream;
 use crate::ticket::{Pending, Sink, Tickets};
+
+/// `CU_EVENT_DISABLE_TIMING`.
+const EVENT_DISABLE_TIMING: u32 = 2;
 
 /// What kind of device a server stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +54,12 @@ pub(crate) struct Session {
     /// Copies to host memory that nobody waits for yet.
     landing: Mutex<Vec<(u64, Arc<Pending>)>>,
     pub(crate) coherent: Coherent,
+    /// Number of the last synchronous upload that non-blocking streams have to wait for.
+    barrier: AtomicU64,
+    /// Event behind that upload, and the context that it lives in.
+    barrier_event: Mutex<Option<(u32, u64)>>,
+    /// Whether there ever was a non-blocking stream.
+    has_non_blocking: AtomicBool,
 }
 
 /// What a session needs to be told when it opens.
@@ -77,6 +89,9 @@ impl Session {
             next_context: AtomicU32::new(1),
             landing: Mutex::default(),
             coherent: Coherent::default(),
+            barrier: AtomicU64::new(0),
+            barrier_event: Mutex::new(None),
+            has_non_blocking: AtomicBool::new(false),
         }
     }
 
@@ -201,6 +216,51 @@ impl Session {
         match self.inbox.lost.load(Ordering::Relaxed) {
             0 => Ok(()),
             status => Err(CuStatus(status)),
+        }
+    }
+
+    /// From now on streams exist that do not wait for the legacy stream.
+    pub(crate) fn allow_non_blocking(&self) {
+        self.has_non_blocking.store(true, Ordering::Relaxed);
+    }
+
+    /// A synchronous upload was sent on `stream`. To the program it is over when the call returns, so work that
+    /// it sends to any stream later comes after it, also on streams that do not wait for each other. No reply is
+    /// needed for that: those streams are made to wait for an event behind the upload.
+    pub(crate) fn uploaded(&self, stream: &Stream) -> CuResult {
+        if !self.has_non_blocking.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let context = stream.context.id;
+        let mut event = self.barrier_event.lock();
+        let id = match *event {
+            Some((owner, id)) if owner == context => id,
+            _ => {
+                let id = self.new_id();
+                self.send(context, &CuEventCreate { event: id, flags: EVENT_DISABLE_TIMING })?;
+                *event = Some((context, id));
+                id
+            }
+        };
+        self.send(context, &CuEventRecordWithFlags { event: id, stream: stream.id, flags: 0 })?;
+        self.barrier.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Number of the last upload that a stream which does not wait for the legacy stream must wait for.
+    #[inline]
+    pub(crate) fn barrier(&self) -> u64 {
+        self.barrier.load(Ordering::Acquire)
+    }
+
+    /// Makes a stream wait for the last synchronous upload.
+    pub(crate) fn hold_back(&self, stream: &Stream) -> CuResult {
+        let event = *self.barrier_event.lock();
+        match event {
+            Some((context, id)) if context == stream.context.id => {
+                self.send(context, &CuStreamWaitEvent { stream: stream.id, event: id, flags: 0 })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -28,12 +28,14 @@ pub(crate) struct Stream {
     last: AtomicU64,
     /// Its operations up to this stamp have run.
     done: AtomicU64,
+    /// Number of the last synchronous upload that it waits for.
+    barrier: AtomicU64,
     pub(crate) capture: Mutex<Option<Arc<Capture>>>,
 }
 
 impl Stream {
     pub(crate) fn new(context: &'static Context, id: u64, flags: u32, priority: i32) -> Self {
-        Self { context, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), capture: Mutex::new(None) }
+        Self { context, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), barrier: AtomicU64::new(0), capture: Mutex::new(None) }
     }
 
     pub(crate) fn session(&self) -> &'static Session {
@@ -48,14 +50,14 @@ impl Stream {
             return capture.add(self.id, Node::Record(bytes));
         }
         self.context.check()?;
-        self.mark();
+        self.mark()?;
         self.session().send(self.context.id, record)
     }
 
     /// Sends a stream operation that was encoded before.
     pub(crate) fn issue_encoded(&self, record: &[u8]) -> CuResult {
         self.context.check()?;
-        self.mark();
+        self.mark()?;
         self.session().send_encoded(record)
     }
 
@@ -72,12 +74,19 @@ impl Stream {
         }
     }
 
-    /// Notes that an operation is about to be sent; its stamp.
+    /// Notes that an operation is about to be sent; its stamp. A stream that does not wait for the legacy stream
+    /// first waits for uploads that were over for the program before.
     #[inline]
-    pub(crate) fn mark(&self) -> u64 {
-        let stamp = self.session().stamp();
+    pub(crate) fn mark(&self) -> CuResult<u64> {
+        let session = self.session();
+        let barrier = session.barrier();
+        if self.flags & STREAM_NON_BLOCKING != 0 && self.barrier.load(Ordering::Relaxed) != barrier {
+            self.barrier.store(barrier, Ordering::Relaxed);
+            session.hold_back(self)?;
+        }
+        let stamp = session.stamp();
         self.last.store(stamp, Ordering::Relaxed);
-        stamp
+        Ok(stamp)
     }
 
     /// Stamp up to which this stream has to be waited for. The legacy stream waits for the others too.

@@ -8,6 +8,7 @@ pub(super) const MAGIC: u32 = 0x464c_457f;
 pub(super) const HEADER_BYTES: usize = 64;
 
 pub(super) const SHT_SYMTAB: u32 = 2;
+pub(super) const SHT_STRTAB: u32 = 3;
 pub(super) const SHT_NOTE: u32 = 7;
 pub(super) const SHT_NOBITS: u32 = 8;
 pub(super) const SHT_SYMTAB_SHNDX: u32 = 18;
@@ -222,6 +223,8 @@ impl<'a> Elf<'a> {
         let names_section = header
             .names_index(sections.first())
             .and_then(|index| sections.get(index))
+            // Where a file was cut off, what follows in memory is most often zeros: no string table.
+            .filter(|section| section.kind == SHT_STRTAB)
             .ok_or(ImageError::Malformed {
                 what: "the index of section names",
             })?;

@@ -85,7 +85,7 @@ pub(crate) fn to_host(stream: &Stream, dst: HostPtr, src: u64, bytes: usize, lan
     stream.context.check()?;
     let session = stream.session();
     let bulk = if bytes <= INLINE_BYTES_MAX { 0 } else { session.new_id() };
-    let stamp = stream.mark();
+    let stamp = stream.mark()?;
     let record = CuMemcpyDtoHAsyncV2 { src, count: bytes as u64, stream: stream.id, bulk };
     let pending = session.request(stream.context.id, &record, Sink::Copy { to: dst, len: bytes, bulk })?;
     if lands_later {
@@ -118,7 +118,10 @@ fn any_to_any(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64, i
     }
     match (place(dst)?, place(src)?) {
         (Place::Device, Place::Device) => device_to_device(&stream, dst, src, bytes),
-        (Place::Device, _) => to_device(&stream, dst, HostPtr::from_address(src), bytes),
+        (Place::Device, _) => {
+            to_device(&stream, dst, HostPtr::from_address(src), bytes)?;
+            if is_async { Ok(()) } else { stream.session().uploaded(&stream) }
+        }
         (to, Place::Device) => to_host(&stream, HostPtr::from_address(dst), src, bytes, is_async && to == Place::Pinned),
         _ => {
             stream.synchronize()?;
@@ -144,7 +147,9 @@ pub(crate) fn cuMemcpyPeerAsync(mode: StreamMode, dst: u64, _dst_context: u64, s
 }
 
 pub(crate) fn cuMemcpyHtoD_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
-    to_device(&*stream(mode, 0)?, dst, src, bytes)
+    let stream = stream(mode, 0)?;
+    to_device(&stream, dst, src, bytes)?;
+    stream.session().uploaded(&stream)
 }
 
 pub(crate) fn cuMemcpyHtoDAsync_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize, handle: u64) -> CuResult {

@@ -50,6 +50,9 @@ fn create(place: Out<u64>, flags: u32, priority: i32) -> CuResult {
     let context = context::current()?;
     let id = context.session().new_id();
     context.session().send(context.id, &CuStreamCreateWithPriority { stream: id, flags, priority })?;
+    if flags & STREAM_NON_BLOCKING != 0 {
+        context.session().allow_non_blocking();
+    }
     let streams = &process()?.streams;
     let handle = streams.reserve();
     streams.insert(handle, Arc::new(Stream::new(context, id, flags, priority)));
