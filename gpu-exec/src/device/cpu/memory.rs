@@ -88,10 +88,13 @@ impl Memory {
         account: Account,
         host_bytes_max: u64,
     ) -> io::Result<(Arc<Self>, Turn)> {
+        // The grains that lie in the proposal as a whole.
+        let start = base.checked_next_multiple_of(MAPPING_GRAIN).unwrap_or(0);
+        let bytes = bytes.saturating_sub(start.saturating_sub(base));
         let size = if bytes == 0 { wanted_bytes } else { bytes };
         let size = size.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX) & !(MAPPING_GRAIN - 1);
-        let proposed = base != 0 && base.is_multiple_of(MAPPING_GRAIN) && size <= bytes;
-        let range = match proposed.then(|| Reservation::at(base, size)) {
+        let proposed = start != 0 && size <= bytes;
+        let range = match proposed.then(|| Reservation::at(start, size)) {
             Some(Ok(range)) => range,
             _ => Reservation::anywhere(size)?,
         };

@@ -427,7 +427,7 @@ fn uploads_are_received_in_place_ahead_or_late_but_in_order() {
 #[test]
 fn memory_is_not_freed_under_an_upload() {
     let mut rig = Rig::new(false);
-    rig.streams(1, &[10, 11]);
+    rig.streams(1, &[10, 11, 12]);
     let base = rig.base;
     assert_eq!(
         rig.call(&CuMemAllocV2 {
@@ -448,6 +448,12 @@ fn memory_is_not_freed_under_an_upload() {
         addr: base,
         stream: 11,
     });
+    // Too long for the calling thread: the device thread, which takes the oldest that is ready, has looked at the free.
+    let long = CuMemsetD8Async {
+        count: MIB / 2,
+        ..fill(base + MIB / 2, 1, 12)
+    };
+    assert_eq!(rig.call(&long), 0);
     assert!(!rig.heard.has_reply(freed));
     rig.heard.deliver(1, &[1; 4096]);
     assert_eq!((rig.heard.reply(up).0, rig.heard.reply(freed).0), (0, 0));

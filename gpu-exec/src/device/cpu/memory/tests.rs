@@ -189,10 +189,12 @@ fn a_proposal_is_taken_if_it_is_free() {
         .0;
     assert_ne!(other.device_area().base, base, "taken");
     let free = crate::sys::reserve::Reservation::anywhere(256 * MIB).unwrap();
-    let base = free.base().next_multiple_of(64 << 10);
+    let base = free.base().next_multiple_of(64 << 10) + 4096;
     drop(free);
     let third = Memory::open(base, 128 * MIB, 0, account(&ledger, 1, MIB, MIB), MIB)
         .unwrap()
         .0;
-    assert_eq!(third.device_area().base, base);
+    let (device, host) = (third.device_area(), third.host_area());
+    assert_eq!(device.base, base + (60 << 10), "its whole grains");
+    assert!(host.base + host.bytes <= base + 128 * MIB && host.bytes > 30 * MIB);
 }
