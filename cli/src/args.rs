@@ -68,9 +68,37 @@ pub(crate) struct ShareArgs {
     /// Device memory that the program may use, per device: 8GiB, 512M [default: all]
     #[arg(short = 'm', long = "memory", value_name = "SIZE", value_parser = size)]
     pub(crate) memory_bytes: Option<u64>,
+    /// How calls travel: auto takes the best that both sides have [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<TransportName>,
     /// Do not ask the server first whether it can be used
     #[arg(long)]
     pub(crate) no_check: bool,
+}
+
+/// How calls travel.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TransportName {
+    /// The best that both sides have
+    Auto,
+    /// RDMA
+    Verbs,
+    /// Shared memory: client and server on one host
+    Shm,
+    /// TCP
+    Tcp,
+}
+
+impl TransportName {
+    /// As the configuration spells it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Verbs => "verbs",
+            Self::Shm => "shm",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// A number of devices, or all of them.
@@ -222,6 +250,7 @@ pub(crate) struct CoverageArgs {
 Examples:
   farcall trace -- ./vecadd
   farcall trace --steps -- ./vecadd              and explain the way of the first calls, step by step
+  farcall trace --steps --only cuLaunchKernel -- ./vecadd
   farcall trace -o calls.txt -- python train.py
 
 The trace goes to stderr, so that the program's own output stays apart. NO_COLOR=1 turns colours off.
@@ -234,6 +263,9 @@ pub(crate) struct TraceArgs {
     /// Explain each step of the way of the first calls
     #[arg(long)]
     pub(crate) steps: bool,
+    /// Show only calls of this name; may be given several times
+    #[arg(long, value_name = "CALL")]
+    pub(crate) only: Vec<String>,
     /// Write the trace to FILE
     #[arg(short = 'o', long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,

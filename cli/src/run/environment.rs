@@ -48,6 +48,9 @@ pub(crate) fn set(
     if let Some(bytes) = share.memory_bytes {
         command.env(vars::MEMORY, bytes.to_string());
     }
+    if let Some(transport) = share.transport {
+        command.env(vars::TRANSPORT, transport.name());
+    }
     Ok(())
 }
 

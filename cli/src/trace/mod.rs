@@ -47,7 +47,8 @@ pub(crate) fn trace(args: &TraceArgs) -> Result<ExitCode, Failure> {
     }
     // Before the thread is started, so that it does not get them either.
     let signals = Signals::block()?;
-    let renderer = thread::spawn(move || render_all(fifo, Renderer::new(output, style)));
+    let renderer = Renderer::new(output, style).only(args.only.clone());
+    let renderer = thread::spawn(move || render_all(fifo, renderer));
     let ended = prepared.run(&signals);
     end.write_all(END)
         .map_err(|error| fifo_failure(&path, &error))?;

@@ -66,6 +66,8 @@ pub(crate) struct Renderer {
     classes: BTreeMap<String, Sum>,
     functions: BTreeMap<String, Sum>,
     cut: u64,
+    only: Vec<String>,
+    hidden: HashSet<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -85,7 +87,15 @@ impl Renderer {
             classes: BTreeMap::new(),
             functions: BTreeMap::new(),
             cut: 0,
+            only: Vec::new(),
+            hidden: HashSet::new(),
         }
+    }
+
+    /// Shows calls of these names only; the summary still counts all.
+    pub(crate) fn only(mut self, names: Vec<String>) -> Self {
+        self.only = names;
+        self
     }
 
     /// Takes one line of the shim's; what cannot be read is counted.
@@ -124,6 +134,15 @@ impl Renderer {
         if self.classes.values().map(|sum| sum.calls).sum::<u64>() == 1 {
             writeln!(self.out, "  call   thread       time  class     what")?;
         }
+        if !self.only.is_empty() && !self.only.contains(&call.call) {
+            self.pending.remove(&call.seq);
+            // Steps that are still to come are those of the calls just made.
+            if self.hidden.len() >= REMEMBERED_MAX {
+                self.hidden.clear();
+            }
+            self.hidden.insert(call.seq);
+            return Ok(());
+        }
         let class = format!("{:<8}", call.class);
         let colour = match call.class.as_str() {
             "local" => DIM,
@@ -155,6 +174,9 @@ impl Renderer {
     /// Kept until the call's own line; steps of a call that has returned (what the server does of a one-way
     /// call) stand where they come.
     fn step(&mut self, step: Step) -> io::Result<()> {
+        if self.hidden.contains(&step.seq) {
+            return Ok(());
+        }
         if self.returned.contains(&step.seq) {
             return self.write_step(&step);
         }

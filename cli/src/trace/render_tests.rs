@@ -48,6 +48,22 @@ farcall: 2 driver calls, 81.5 µs in them
 }
 
 #[test]
+fn only_the_calls_that_were_asked_for() {
+    let out = Out::default();
+    let renderer = Renderer::new(Box::new(out.clone()), Style::Plain);
+    let mut renderer = renderer.only(vec!["cuStreamSynchronize".to_owned()]);
+    let late = r#"{"seq":1,"step":"sent","detail":"of a hidden call"}"#;
+    for line in [INIT, late, WAIT] {
+        renderer.line(line.as_bytes()).unwrap();
+    }
+    renderer.finish().unwrap();
+    let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+    assert!(!text.contains("cuInit(") && !text.contains("hidden"), "{text}");
+    assert!(text.contains("cuStreamSynchronize(hStream=0)"), "{text}");
+    assert!(text.contains("2 driver calls"), "{text}");
+}
+
+#[test]
 fn steps_stand_under_their_call_and_are_explained_once() {
     let sent = |seq: u64| format!(r#"{{"seq":{seq},"step":"sent","detail":"frame {seq}"}}"#);
     let text = rendered(
