@@ -5,6 +5,7 @@ use farcall_marshal::record::{Head, Record, to_vec};
 use farcall_marshal::wire::DeviceDescription;
 
 use super::attributes::{SM, table};
+use super::cuda::inventory;
 use crate::DeviceKind;
 
 /// CUDA version that the CPU devices stand for, as `cuDriverGetVersion` gives it.
@@ -23,8 +24,19 @@ pub(crate) struct DeviceSpec {
     pub(crate) limit_bytes: u64,
 }
 
+/// CUDA version that the devices of a kind stand for.
+pub(crate) fn driver_version(kind: DeviceKind) -> u32 {
+    match kind {
+        DeviceKind::Cuda => inventory::driver_version(),
+        DeviceKind::Soft | DeviceKind::Null => DRIVER_VERSION,
+    }
+}
+
 /// The devices of a kind as records, one after the other.
 pub(crate) fn descriptions(kind: DeviceKind, devices: &[DeviceSpec]) -> Vec<u8> {
+    if kind == DeviceKind::Cuda {
+        return inventory::descriptions(devices);
+    }
     devices
         .iter()
         .flat_map(|device| description(kind, device))

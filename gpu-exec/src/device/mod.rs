@@ -3,13 +3,13 @@
 //! A device implements [`Dispatch`], one method per record, for a whole session (all GPUs that it was given). The
 //! loop thread calls them in the order of the records. A method never waits for the device; it sees to
 //! it that `head.ticket` is answered once, now or from another thread, through the session's outbox.
-//! `cuda` has its place beside [`cpu`].
 
 use farcall_marshal::wire::{Dispatch, HostFuncDone};
 
 pub(crate) mod attributes;
 pub(crate) mod cpu;
 pub(crate) mod cpu_limits;
+pub(crate) mod cuda;
 pub(crate) mod describe;
 pub(crate) mod handles;
 

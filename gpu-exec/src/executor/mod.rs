@@ -10,13 +10,16 @@ use farcall_marshal::wire::{SessionOpen, SessionWelcome};
 use farcall_transport::{Endpoint, Tuning};
 
 use self::outbox::Connection;
-use self::session::Session;
+use self::session::{Live, Session};
 use crate::DeviceKind;
 use crate::cache::Cache;
 use crate::control::{self, Message, OpenOrder, Order, Report};
+use crate::device::Device;
 use crate::device::cpu::memory::Memory;
 use crate::device::cpu::{self, CpuDevice, CpuParts};
-use crate::device::describe::{DRIVER_VERSION, cores, descriptions};
+use crate::device::cuda::driver::Driver;
+use crate::device::cuda::{self, CudaDevice, CudaParts};
+use crate::device::describe::{cores, descriptions, driver_version};
 use crate::ledger::{Account, Allowance, Ledger};
 use crate::limits::STACK_BYTES;
 
@@ -103,7 +106,7 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
     }
 }
 
-type OpenSession = (Endpoint, Arc<Session<CpuDevice>>);
+type OpenSession = (Endpoint, Arc<dyn Live>);
 
 fn open(
     order: &OpenOrder,
@@ -126,47 +129,65 @@ fn open(
     let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
     let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
-    let (memory, turn) = Memory::open(
-        hello.range_base,
-        hello.range_bytes,
-        wanted_bytes,
-        account,
-        limit_bytes,
-    )?;
+    let (base, bytes) = (hello.range_base, hello.range_bytes);
     let cache = Cache::new(order.cache_directory.clone());
-    let welcome = welcome(order, &memory, &cache);
-    let connection_out = Arc::new(Connection::default());
+    let outbox = Arc::new(Connection::default());
+    if order.kind == DeviceKind::Cuda {
+        let driver = Driver::get().map_err(io::Error::other)?;
+        let memory =
+            cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account, limit_bytes);
+        let welcome = welcome(order, memory.areas(), &cache);
+        let device = CudaDevice::new(CudaParts {
+            driver,
+            memory,
+            outbox: outbox.clone(),
+            cache,
+            ordinals: order.devices.iter().map(|device| device.ordinal).collect(),
+        });
+        return adopt(connection, state, &welcome, device, outbox);
+    }
+    let (memory, turn) = Memory::open(base, bytes, wanted_bytes, account, limit_bytes)?;
+    let (device, host) = cpu::areas(&memory);
+    let areas = [(device.base, device.bytes), (host.base, host.bytes)];
+    let welcome = welcome(order, areas, &cache);
     let device = CpuDevice::new(CpuParts {
         memory,
         turn,
-        outbox: connection_out.clone(),
+        outbox: outbox.clone(),
         cache,
         runs_kernels: order.kind == DeviceKind::Soft,
         workers: cores(),
         device_count: order.devices.len(),
     });
-    let session = Arc::new(Session::new(device, connection_out.clone()));
-    let endpoint = Endpoint::adopt(
-        connection,
-        state,
-        &welcome,
-        &Tuning::default(),
-        session.clone(),
-    )
-    .map_err(io::Error::other)?;
-    connection_out.attach(endpoint.clone());
+    adopt(connection, state, &welcome, device, outbox)
+}
+
+/// Lets a device serve the connection.
+fn adopt<D: Device + 'static>(
+    connection: OwnedFd,
+    state: &[u8],
+    welcome: &[u8],
+    device: D,
+    outbox: Arc<Connection>,
+) -> io::Result<OpenSession> {
+    let session = Arc::new(Session::new(device, outbox.clone()));
+    let tuning = Tuning::default();
+    let endpoint = Endpoint::adopt(connection, state, welcome, &tuning, session.clone());
+    let endpoint = endpoint.map_err(io::Error::other)?;
+    outbox.attach(endpoint.clone());
     Ok((endpoint, session))
 }
 
-fn welcome(order: &OpenOrder, memory: &Memory, cache: &Cache) -> Vec<u8> {
-    let (device, host) = cpu::areas(memory);
+/// `areas`: base and size of what is for device memory, and for pinned and managed memory.
+fn welcome(order: &OpenOrder, areas: [(u64, u64); 2], cache: &Cache) -> Vec<u8> {
+    let [(range_base, range_bytes), (host_range_base, host_range_bytes)] = areas;
     let (devices, cached) = (descriptions(order.kind, &order.devices), cache.hashes());
     let record = SessionWelcome {
-        range_base: device.base,
-        range_bytes: device.bytes,
-        host_range_base: host.base,
-        host_range_bytes: host.bytes,
-        driver_version: DRIVER_VERSION,
+        range_base,
+        range_bytes,
+        host_range_base,
+        host_range_bytes,
+        driver_version: driver_version(order.kind),
         device_kind: order.kind as u32,
         devices: &devices,
         cached_modules: cached.as_flattened(),

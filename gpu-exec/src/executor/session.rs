@@ -20,6 +20,14 @@ pub(crate) struct Session<D> {
     violation: Mutex<Option<String>>,
 }
 
+/// A session, whatever its devices are.
+pub(crate) trait Live: Send + Sync {
+    /// What the client did wrong, if that ended the session.
+    fn violation(&self) -> Option<String>;
+    /// Ends what runs.
+    fn close(&self);
+}
+
 impl<D: Device> Session<D> {
     /// A session on these devices.
     pub(crate) fn new(device: D, outbox: Arc<Connection>) -> Self {
@@ -29,14 +37,14 @@ impl<D: Device> Session<D> {
             violation: Mutex::new(None),
         }
     }
+}
 
-    /// What the client did wrong, if that ended the session.
-    pub(crate) fn violation(&self) -> Option<String> {
+impl<D: Device> Live for Session<D> {
+    fn violation(&self) -> Option<String> {
         self.violation.lock().clone()
     }
 
-    /// Ends what runs.
-    pub(crate) fn close(&self) {
+    fn close(&self) {
         self.device.lock().close();
     }
 }

@@ -9,7 +9,7 @@ use farcall_marshal::wire::{DeviceUsage, SessionWelcome};
 use farcall_transport::{CloseReason, Endpoint, Handler, Incoming, RefuseCode, Tuning};
 
 use super::plan::Plan;
-use crate::device::describe::{DRIVER_VERSION, descriptions};
+use crate::device::describe::{descriptions, driver_version};
 use crate::ledger::Ledger;
 use crate::limits::{INVENTORIES_MAX, STACK_BYTES};
 
@@ -34,7 +34,7 @@ pub(crate) fn inventory(plan: &Plan, ledger: &Ledger, sessions: impl Fn(u32) -> 
         range_bytes: 0,
         host_range_base: 0,
         host_range_bytes: 0,
-        driver_version: DRIVER_VERSION,
+        driver_version: driver_version(plan.kind),
         device_kind: plan.kind as u32,
         devices: &descriptions(plan.kind, &devices),
         cached_modules: &[],

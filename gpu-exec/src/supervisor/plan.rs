@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::cache::{default_directory, make_directory};
+use crate::device::cuda::inventory;
 use crate::device::describe::DeviceSpec;
 use crate::limits::{DEVICES_MAX, SESSIONS_MAX};
 use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, ServeError, ServeOptions};
@@ -38,9 +39,15 @@ impl Plan {
     /// # Errors
     /// No such device, or an option out of range.
     pub(crate) fn new(options: &ServeOptions) -> Result<Self, ServeError> {
-        let kind = choose(options.device)?;
+        let (kind, gpus) = choose(options.device)?;
         let bad = |what: String| Err(ServeError::Option(what));
-        let count = options.device_count.unwrap_or(1);
+        let has_gpus = kind == DeviceKind::Cuda;
+        let all = if has_gpus { gpus.len() } else { 1 };
+        let all = u32::try_from(all.min(DEVICES_MAX)).unwrap_or(1);
+        let count = options.device_count.unwrap_or(all);
+        if has_gpus && count > all {
+            return bad(format!("{count} GPUs: this host has {all}"));
+        }
         if count == 0 || count as usize > DEVICES_MAX {
             return bad(format!("{count} devices: there can be 1 to {DEVICES_MAX}"));
         }
@@ -74,10 +81,15 @@ impl Plan {
         let Some(program) = command.next() else {
             return bad("an empty executor command".to_owned());
         };
-        let device = |ordinal| DeviceSpec {
-            ordinal,
-            total_bytes,
-            limit_bytes: total_bytes,
+        let device = |ordinal: u32| {
+            let gpu = gpus.get(ordinal as usize).map(|gpu| gpu.total_bytes);
+            let most = options.memory_bytes.unwrap_or(u64::MAX);
+            let total_bytes = gpu.map_or(total_bytes, |bytes| bytes.min(most));
+            DeviceSpec {
+                ordinal,
+                total_bytes,
+                limit_bytes: total_bytes,
+            }
         };
         Ok(Self {
             kind,
@@ -94,21 +106,20 @@ impl Plan {
     }
 }
 
-/// Never `soft` unless it was asked for.
-fn choose(choice: DeviceChoice) -> Result<DeviceKind, ServeError> {
-    let has_gpu = || Path::new("/dev/nvidiactl").exists();
+/// The kind, and the GPUs if it is them. Never `soft` unless it was asked for.
+fn choose(choice: DeviceChoice) -> Result<(DeviceKind, Vec<DeviceSpec>), ServeError> {
     match choice {
-        DeviceChoice::Soft => Ok(DeviceKind::Soft),
-        DeviceChoice::Null => Ok(DeviceKind::Null),
-        DeviceChoice::Auto if !has_gpu() => Err(ServeError::NoGpu(
-            "there is no GPU here (no /dev/nvidiactl)".to_owned(),
-        )),
-        DeviceChoice::Cuda if !has_gpu() => Err(ServeError::NoGpu(
-            "there is no GPU driver here (no /dev/nvidiactl)".to_owned(),
-        )),
-        DeviceChoice::Auto | DeviceChoice::Cuda => Err(ServeError::NoGpu(
-            "there is a GPU, but this build cannot drive it yet".to_owned(),
-        )),
+        DeviceChoice::Soft => Ok((DeviceKind::Soft, Vec::new())),
+        DeviceChoice::Null => Ok((DeviceKind::Null, Vec::new())),
+        DeviceChoice::Auto | DeviceChoice::Cuda => {
+            let gpus = inventory::devices();
+            let gpus = gpus.map_err(|error| ServeError::NoGpu(error.to_string()))?;
+            if gpus.is_empty() {
+                let why = "the CUDA driver shows no GPU".to_owned();
+                return Err(ServeError::NoGpu(why));
+            }
+            Ok((DeviceKind::Cuda, gpus))
+        }
     }
 }
 

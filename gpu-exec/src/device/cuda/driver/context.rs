@@ -35,7 +35,11 @@ impl Context {
     ///
     /// # Errors
     /// As the driver.
-    pub(crate) fn primary(driver: &'static Driver, ordinal: u32, flags: u32) -> CuResult<Arc<Self>> {
+    pub(crate) fn primary(
+        driver: &'static Driver,
+        ordinal: u32,
+        flags: u32,
+    ) -> CuResult<Arc<Self>> {
         let (device, mut raw) = (driver.device(ordinal)?, 0);
         // SAFETY: a device of the driver.
         let status = unsafe { (driver.table.cuDevicePrimaryCtxSetFlags_v2)(device, flags) };
@@ -63,7 +67,14 @@ impl Context {
     fn wrap(driver: &'static Driver, raw: Raw, device: i32, primary: bool) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { driver, raw, device, id, primary, spare_events: Mutex::new(Vec::new()) })
+        Arc::new(Self {
+            driver,
+            raw,
+            device,
+            id,
+            primary,
+            spare_events: Mutex::new(Vec::new()),
+        })
     }
 
     /// Makes it the calling thread's current context.
@@ -100,16 +111,6 @@ impl Context {
         // SAFETY: no parameters.
         check(unsafe { (self.driver.table.cuCtxSynchronize)() })
     }
-
-    /// Ends all work of a primary context, whose error goes with it. Blocks.
-    ///
-    /// # Errors
-    /// As the driver.
-    pub(crate) fn reset_primary(&self) -> CuResult {
-        // SAFETY: a device of the driver. Objects of the context that live on are answered with errors by the
-        // driver, which keeps tables of its handles.
-        check(unsafe { (self.driver.table.cuDevicePrimaryCtxReset_v2)(self.device) })
-    }
 }
 
 impl Drop for Context {
@@ -139,7 +140,10 @@ pub(crate) struct Stream {
 impl Stream {
     /// The stream that synchronizes with the context's blocking streams.
     pub(crate) fn legacy(context: &Arc<Context>) -> Self {
-        Self { context: context.clone(), raw: 0 }
+        Self {
+            context: context.clone(),
+            raw: 0,
+        }
     }
 
     /// `cuStreamCreateWithPriority`.
@@ -150,8 +154,13 @@ impl Stream {
         context.make_current()?;
         let mut raw = 0;
         // SAFETY: a place for one handle.
-        check(unsafe { (context.driver.table.cuStreamCreateWithPriority)(&raw mut raw, flags, priority) })?;
-        Ok(Self { context: context.clone(), raw })
+        check(unsafe {
+            (context.driver.table.cuStreamCreateWithPriority)(&raw mut raw, flags, priority)
+        })?;
+        Ok(Self {
+            context: context.clone(),
+            raw,
+        })
     }
 
     /// Its context.
@@ -228,14 +237,22 @@ impl Event {
         let mut raw = 0;
         // SAFETY: a place for one handle.
         check(unsafe { (context.driver.table.cuEventCreate)(&raw mut raw, flags) })?;
-        Ok(Self { context: context.clone(), raw, spare: false })
+        Ok(Self {
+            context: context.clone(),
+            raw,
+            spare: false,
+        })
     }
 
     /// An event without timing, used over and over.
     fn spare(context: &Arc<Context>) -> CuResult<Self> {
         let spare = context.spare_events.lock().pop();
         match spare {
-            Some(raw) => Ok(Self { context: context.clone(), raw, spare: true }),
+            Some(raw) => Ok(Self {
+                context: context.clone(),
+                raw,
+                spare: true,
+            }),
             None => {
                 let mut event = Self::create(context, EVENT_DISABLE_TIMING)?;
                 event.spare = true;
@@ -262,7 +279,9 @@ impl Event {
         self.context.make_current()?;
         let mut ms = 0.0;
         // SAFETY: live events, a place for one float.
-        check(unsafe { (self.context.driver.table.cuEventElapsedTime)(&raw mut ms, self.raw, end.raw) })?;
+        check(unsafe {
+            (self.context.driver.table.cuEventElapsedTime)(&raw mut ms, self.raw, end.raw)
+        })?;
         Ok(ms)
     }
 }
@@ -293,7 +312,10 @@ const PENDING: u32 = u32::MAX;
 impl Fence {
     /// The last record of an event.
     pub(crate) fn of(event: Arc<Event>) -> Arc<Self> {
-        Arc::new(Self { event, outcome: AtomicU32::new(PENDING) })
+        Arc::new(Self {
+            event,
+            outcome: AtomicU32::new(PENDING),
+        })
     }
 
     /// How it passed, if it has. Asks the driver; does not block.

@@ -20,9 +20,9 @@ mod host;
 mod memory;
 mod table;
 
-pub(crate) use code::{Function, Launch, Module, PARAMS_MAX};
+pub(crate) use code::{Function, Launch, Module};
 pub(crate) use context::{Context, Event, Fence, Stream};
-pub(crate) use graph::{Graph, GraphExec};
-pub(crate) use host::{HostBlock, Region, Slab};
+pub(crate) use graph::{Graph, GraphExec, Rows};
+pub(crate) use host::{HostBlock, Landing, Region, Slab, receive, receive_staged};
 pub(crate) use memory::{Extent, Mapping, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};

@@ -82,7 +82,6 @@ entry_points! {
         cuDeviceGetAttribute: fn(*mut c_int, c_int, c_int);
         cuDevicePrimaryCtxRetain: fn(*mut Raw, c_int);
         cuDevicePrimaryCtxRelease_v2: fn(c_int);
-        cuDevicePrimaryCtxReset_v2: fn(c_int);
         cuDevicePrimaryCtxSetFlags_v2: fn(c_int, c_uint);
         cuCtxCreate_v2: fn(*mut Raw, c_uint, c_int);
         cuCtxDestroy_v2: fn(Raw);
@@ -156,7 +155,9 @@ pub(crate) struct Driver {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,7 +184,7 @@ impl Driver {
         let mut failures = Vec::new();
         for name in names {
             // SAFETY: the driver's initializers are what every CUDA program runs.
-            match unsafe { Library::new(name) } {
+            match unsafe { Library::new(*name) } {
                 Ok(library) => return Self::start(library),
                 Err(error) => failures.push(error.to_string()),
             }
@@ -212,7 +213,10 @@ impl Driver {
     /// # Errors
     /// `INVALID_DEVICE`.
     pub(super) fn device(&self, ordinal: u32) -> CuResult<c_int> {
-        let (mut device, ordinal) = (0, c_int::try_from(ordinal).map_err(|_| CuStatus::INVALID_DEVICE)?);
+        let (mut device, ordinal) = (
+            0,
+            c_int::try_from(ordinal).map_err(|_| CuStatus::INVALID_DEVICE)?,
+        );
         // SAFETY: a place for one int.
         check(unsafe { (self.table.cuDeviceGet)(&raw mut device, ordinal) })?;
         Ok(device)
@@ -275,13 +279,21 @@ impl Driver {
         if version < VERSION_MIN {
             return Err(LoadError::Version(version));
         }
-        Ok(Self { table, version: version.unsigned_abs(), _library: library })
+        Ok(Self {
+            table,
+            version: version.unsigned_abs(),
+            _library: library,
+        })
     }
 }
 
 /// A `CUresult` as a result.
 pub(super) fn check(status: u32) -> CuResult {
-    if status == 0 { Ok(()) } else { Err(CuStatus(status)) }
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(CuStatus(status))
+    }
 }
 
 #[cfg(test)]
@@ -292,7 +304,10 @@ mod tests {
     #[test]
     fn a_missing_or_foreign_library_is_an_error_and_no_panic() {
         let missing = Driver::load(&["libfarcall-is-not-there.so"]).unwrap_err();
-        assert!(matches!(&missing, LoadError::Library(why) if why.contains("libfarcall-is-not-there")), "{missing}");
+        assert!(
+            matches!(&missing, LoadError::Library(why) if why.contains("libfarcall-is-not-there")),
+            "{missing}"
+        );
         let foreign = Driver::load(&["libc.so.6"]).unwrap_err();
         assert!(matches!(foreign, LoadError::Symbol("cuInit")), "{foreign}");
     }

@@ -1,0 +1,376 @@
+//! Device memory: address ranges, physical pieces mapped there, plain allocations; copies and fills.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+use farcall_marshal::status::{CuResult, CuStatus};
+
+use super::context::{Context, Stream};
+use super::table::{Driver, check};
+
+/// A piece of memory that device operations may name: device memory, or pinned memory made by [`super::HostBlock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(super) addr: u64,
+    pub(super) bytes: usize,
+    /// Host memory: copies must find out by the address.
+    pub(super) is_host: bool,
+}
+
+impl Extent {
+    pub(super) fn inside(
+        base: u64,
+        size: u64,
+        addr: u64,
+        bytes: u64,
+        is_host: bool,
+    ) -> Option<Self> {
+        let offset = addr.checked_sub(base)?;
+        let fits = bytes <= size.checked_sub(offset)?;
+        fits.then_some(Self {
+            addr,
+            bytes: usize::try_from(bytes).ok()?,
+            is_host,
+        })
+    }
+
+    /// A part of it.
+    pub(crate) fn part(&self, at: usize, bytes: usize) -> Option<Self> {
+        Self::inside(
+            self.addr,
+            self.bytes as u64,
+            self.addr.checked_add(at as u64)?,
+            bytes as u64,
+            self.is_host,
+        )
+    }
+
+    /// Its size.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Addresses that the driver gives to nobody else. Nothing is there but where a [`Mapping`] is.
+#[derive(Debug)]
+pub(crate) struct VirtualRange {
+    driver: &'static Driver,
+    base: u64,
+    bytes: usize,
+}
+
+impl VirtualRange {
+    /// Reserves `bytes` bytes, at `hint` if the driver can.
+    ///
+    /// # Errors
+    /// `NOT_SUPPORTED`: a driver without virtual memory management; else as the driver.
+    pub(crate) fn reserve(driver: &'static Driver, hint: u64, bytes: u64) -> CuResult<Self> {
+        let table = &driver.table;
+        let all_there = table.cuMemAddressFree.is_some()
+            && table.cuMemCreate.is_some()
+            && table.cuMemMap.is_some();
+        let all_there = all_there
+            && table.cuMemSetAccess.is_some()
+            && table.cuMemUnmap.is_some()
+            && table.cuMemRelease.is_some();
+        let reserve = table
+            .cuMemAddressReserve
+            .filter(|_| all_there)
+            .ok_or(CuStatus::NOT_SUPPORTED)?;
+        let (mut base, bytes) = (
+            0,
+            usize::try_from(bytes).map_err(|_| CuStatus::INVALID_VALUE)?,
+        );
+        // SAFETY: a place for one address; 0 = the default alignment.
+        check(unsafe { reserve(&raw mut base, bytes, 0, hint, 0) })?;
+        Ok(Self {
+            driver,
+            base,
+            bytes,
+        })
+    }
+
+    /// First address.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// A piece of the range: on the device or nothing at all, never memory of this process.
+    pub(crate) fn extent(&self, addr: u64, bytes: u64) -> Option<Extent> {
+        Extent::inside(self.base, self.bytes as u64, addr, bytes, false)
+    }
+}
+
+impl Drop for VirtualRange {
+    fn drop(&mut self) {
+        if let Some(free) = self.driver.table.cuMemAddressFree {
+            // SAFETY: reserved by `reserve`; every mapping in it held the range and is gone.
+            unsafe { free(self.base, self.bytes) };
+        }
+    }
+}
+
+/// Physical memory of one device at some addresses.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    range: Arc<VirtualRange>,
+    addr: u64,
+    bytes: usize,
+    handle: u64,
+}
+
+impl Mapping {
+    /// Makes `bytes` bytes of memory of the device `ordinal` appear at `addr`, both multiples of 2 MiB.
+    /// Its contents are anything.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: outside of the range, or something is there; else as the driver.
+    pub(crate) fn new(
+        range: &Arc<VirtualRange>,
+        ordinal: u32,
+        addr: u64,
+        bytes: u64,
+    ) -> CuResult<Self> {
+        let driver = range.driver;
+        let bytes = range
+            .extent(addr, bytes)
+            .ok_or(CuStatus::INVALID_VALUE)?
+            .bytes;
+        let (Some(create), Some(map), Some(set_access)) = (
+            driver.table.cuMemCreate,
+            driver.table.cuMemMap,
+            driver.table.cuMemSetAccess,
+        ) else {
+            return Err(CuStatus::NOT_SUPPORTED);
+        };
+        let location = location(driver.device(ordinal)?);
+        let properties = properties(location);
+        let mut handle = 0;
+        // SAFETY: valid properties, a place for one handle.
+        check(unsafe { create(&raw mut handle, bytes, &raw const properties, 0) })?;
+        // SAFETY: the addresses are of our range, the handle has that size. If something is mapped there the driver refuses.
+        if let Err(status) = check(unsafe { map(addr, bytes, 0, handle, 0) }) {
+            if let Some(release) = driver.table.cuMemRelease {
+                // SAFETY: just made, mapped nowhere.
+                unsafe { release(handle) };
+            }
+            return Err(status);
+        }
+        // From here on drop undoes it.
+        let mapping = Self {
+            range: range.clone(),
+            addr,
+            bytes,
+            handle,
+        };
+        let access = sys::CUmemAccessDesc {
+            location,
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: one valid description for addresses that we have just mapped.
+        check(unsafe { set_access(addr, bytes, &raw const access, 1) })?;
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let table = &self.range.driver.table;
+        if let Some(unmap) = table.cuMemUnmap {
+            // SAFETY: mapped as a whole by `new`. A device that still uses it gets a fault, nothing else.
+            unsafe { unmap(self.addr, self.bytes) };
+        }
+        if let Some(release) = table.cuMemRelease {
+            // SAFETY: made by `new`, released once.
+            unsafe { release(self.handle) };
+        }
+    }
+}
+
+/// Device memory at an address of the driver's choice.
+#[derive(Debug)]
+pub(crate) struct PlainBlock {
+    context: Arc<Context>,
+    base: u64,
+    bytes: u64,
+    /// Whether drop frees it; a module's variables go with their module.
+    is_owned: bool,
+}
+
+impl PlainBlock {
+    /// `cuMemAlloc`. Its contents are anything.
+    ///
+    /// # Errors
+    /// As the driver.
+    pub(crate) fn new(context: &Arc<Context>, bytes: u64) -> CuResult<Self> {
+        context.make_current()?;
+        let mut base = 0;
+        let size = usize::try_from(bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
+        // SAFETY: a place for one address.
+        check(unsafe { (context.driver.table.cuMemAlloc_v2)(&raw mut base, size) })?;
+        Ok(Self {
+            context: context.clone(),
+            base,
+            bytes,
+            is_owned: true,
+        })
+    }
+
+    /// A module's variable, which `cuModuleGetGlobal` told.
+    pub(super) fn global(context: &Arc<Context>, base: u64, bytes: u64) -> Self {
+        Self {
+            context: context.clone(),
+            base,
+            bytes,
+            is_owned: false,
+        }
+    }
+
+    /// First address.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A piece of it.
+    pub(crate) fn extent(&self, addr: u64, bytes: u64) -> Option<Extent> {
+        Extent::inside(self.base, self.bytes, addr, bytes, false)
+    }
+}
+
+impl Drop for PlainBlock {
+    fn drop(&mut self) {
+        if self.is_owned && self.context.make_current().is_ok() {
+            // SAFETY: allocated by `new`, freed once. The driver waits for work that uses it.
+            unsafe { (self.context.driver.table.cuMemFree_v2)(self.base) };
+        }
+    }
+}
+
+impl Stream {
+    /// Copies between device memory. `src` and `dst` have the same size.
+    ///
+    /// # Errors
+    /// As the driver.
+    pub(crate) fn copy(&self, dst: Extent, src: Extent) -> CuResult {
+        self.context.make_current()?;
+        let (table, bytes) = (&self.context.driver.table, dst.bytes.min(src.bytes));
+        let copy = if dst.is_host || src.is_host {
+            table.cuMemcpyAsync
+        } else {
+            table.cuMemcpyDtoDAsync_v2
+        };
+        // SAFETY: both extents were vouched for.
+        check(unsafe { copy(dst.addr, src.addr, bytes, self.raw) })
+    }
+
+    /// Writes elements of `width` bytes all over `dst`.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: a width other than 1, 2, 4, or not a whole number of elements; else as the driver.
+    pub(crate) fn fill(&self, dst: Extent, value: u32, width: u32) -> CuResult {
+        let count = dst.bytes / (width.max(1) as usize);
+        if count * width as usize != dst.bytes {
+            return Err(CuStatus::INVALID_VALUE);
+        }
+        self.context.make_current()?;
+        let table = &self.context.driver.table;
+        let [low, second, ..] = value.to_le_bytes();
+        let status = match width {
+            // SAFETY: the extent was vouched for and holds `count` elements.
+            1 => unsafe { (table.cuMemsetD8Async)(dst.addr, low, count, self.raw) },
+            // SAFETY: as above.
+            2 => unsafe {
+                (table.cuMemsetD16Async)(
+                    dst.addr,
+                    u16::from_le_bytes([low, second]),
+                    count,
+                    self.raw,
+                )
+            },
+            // SAFETY: as above.
+            4 => unsafe { (table.cuMemsetD32Async)(dst.addr, value, count, self.raw) },
+            _ => return Err(CuStatus::INVALID_VALUE),
+        };
+        check(status)
+    }
+
+    /// Writes rows of `row_elements` elements, `pitch` bytes apart, from the start of `dst`.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: a width other than 1, 2, 4, or rows that leave `dst`; else as the driver.
+    pub(crate) fn fill_rows(
+        &self,
+        dst: Extent,
+        pitch: usize,
+        rows: usize,
+        row_elements: usize,
+        value: u32,
+        width: u32,
+    ) -> CuResult {
+        let row_bytes = row_elements
+            .checked_mul(width as usize)
+            .ok_or(CuStatus::INVALID_VALUE)?;
+        let span = rows
+            .checked_sub(1)
+            .and_then(|rows| pitch.checked_mul(rows))
+            .and_then(|bytes| bytes.checked_add(row_bytes));
+        if pitch < row_bytes || span.is_none_or(|span| span > dst.bytes) {
+            return Err(CuStatus::INVALID_VALUE);
+        }
+        self.context.make_current()?;
+        let table = &self.context.driver.table;
+        let [low, second, ..] = value.to_le_bytes();
+        let (addr, raw) = (dst.addr, self.raw);
+        let status = match width {
+            // SAFETY: the extent was vouched for and holds all rows.
+            1 => unsafe { (table.cuMemsetD2D8Async)(addr, pitch, low, row_elements, rows, raw) },
+            // SAFETY: as above.
+            2 => unsafe {
+                (table.cuMemsetD2D16Async)(
+                    addr,
+                    pitch,
+                    u16::from_le_bytes([low, second]),
+                    row_elements,
+                    rows,
+                    raw,
+                )
+            },
+            // SAFETY: as above.
+            4 => unsafe { (table.cuMemsetD2D32Async)(addr, pitch, value, row_elements, rows, raw) },
+            _ => return Err(CuStatus::INVALID_VALUE),
+        };
+        check(status)
+    }
+}
+
+fn location(device: c_int) -> sys::CUmemLocation {
+    sys::CUmemLocation {
+        type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+        id: device,
+    }
+}
+
+fn properties(location: sys::CUmemLocation) -> sys::CUmemAllocationProp {
+    sys::CUmemAllocationProp {
+        type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+        location,
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        },
+    }
+}
+
+// The layouts of cuda.h.
+const _: () =
+    assert!(size_of::<sys::CUmemAllocationProp>() == 32 && size_of::<sys::CUmemAccessDesc>() == 12);
