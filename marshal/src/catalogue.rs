@@ -105,13 +105,20 @@ pub fn call(number: u16) -> Option<&'static CallInfo> {
 #[must_use]
 pub fn proc_address(base: &str, version: u32, per_thread: bool) -> Lookup {
     let first = PROC_ADDRESSES.partition_point(|row| row.base < base);
-    let rows = PROC_ADDRESSES.iter().skip(first).take_while(|row| row.base == base);
+    let rows = PROC_ADDRESSES
+        .iter()
+        .skip(first)
+        .take_while(|row| row.base == base);
     let newest = |per_thread: bool| {
         rows.clone()
             .filter(|row| row.mode.is_per_thread() == per_thread && row.since <= version)
             .max_by_key(|row| row.since)
     };
-    let found = if per_thread { newest(true).or_else(|| newest(false)) } else { newest(false) };
+    let found = if per_thread {
+        newest(true).or_else(|| newest(false))
+    } else {
+        newest(false)
+    };
     match found {
         Some(row) => Lookup::Symbol(row.symbol),
         None if rows.clone().next().is_some() => Lookup::VersionTooOld,
@@ -142,8 +149,14 @@ mod tests {
 
     #[test]
     fn per_thread_variant_where_there_is_one() {
-        assert_eq!(proc_address("cuMemcpy", 12000, true), Lookup::Symbol("cuMemcpy_ptds"));
-        assert_eq!(proc_address("cuCtxGetDevice", 12000, true), Lookup::Symbol("cuCtxGetDevice"));
+        assert_eq!(
+            proc_address("cuMemcpy", 12000, true),
+            Lookup::Symbol("cuMemcpy_ptds")
+        );
+        assert_eq!(
+            proc_address("cuCtxGetDevice", 12000, true),
+            Lookup::Symbol("cuCtxGetDevice")
+        );
     }
 
     #[test]

@@ -106,13 +106,23 @@ impl Head {
     /// Head of a request.
     #[must_use]
     pub const fn request(number: u16, context: u32, ticket: u32) -> Self {
-        Self { number, flags: 0, context, ticket }
+        Self {
+            number,
+            flags: 0,
+            context,
+            ticket,
+        }
     }
 
     /// Head of the reply to a request.
     #[must_use]
     pub const fn reply(number: u16, status: u32, ticket: u32) -> Self {
-        Self { number, flags: FLAG_REPLY, context: status, ticket }
+        Self {
+            number,
+            flags: FLAG_REPLY,
+            context: status,
+            ticket,
+        }
     }
 
     /// Whether the sender wants to hear of its way.
@@ -174,16 +184,23 @@ pub fn to_vec<'a>(head: Head, body: &impl Record<'a>) -> Vec<u8> {
 /// Truncated, impossible length, unknown flags.
 #[inline]
 pub fn split(frame: &[u8]) -> Result<(Head, &[u8], &[u8]), DecodeError> {
-    let (head, _) = WireHead::ref_from_prefix(frame).map_err(|_| DecodeError::Truncated { record: "head" })?;
+    let (head, _) =
+        WireHead::ref_from_prefix(frame).map_err(|_| DecodeError::Truncated { record: "head" })?;
     let bytes = head.bytes.get() as usize;
     if bytes < HEAD_BYTES || !bytes.is_multiple_of(8) {
-        return Err(DecodeError::BadLength { bytes: head.bytes.get() });
+        return Err(DecodeError::BadLength {
+            bytes: head.bytes.get(),
+        });
     }
     if head.flags.get() & !FLAGS_KNOWN != 0 {
         return Err(DecodeError::Reserved { record: "head" });
     }
-    let (record, rest) = frame.split_at_checked(bytes).ok_or(DecodeError::Truncated { record: "body" })?;
-    let (_, body) = record.split_at_checked(HEAD_BYTES).ok_or(DecodeError::Truncated { record: "head" })?;
+    let (record, rest) = frame
+        .split_at_checked(bytes)
+        .ok_or(DecodeError::Truncated { record: "body" })?;
+    let (_, body) = record
+        .split_at_checked(HEAD_BYTES)
+        .ok_or(DecodeError::Truncated { record: "head" })?;
     let head = Head {
         number: head.number.get(),
         flags: head.flags.get(),
@@ -199,7 +216,9 @@ pub fn with_stream(record: &[u8], stream: u64) -> Option<Vec<u8>> {
     let (head, ..) = split(record).ok()?;
     let at = crate::wire::stream_offset(head.number)?.checked_add(HEAD_BYTES)?;
     let mut moved = record.to_vec();
-    moved.get_mut(at..at.checked_add(8)?)?.copy_from_slice(&stream.to_le_bytes());
+    moved
+        .get_mut(at..at.checked_add(8)?)?
+        .copy_from_slice(&stream.to_le_bytes());
     Some(moved)
 }
 
@@ -256,10 +275,18 @@ pub(crate) fn put_padded<'o>(out: &'o mut [u8], bytes: &[u8]) -> &'o mut [u8] {
 
 /// Takes `len` bytes and their padding off the front.
 #[inline]
-pub(crate) fn take_padded<'a>(from: &'a [u8], len: u32, record: &'static str) -> Result<(&'a [u8], &'a [u8]), DecodeError> {
+pub(crate) fn take_padded<'a>(
+    from: &'a [u8],
+    len: u32,
+    record: &'static str,
+) -> Result<(&'a [u8], &'a [u8]), DecodeError> {
     let len = len as usize;
-    let (part, rest) = from.split_at_checked(padded(len)).ok_or(DecodeError::Truncated { record })?;
-    let (bytes, pad) = part.split_at_checked(len).ok_or(DecodeError::Truncated { record })?;
+    let (part, rest) = from
+        .split_at_checked(padded(len))
+        .ok_or(DecodeError::Truncated { record })?;
+    let (bytes, pad) = part
+        .split_at_checked(len)
+        .ok_or(DecodeError::Truncated { record })?;
     if pad.iter().any(|b| *b != 0) {
         return Err(DecodeError::Reserved { record });
     }
@@ -280,7 +307,11 @@ pub(crate) fn encoded<'a>(body: &impl Record<'a>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )]
     use super::{DecodeError, Head, Record, split, to_vec, with_stream};
     use crate::wire::{CuLaunchKernel, CuMemcpyHtoDAsyncV2, CuModuleGetFunction};
 
@@ -303,9 +334,15 @@ mod tests {
     #[test]
     fn a_record_comes_back_as_it_was() {
         let params = [1, 2, 3];
-        let bytes = to_vec(Head::request(CuLaunchKernel::NUMBER, 9, 11), &launch(&params));
+        let bytes = to_vec(
+            Head::request(CuLaunchKernel::NUMBER, 9, 11),
+            &launch(&params),
+        );
         let (head, body, rest) = split(&bytes).unwrap();
-        assert_eq!((head.number, head.context, head.ticket), (CuLaunchKernel::NUMBER, 9, 11));
+        assert_eq!(
+            (head.number, head.context, head.ticket),
+            (CuLaunchKernel::NUMBER, 9, 11)
+        );
         assert_eq!(CuLaunchKernel::decode_body(body).unwrap(), launch(&params));
         assert!(rest.is_empty());
     }
@@ -315,10 +352,18 @@ mod tests {
         let bytes = to_vec(Head::request(1, 0, 0), &launch(&[9; 16]));
         let (_, body, _) = split(&bytes).unwrap();
         let short = &body[..body.len() - 8];
-        assert_eq!(CuLaunchKernel::decode_body(short), Err(DecodeError::Truncated { record: "cuLaunchKernel" }));
+        assert_eq!(
+            CuLaunchKernel::decode_body(short),
+            Err(DecodeError::Truncated {
+                record: "cuLaunchKernel"
+            })
+        );
         let mut long = body.to_vec();
         long.extend_from_slice(&[0; 8]);
-        assert!(matches!(CuLaunchKernel::decode_body(&long), Err(DecodeError::Trailing { bytes: 8, .. })));
+        assert!(matches!(
+            CuLaunchKernel::decode_body(&long),
+            Err(DecodeError::Trailing { bytes: 8, .. })
+        ));
     }
 
     #[test]
@@ -326,32 +371,55 @@ mod tests {
         let mut bytes = to_vec(Head::request(1, 0, 0), &launch(&[9; 3]));
         *bytes.last_mut().unwrap() = 1;
         let (_, body, _) = split(&bytes).unwrap();
-        assert!(matches!(CuLaunchKernel::decode_body(body), Err(DecodeError::Reserved { .. })));
+        assert!(matches!(
+            CuLaunchKernel::decode_body(body),
+            Err(DecodeError::Reserved { .. })
+        ));
     }
 
     #[test]
     fn text_must_be_utf8() {
-        let record = CuModuleGetFunction { function: 1, module: 2, name: "ab" };
+        let record = CuModuleGetFunction {
+            function: 1,
+            module: 2,
+            name: "ab",
+        };
         let mut bytes = to_vec(Head::request(1, 0, 0), &record);
         let at = bytes.len() - 8;
         bytes[at] = 0xff;
         let (_, body, _) = split(&bytes).unwrap();
-        assert!(matches!(CuModuleGetFunction::decode_body(body), Err(DecodeError::Text { .. })));
+        assert!(matches!(
+            CuModuleGetFunction::decode_body(body),
+            Err(DecodeError::Text { .. })
+        ));
     }
 
     #[test]
     fn a_record_moves_to_another_stream() {
-        let moved = with_stream(&to_vec(Head::request(CuLaunchKernel::NUMBER, 0, 0), &launch(&[1])), 77).unwrap();
+        let moved = with_stream(
+            &to_vec(Head::request(CuLaunchKernel::NUMBER, 0, 0), &launch(&[1])),
+            77,
+        )
+        .unwrap();
         let (_, body, _) = split(&moved).unwrap();
         assert_eq!(CuLaunchKernel::decode_body(body).unwrap().stream, 77);
     }
 
     #[test]
     fn a_length_that_lies_is_refused() {
-        let record = CuMemcpyHtoDAsyncV2 { dst: 1, count: 2, stream: 3, bulk: 0, data: &[1; 8] };
+        let record = CuMemcpyHtoDAsyncV2 {
+            dst: 1,
+            count: 2,
+            stream: 3,
+            bulk: 0,
+            data: &[1; 8],
+        };
         let mut bytes = to_vec(Head::request(1, 0, 0), &record);
         bytes[0] = 4;
-        assert!(matches!(split(&bytes), Err(DecodeError::BadLength { bytes: 4 })));
+        assert!(matches!(
+            split(&bytes),
+            Err(DecodeError::BadLength { bytes: 4 })
+        ));
         bytes[0] = 248;
         assert!(matches!(split(&bytes), Err(DecodeError::Truncated { .. })));
     }

@@ -8,7 +8,9 @@ use std::fmt::Write as _;
 use zerocopy::little_endian::{F32, I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::record::{DecodeError, Head, Record, encoded, length, padded, put, put_padded, take_padded, text};
+use crate::record::{
+    DecodeError, Head, Record, encoded, length, padded, put, put_padded, take_padded, text,
+};
 
 include!(concat!(env!("OUT_DIR"), "/records.rs"));
 
@@ -18,7 +20,11 @@ struct Line(String);
 
 impl Line {
     fn hex(&mut self, name: &str, value: u64) {
-        let _ = if value < 4096 { write!(self.0, " {name}={value}") } else { write!(self.0, " {name}={value:#x}") };
+        let _ = if value < 4096 {
+            write!(self.0, " {name}={value}")
+        } else {
+            write!(self.0, " {name}={value:#x}")
+        };
     }
 
     fn plain(&mut self, name: &str, value: impl std::fmt::Debug) {

@@ -8,7 +8,9 @@ use farcall_marshal::catalogue::{Lookup, proc_address};
 use farcall_marshal::wire::samples;
 
 fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/golden").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../fixtures/golden")
+        .join(name)
 }
 
 /// Every record with made-up values. After a wanted change: `FARCALL_ACCEPT_GOLDEN=1 cargo test -p farcall-marshal`,
@@ -18,7 +20,12 @@ fn records_are_encoded_as_ever() {
     let mut now = String::new();
     for (number, is_reply, name, body) in samples() {
         let hex: String = body.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(now, "{number}\t{}\t{name}\t{hex}", if is_reply { "reply" } else { "record" }).unwrap();
+        writeln!(
+            now,
+            "{number}\t{}\t{name}\t{hex}",
+            if is_reply { "reply" } else { "record" }
+        )
+        .unwrap();
     }
     let path = golden("records.tsv");
     if std::env::var_os("FARCALL_ACCEPT_GOLDEN").is_some() {
@@ -38,8 +45,12 @@ fn every_measured_name_resolves_as_measured() {
     let mut rows = 0;
     for line in map.lines().skip(1) {
         let mut fields = line.split('\t');
-        let (base, since, mode, symbol) =
-            (fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
+        let (base, since, mode, symbol) = (
+            fields.next().unwrap(),
+            fields.next().unwrap(),
+            fields.next().unwrap(),
+            fields.next().unwrap(),
+        );
         let answer = match proc_address(base, since.parse().unwrap(), !mode.is_empty()) {
             Lookup::Symbol(symbol) => symbol,
             other => panic!("{line}: {other:?}"),

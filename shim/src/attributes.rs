@@ -42,7 +42,12 @@ pub(crate) struct LaunchLimits {
 impl LaunchLimits {
     pub(crate) fn of(attributes: &[i32]) -> Self {
         use Attribute as A;
-        let get = |attribute: A| attributes.get(attribute as usize).and_then(|value| u32::try_from(*value).ok()).unwrap_or(0);
+        let get = |attribute: A| {
+            attributes
+                .get(attribute as usize)
+                .and_then(|value| u32::try_from(*value).ok())
+                .unwrap_or(0)
+        };
         Self {
             grid: [A::MaxGridDimX, A::MaxGridDimY, A::MaxGridDimZ].map(get),
             block: [A::MaxBlockDimX, A::MaxBlockDimY, A::MaxBlockDimZ].map(get),

@@ -42,7 +42,10 @@ impl Node {
             Self::FromHost { .. } | Self::ToHost { .. } => MEMCPY,
             Self::HostFunction { .. } => HOST,
             Self::Record(bytes) => {
-                let symbol = record::split(bytes).ok().and_then(|(head, ..)| farcall_marshal::catalogue::call(head.number)).map_or("", |c| c.symbol);
+                let symbol = record::split(bytes)
+                    .ok()
+                    .and_then(|(head, ..)| farcall_marshal::catalogue::call(head.number))
+                    .map_or("", |c| c.symbol);
                 match symbol {
                     s if s.starts_with("cuLaunch") => KERNEL,
                     s if s.starts_with("cuMemset") => MEMSET,
@@ -55,7 +58,10 @@ impl Node {
 
     /// Whether only the client can run it, because it touches host memory or calls the program.
     fn needs_client(&self) -> bool {
-        matches!(self, Self::FromHost { .. } | Self::ToHost { .. } | Self::HostFunction { .. })
+        matches!(
+            self,
+            Self::FromHost { .. } | Self::ToHost { .. } | Self::HostFunction { .. }
+        )
     }
 }
 
@@ -76,7 +82,9 @@ impl Definition {
 
     /// Nodes that depend on no other.
     pub(crate) fn roots(&self) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|index| !self.edges.iter().any(|(_, to)| *to as usize == *index)).collect()
+        (0..self.nodes.len())
+            .filter(|index| !self.edges.iter().any(|(_, to)| *to as usize == *index))
+            .collect()
     }
 }
 
@@ -130,7 +138,12 @@ pub(crate) fn forbid_legacy(context: &Context) -> CuResult {
     let captures = CAPTURES.lock();
     let spoiled = captures.iter().find(|capture| {
         std::ptr::eq(capture.context, context)
-            && capture.build.lock().members.iter().any(|stream| stream.flags & STREAM_NON_BLOCKING == 0)
+            && capture
+                .build
+                .lock()
+                .members
+                .iter()
+                .any(|stream| stream.flags & STREAM_NON_BLOCKING == 0)
     });
     match spoiled {
         None => Ok(()),
@@ -147,7 +160,10 @@ pub(crate) fn forbid_synchronize(context: &Context) -> CuResult {
         return Ok(());
     }
     let captures = CAPTURES.lock();
-    match captures.iter().find(|capture| std::ptr::eq(capture.context, context)) {
+    match captures
+        .iter()
+        .find(|capture| std::ptr::eq(capture.context, context))
+    {
         None => Ok(()),
         Some(capture) => {
             capture.invalidate();
@@ -176,7 +192,10 @@ pub(crate) fn begin(stream: &Arc<Stream>, mode: u32, graph_handle: u64) -> CuRes
         origin: stream.id,
         invalid: AtomicBool::new(false),
         nodes: Mutex::default(),
-        build: Mutex::new(Build { members: vec![Arc::clone(stream)], ..Build::default() }),
+        build: Mutex::new(Build {
+            members: vec![Arc::clone(stream)],
+            ..Build::default()
+        }),
     });
     *slot = Some(Arc::clone(&capture));
     CAPTURES.lock().push(capture);
@@ -186,7 +205,11 @@ pub(crate) fn begin(stream: &Arc<Stream>, mode: u32, graph_handle: u64) -> CuRes
 
 /// Ends the capture that began on `stream`; the graph it made.
 pub(crate) fn end(stream: &Arc<Stream>) -> CuResult<(u64, Graph)> {
-    let capture = stream.capture.lock().clone().ok_or(CuStatus::ILLEGAL_STATE)?;
+    let capture = stream
+        .capture
+        .lock()
+        .clone()
+        .ok_or(CuStatus::ILLEGAL_STATE)?;
     if capture.origin != stream.id {
         return Err(CuStatus::STREAM_CAPTURE_UNMATCHED);
     }
@@ -194,14 +217,24 @@ pub(crate) fn end(stream: &Arc<Stream>) -> CuResult<(u64, Graph)> {
     for member in build.members.drain(..) {
         *member.capture.lock() = None;
     }
-    CAPTURES.lock().retain(|other| !Arc::ptr_eq(other, &capture));
+    CAPTURES
+        .lock()
+        .retain(|other| !Arc::ptr_eq(other, &capture));
     ACTIVE.fetch_sub(1, Ordering::Relaxed);
     capture.check()?;
     let joined = build.reached_from(capture.origin);
-    if build.tips.values().flatten().any(|tip| !joined.contains(tip)) {
+    if build
+        .tips
+        .values()
+        .flatten()
+        .any(|tip| !joined.contains(tip))
+    {
         return Err(CuStatus::STREAM_CAPTURE_UNJOINED);
     }
-    let graph = Graph { definition: Mutex::new(std::mem::take(&mut build.definition)), node_handles: Mutex::new(std::mem::take(&mut capture.nodes.lock().0)) };
+    let graph = Graph {
+        definition: Mutex::new(std::mem::take(&mut build.definition)),
+        node_handles: Mutex::new(std::mem::take(&mut capture.nodes.lock().0)),
+    };
     Ok((capture.graph_handle, graph))
 }
 
@@ -224,7 +257,11 @@ impl Build {
 
 impl Capture {
     pub(crate) fn check(&self) -> CuResult {
-        if self.invalid.load(Ordering::Relaxed) { Err(CuStatus::STREAM_CAPTURE_INVALIDATED) } else { Ok(()) }
+        if self.invalid.load(Ordering::Relaxed) {
+            Err(CuStatus::STREAM_CAPTURE_INVALIDATED)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn is_invalid(&self) -> bool {
@@ -246,29 +283,52 @@ impl Capture {
 
     /// What an event recorded on the stream now stands for.
     pub(crate) fn mark(&self, stream: u64) -> CaptureMark {
-        self.build.lock().tips.get(&stream).cloned().unwrap_or_default()
+        self.build
+            .lock()
+            .tips
+            .get(&stream)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Handles of the nodes that the stream's next one will depend on: an array that stays until it is asked
     /// for again, and its length.
-    pub(crate) fn dependencies(&self, stream: u64, table: &Table<GraphNode>) -> (*const u64, usize) {
+    pub(crate) fn dependencies(
+        &self,
+        stream: u64,
+        table: &Table<GraphNode>,
+    ) -> (*const u64, usize) {
         let mark = self.mark(stream);
         let count = self.build.lock().definition.nodes.len();
         let mut nodes = self.nodes.lock();
         let (known, told) = &mut *nodes;
         for index in known.len()..count {
             let handle = table.reserve();
-            table.insert(handle, Arc::new(GraphNode { graph: self.graph_handle, index }));
+            table.insert(
+                handle,
+                Arc::new(GraphNode {
+                    graph: self.graph_handle,
+                    index,
+                }),
+            );
             known.push(handle);
         }
-        *told = mark.iter().filter_map(|index| known.get(*index as usize)).copied().collect();
+        *told = mark
+            .iter()
+            .filter_map(|index| known.get(*index as usize))
+            .copied()
+            .collect();
         (told.as_ptr(), told.len())
     }
 
     /// `stream` waits for `mark`, and so takes part in the capture from now on.
     pub(crate) fn join(self: &Arc<Self>, stream: &Arc<Stream>, mark: &CaptureMark) -> CuResult {
         self.check()?;
-        if !CAPTURES.lock().iter().any(|capture| Arc::ptr_eq(capture, self)) {
+        if !CAPTURES
+            .lock()
+            .iter()
+            .any(|capture| Arc::ptr_eq(capture, self))
+        {
             return Err(CuStatus::CAPTURED_EVENT);
         }
         let mut slot = stream.capture.lock();
@@ -301,11 +361,19 @@ pub(crate) struct GraphExec {
 
 impl GraphExec {
     /// Sends the graph to the server, or keeps it where some node touches the program.
-    pub(crate) fn instantiate(context: &'static Context, definition: &Definition, flags: u64) -> CuResult<Self> {
+    pub(crate) fn instantiate(
+        context: &'static Context,
+        definition: &Definition,
+        flags: u64,
+    ) -> CuResult<Self> {
         let session = context.session();
         let id = session.new_id();
         if definition.nodes.iter().any(Node::needs_client) {
-            return Ok(Self { context, id, expanded: definition.nodes.clone() });
+            return Ok(Self {
+                context,
+                id,
+                expanded: definition.nodes.clone(),
+            });
         }
         let mut data = Vec::new();
         let mut count = 0_u64;
@@ -337,22 +405,36 @@ impl GraphExec {
         if !is_inline {
             memory::send_bulk(session, bulk, &data)?;
         }
-        Ok(Self { context, id, expanded: Vec::new() })
+        Ok(Self {
+            context,
+            id,
+            expanded: Vec::new(),
+        })
     }
 
     pub(crate) fn launch(&self, stream: &Arc<Stream>) -> CuResult {
         if self.expanded.is_empty() {
-            return stream.issue(&CuGraphLaunch { exec: self.id, stream: stream.id });
+            return stream.issue(&CuGraphLaunch {
+                exec: self.id,
+                stream: stream.id,
+            });
         }
         if let Some(capture) = stream.capturing()? {
-            return self.expanded.iter().try_for_each(|node| capture.add(stream.id, node.clone()));
+            return self
+                .expanded
+                .iter()
+                .try_for_each(|node| capture.add(stream.id, node.clone()));
         }
-        self.expanded.iter().try_for_each(|node| crate::api::run_node(stream, node))
+        self.expanded
+            .iter()
+            .try_for_each(|node| crate::api::run_node(stream, node))
     }
 
     pub(crate) fn destroy(&self) -> CuResult {
         if self.expanded.is_empty() && self.context.is_alive() {
-            self.context.session().send(self.context.id, &CuGraphExecDestroy { exec: self.id })?;
+            self.context
+                .session()
+                .send(self.context.id, &CuGraphExecDestroy { exec: self.id })?;
         }
         Ok(())
     }

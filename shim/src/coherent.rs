@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use farcall_marshal::record::INLINE_BYTES_MAX;
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuMemFreeHost, CuMemHostAlloc, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2};
+use farcall_marshal::wire::{
+    CuMemFreeHost, CuMemHostAlloc, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2,
+};
 use parking_lot::Mutex;
 
 use crate::context::Context;
@@ -43,20 +45,33 @@ struct Region {
 pub(crate) fn share(allocation: &Allocation) -> CuResult {
     let session = allocation.context.session();
     if allocation.kind == AllocationKind::Registered {
-        log::error!("registered host memory cannot be used by kernels yet; allocate it with cuMemHostAlloc");
+        log::error!(
+            "registered host memory cannot be used by kernels yet; allocate it with cuMemHostAlloc"
+        );
         return Err(CuStatus::NOT_SUPPORTED);
     }
     let mut regions = session.coherent.regions.lock();
-    if regions.iter().any(|region| region.start == allocation.start) {
+    if regions
+        .iter()
+        .any(|region| region.start == allocation.start)
+    {
         return Ok(());
     }
     // Managed memory was announced when it was made.
     if allocation.kind == AllocationKind::Host {
-        let record = CuMemHostAlloc { addr: allocation.start, bytes: allocation.reserved_bytes, flags: allocation.flags };
+        let record = CuMemHostAlloc {
+            addr: allocation.start,
+            bytes: allocation.reserved_bytes,
+            flags: allocation.flags,
+        };
         session.send(allocation.context.id, &record)?;
     }
     let bytes = usize::try_from(allocation.reserved_bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
-    regions.push(Region { start: allocation.start, shadow: vec![0; bytes], context: allocation.context });
+    regions.push(Region {
+        start: allocation.start,
+        shadow: vec![0; bytes],
+        context: allocation.context,
+    });
     session.coherent.is_used.store(true, Ordering::Release);
     Ok(())
 }
@@ -67,10 +82,21 @@ pub(crate) fn unshare(allocation: &Allocation) -> CuResult {
     let mut regions = session.coherent.regions.lock();
     let before = regions.len();
     regions.retain(|region| region.start != allocation.start);
-    if regions.len() != before && allocation.kind == AllocationKind::Host && allocation.context.is_alive() {
-        session.send(allocation.context.id, &CuMemFreeHost { addr: allocation.start })?;
+    if regions.len() != before
+        && allocation.kind == AllocationKind::Host
+        && allocation.context.is_alive()
+    {
+        session.send(
+            allocation.context.id,
+            &CuMemFreeHost {
+                addr: allocation.start,
+            },
+        )?;
     }
-    session.coherent.is_used.store(!regions.is_empty(), Ordering::Release);
+    session
+        .coherent
+        .is_used
+        .store(!regions.is_empty(), Ordering::Release);
     Ok(())
 }
 
@@ -87,7 +113,11 @@ pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
             share(&allocation)?;
         }
     }
-    if session.coherent.is_used.load(Ordering::Acquire) { push(stream) } else { Ok(()) }
+    if session.coherent.is_used.load(Ordering::Acquire) {
+        push(stream)
+    } else {
+        Ok(())
+    }
 }
 
 /// A copy or memset is about to work with this host memory on the device.
@@ -105,12 +135,21 @@ fn push(stream: &Stream) -> CuResult {
         let mut at = 0;
         while let Some((from, to)) = changed(host, &region.shadow, at) {
             at = to;
-            let (Some(new), Some(old)) = (host.get(from..to), region.shadow.get_mut(from..to)) else { break };
+            let (Some(new), Some(old)) = (host.get(from..to), region.shadow.get_mut(from..to))
+            else {
+                break;
+            };
             old.copy_from_slice(new);
             for (index, data) in old.chunks(INLINE_BYTES_MAX).enumerate() {
                 let dst = region.start + (from + index * INLINE_BYTES_MAX) as u64;
                 stream.mark()?;
-                let record = CuMemcpyHtoDAsyncV2 { dst, count: data.len() as u64, stream: stream.id, bulk: 0, data };
+                let record = CuMemcpyHtoDAsyncV2 {
+                    dst,
+                    count: data.len() as u64,
+                    stream: stream.id,
+                    bulk: 0,
+                    data,
+                };
                 session.send(stream.context.id, &record)?;
             }
         }
@@ -124,24 +163,38 @@ fn changed(new: &[u8], old: &[u8], at: usize) -> Option<(usize, usize)> {
         let range = piece..(piece + PIECE).min(new.len());
         new.get(range.clone()) != old.get(range)
     };
-    let from = (at..new.len()).step_by(PIECE).find(|piece| differs(*piece))?;
-    let to = (from..new.len()).step_by(PIECE).find(|piece| !differs(*piece)).unwrap_or(new.len());
+    let from = (at..new.len())
+        .step_by(PIECE)
+        .find(|piece| differs(*piece))?;
+    let to = (from..new.len())
+        .step_by(PIECE)
+        .find(|piece| !differs(*piece))
+        .unwrap_or(new.len());
     Some((from, to))
 }
 
 /// The program has waited for the device: what the device changed comes back.
 pub(crate) fn after_wait(context: &'static Context) -> CuResult {
     let session = context.session();
-    if !session.coherent.is_used.load(Ordering::Acquire) || !session.coherent.is_stale.swap(false, Ordering::Relaxed) {
+    if !session.coherent.is_used.load(Ordering::Acquire)
+        || !session.coherent.is_stale.swap(false, Ordering::Relaxed)
+    {
         return Ok(());
     }
     for region in session.coherent.regions.lock().iter_mut() {
         let mut fresh = vec![0_u8; region.shadow.len()];
         fetch(region.context, &mut fresh, region.start)?;
-        let pieces = fresh.chunks(PIECE).zip(region.shadow.chunks_mut(PIECE)).enumerate();
+        let pieces = fresh
+            .chunks(PIECE)
+            .zip(region.shadow.chunks_mut(PIECE))
+            .enumerate();
         for (index, (new, old)) in pieces {
             if new != old {
-                merge(HostPtr::from_address(region.start + (index * PIECE) as u64), new, old)?;
+                merge(
+                    HostPtr::from_address(region.start + (index * PIECE) as u64),
+                    new,
+                    old,
+                )?;
                 old.copy_from_slice(new);
             }
         }
@@ -154,9 +207,12 @@ fn merge(at: HostPtr, new: &[u8], old: &[u8]) -> CuResult {
     let mut index = 0;
     while index < new.len() {
         let is_changed = |i: usize| new.get(i) != old.get(i);
-        let end = (index..new.len()).find(|i| is_changed(*i) != is_changed(index)).unwrap_or(new.len());
+        let end = (index..new.len())
+            .find(|i| is_changed(*i) != is_changed(index))
+            .unwrap_or(new.len());
         if is_changed(index) {
-            at.offset(index).write(new.get(index..end).unwrap_or_default())?;
+            at.offset(index)
+                .write(new.get(index..end).unwrap_or_default())?;
         }
         index = end;
     }
@@ -165,9 +221,22 @@ fn merge(at: HostPtr, new: &[u8], old: &[u8]) -> CuResult {
 
 fn fetch(context: &'static Context, to: &mut [u8], from: u64) -> CuResult {
     let session = context.session();
-    let bulk = if to.len() <= INLINE_BYTES_MAX { 0 } else { session.new_id() };
-    let record = CuMemcpyDtoHAsyncV2 { src: from, count: to.len() as u64, stream: 0, bulk };
-    let sink = Sink::Copy { to: HostPtr::from_address(to.as_mut_ptr() as u64), len: to.len(), bulk };
+    let bulk = if to.len() <= INLINE_BYTES_MAX {
+        0
+    } else {
+        session.new_id()
+    };
+    let record = CuMemcpyDtoHAsyncV2 {
+        src: from,
+        count: to.len() as u64,
+        stream: 0,
+        bulk,
+    };
+    let sink = Sink::Copy {
+        to: HostPtr::from_address(to.as_mut_ptr() as u64),
+        len: to.len(),
+        bulk,
+    };
     let pending = session.request(context.id, &record, sink)?;
     session.wait(&pending)?;
     match pending.take().0 {
@@ -181,7 +250,9 @@ pub(crate) fn forget_context(context: &'static Context) {
     let coherent = &context.session().coherent;
     let mut regions = coherent.regions.lock();
     regions.retain(|region| !std::ptr::eq(region.context, context));
-    coherent.is_used.store(!regions.is_empty(), Ordering::Release);
+    coherent
+        .is_used
+        .store(!regions.is_empty(), Ordering::Release);
 }
 
 /// Managed memory is shared from the start.
@@ -202,6 +273,9 @@ mod tests {
         new[2 * PIECE] = 1;
         assert_eq!(changed(&new, &old, 0), Some((PIECE, 3 * PIECE)));
         new[4 * PIECE + 9] = 1;
-        assert_eq!(changed(&new, &old, 3 * PIECE), Some((4 * PIECE, 4 * PIECE + 10)));
+        assert_eq!(
+            changed(&new, &old, 3 * PIECE),
+            Some((4 * PIECE, 4 * PIECE + 10))
+        );
     }
 }

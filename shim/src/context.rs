@@ -3,12 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use farcall_marshal::catalogue::StreamMode;
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuCtxCreateV4, CuCtxDestroyV2, CuDevicePrimaryCtxResetV2, CuDevicePrimaryCtxRetain, CuStreamCreateWithPriority};
+use farcall_marshal::wire::{
+    CuCtxCreateV4, CuCtxDestroyV2, CuDevicePrimaryCtxResetV2, CuDevicePrimaryCtxRetain,
+    CuStreamCreateWithPriority,
+};
 use parking_lot::Mutex;
 
 use crate::global;
@@ -49,8 +52,20 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         // What a driver answers before anything is set (CUlimit 0..6), seen on H100.
-        let limits = [(0, 1024), (1, 7_340_032), (2, 8_388_608), (3, 2), (4, 2048), (5, 128), (6, 0)];
-        Self { limits: limits.into(), cache_config: 0, shared_config: 1 }
+        let limits = [
+            (0, 1024),
+            (1, 7_340_032),
+            (2, 8_388_608),
+            (3, 2),
+            (4, 2048),
+            (5, 128),
+            (6, 0),
+        ];
+        Self {
+            limits: limits.into(),
+            cache_config: 0,
+            shared_config: 1,
+        }
     }
 }
 
@@ -82,7 +97,9 @@ impl Context {
 
     /// A fault on the device: every later call in this context gives it.
     pub(crate) fn break_with(&self, status: CuStatus) {
-        let _ = self.broken.compare_exchange(0, status.0, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .broken
+            .compare_exchange(0, status.0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -102,7 +119,11 @@ impl Context {
 
     /// The stream that a handle means, if it lives as long as the context.
     #[inline]
-    pub(crate) fn lasting_stream(&'static self, mode: StreamMode, handle: u64) -> Option<&'static Stream> {
+    pub(crate) fn lasting_stream(
+        &'static self,
+        mode: StreamMode,
+        handle: u64,
+    ) -> Option<&'static Stream> {
         let is_legacy = handle == STREAM_LEGACY || handle == 0 && !mode.is_per_thread();
         is_legacy.then(|| &**self.legacy())
     }
@@ -110,18 +131,29 @@ impl Context {
     /// The stream that handle 0 means where stream 0 is the legacy stream.
     #[inline]
     pub(crate) fn legacy(&'static self) -> &'static Arc<Stream> {
-        self.legacy.get_or_init(|| Arc::new(Stream::new(self, 0, 0, 0)))
+        self.legacy
+            .get_or_init(|| Arc::new(Stream::new(self, 0, 0, 0)))
     }
 
     /// The calling thread's default stream, created on the first use.
     fn thread_stream(&'static self) -> CuResult<Arc<Stream>> {
         THREAD_STREAMS.with_borrow_mut(|streams| {
             streams.retain(|stream| stream.context.is_usable());
-            if let Some(stream) = streams.iter().find(|stream| std::ptr::eq(stream.context, self)) {
+            if let Some(stream) = streams
+                .iter()
+                .find(|stream| std::ptr::eq(stream.context, self))
+            {
                 return Ok(Arc::clone(stream));
             }
             let id = self.session().new_id();
-            self.session().send(self.id, &CuStreamCreateWithPriority { stream: id, flags: 0, priority: 0 })?;
+            self.session().send(
+                self.id,
+                &CuStreamCreateWithPriority {
+                    stream: id,
+                    flags: 0,
+                    priority: 0,
+                },
+            )?;
             let stream = Arc::new(Stream::new(self, id, 0, 0));
             streams.push(Arc::clone(&stream));
             Ok(stream)
@@ -165,7 +197,11 @@ pub(crate) fn by_handle(handle: u64) -> CuResult<&'static Context> {
     if handle == 0 {
         return current_any();
     }
-    process()?.contexts.get(handle).map(|context| *context).map_err(|_| CuStatus::INVALID_CONTEXT)
+    process()?
+        .contexts
+        .get(handle)
+        .map(|context| *context)
+        .map_err(|_| CuStatus::INVALID_CONTEXT)
 }
 
 /// Replaces the top of the calling thread's stack; 0 pops it.
@@ -190,13 +226,31 @@ pub(crate) fn pop() -> CuResult<&'static Context> {
 }
 
 /// Makes a context and its record; `is_primary` decides which.
-fn create(process: &Process, device: &'static Device, flags: u32, api_version: u32, is_primary: bool) -> CuResult<&'static Context> {
+fn create(
+    process: &Process,
+    device: &'static Device,
+    flags: u32,
+    api_version: u32,
+    is_primary: bool,
+) -> CuResult<&'static Context> {
     let session = device.session;
     let id = session.new_context_id();
     if is_primary {
-        session.send(id, &CuDevicePrimaryCtxRetain { device: device.index, flags })?;
+        session.send(
+            id,
+            &CuDevicePrimaryCtxRetain {
+                device: device.index,
+                flags,
+            },
+        )?;
     } else {
-        session.send(id, &CuCtxCreateV4 { device: device.index, flags })?;
+        session.send(
+            id,
+            &CuCtxCreateV4 {
+                device: device.index,
+                flags,
+            },
+        )?;
     }
     let handle = process.contexts.reserve();
     let context: &'static Context = Box::leak(Box::new(Context {
@@ -219,7 +273,11 @@ fn create(process: &Process, device: &'static Device, flags: u32, api_version: u
 }
 
 /// A new context, current in the calling thread.
-pub(crate) fn create_pushed(ordinal: i32, flags: u32, api_version: u32) -> CuResult<&'static Context> {
+pub(crate) fn create_pushed(
+    ordinal: i32,
+    flags: u32,
+    api_version: u32,
+) -> CuResult<&'static Context> {
     let process = process()?;
     let context = create(process, process.device(ordinal)?, flags, api_version, false)?;
     push(context);
@@ -228,7 +286,11 @@ pub(crate) fn create_pushed(ordinal: i32, flags: u32, api_version: u32) -> CuRes
 
 /// Ends a context of [`create_pushed`].
 pub(crate) fn destroy(handle: u64) -> CuResult {
-    let context = process()?.contexts.get(handle).map(|context| *context).map_err(|_| CuStatus::INVALID_CONTEXT)?;
+    let context = process()?
+        .contexts
+        .get(handle)
+        .map(|context| *context)
+        .map_err(|_| CuStatus::INVALID_CONTEXT)?;
     if context.is_primary {
         return Err(CuStatus::INVALID_CONTEXT);
     }
@@ -259,7 +321,10 @@ pub(crate) fn release_primary(ordinal: i32) -> CuResult {
     let device = process()?.device(ordinal)?;
     {
         let mut primary = device.primary.lock();
-        primary.retained = primary.retained.checked_sub(1).ok_or(CuStatus::INVALID_CONTEXT)?;
+        primary.retained = primary
+            .retained
+            .checked_sub(1)
+            .ok_or(CuStatus::INVALID_CONTEXT)?;
         if primary.retained > 0 {
             return Ok(());
         }
@@ -277,7 +342,12 @@ fn end_primary(device: &'static Device) -> CuResult {
         return Ok(());
     };
     // A broken or ended context is buried all the same: a reset is how a program recovers.
-    let sent = context.session().send(context.id, &CuDevicePrimaryCtxResetV2 { device: device.index });
+    let sent = context.session().send(
+        context.id,
+        &CuDevicePrimaryCtxResetV2 {
+            device: device.index,
+        },
+    );
     bury(context)?;
     sent
 }
@@ -288,10 +358,18 @@ fn bury(context: &'static Context) -> CuResult {
     context.alive.store(false, Ordering::Relaxed);
     context.session().inbox.remove_context(context.id);
     let _ = process.contexts.remove(context.handle);
-    process.streams.retain(|stream| !std::ptr::eq(stream.context, context));
-    process.events.retain(|event| !std::ptr::eq(event.context, context));
-    process.modules.retain(|module| !std::ptr::eq(module.context, context));
-    process.functions.retain(|function| function.lives_without(context));
+    process
+        .streams
+        .retain(|stream| !std::ptr::eq(stream.context, context));
+    process
+        .events
+        .retain(|event| !std::ptr::eq(event.context, context));
+    process
+        .modules
+        .retain(|module| !std::ptr::eq(module.context, context));
+    process
+        .functions
+        .retain(|function| function.lives_without(context));
     crate::coherent::forget_context(context);
     process.memory.forget_context(context);
     Ok(())

@@ -11,7 +11,11 @@ use crate::{observe, steps};
 
 /// Runs one call. When nothing is counted this is one load and the call itself; `args` is not evaluated.
 #[inline]
-pub(crate) fn call<const N: usize>(number: u16, args: impl FnOnce() -> [u64; N], body: impl FnOnce() -> CuResult) -> u32 {
+pub(crate) fn call<const N: usize>(
+    number: u16,
+    args: impl FnOnce() -> [u64; N],
+    body: impl FnOnce() -> CuResult,
+) -> u32 {
     if observe::is_on() {
         return observed(number, &args(), body);
     }
@@ -21,7 +25,9 @@ pub(crate) fn call<const N: usize>(number: u16, args: impl FnOnce() -> [u64; N],
 /// A call that is declared but not implemented.
 #[cold]
 pub(crate) fn missing(number: u16) -> u32 {
-    let Some(info) = catalogue::call(number) else { return CuStatus::NOT_SUPPORTED.0 };
+    let Some(info) = catalogue::call(number) else {
+        return CuStatus::NOT_SUPPORTED.0;
+    };
     let began = Instant::now();
     let status = observe::missing(info).0;
     if observe::is_on() {
@@ -42,7 +48,9 @@ fn guarded(body: impl FnOnce() -> CuResult) -> u32 {
 
 #[cold]
 fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
-    let Some(info) = catalogue::call(number) else { return guarded(body) };
+    let Some(info) = catalogue::call(number) else {
+        return guarded(body);
+    };
     steps::captured(info);
     let began = Instant::now();
     let status = guarded(body);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use farcall_marshal::record::Record;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuEventElapsedTime, CuEventElapsedTimeReply, CuEventQuery, CuEventRecordWithFlags, CuEventSynchronize, CuStreamWaitEvent,
+    CuEventElapsedTime, CuEventElapsedTimeReply, CuEventQuery, CuEventRecordWithFlags,
+    CuEventSynchronize, CuStreamWaitEvent,
 };
 use parking_lot::Mutex;
 
@@ -40,7 +41,12 @@ enum Recorded {
 
 impl Event {
     pub(crate) fn new(context: &'static Context, id: u64, flags: u32) -> Self {
-        Self { context, id, flags, recorded: Mutex::default() }
+        Self {
+            context,
+            id,
+            flags,
+            recorded: Mutex::default(),
+        }
     }
 
     pub(crate) fn record(&self, stream: &Arc<Stream>, flags: u32) -> CuResult {
@@ -51,7 +57,11 @@ impl Event {
             *self.recorded.lock() = Recorded::InCapture(capture, mark);
             return Ok(());
         }
-        stream.issue(&CuEventRecordWithFlags { event: self.id, stream: stream.id, flags })?;
+        stream.issue(&CuEventRecordWithFlags {
+            event: self.id,
+            stream: stream.id,
+            flags,
+        })?;
         *self.recorded.lock() = Recorded::At(Arc::clone(stream), stream.last());
         Ok(())
     }
@@ -70,7 +80,11 @@ impl Event {
                 if on.has_done(stamp) || Arc::ptr_eq(&on, stream) {
                     return Ok(());
                 }
-                stream.issue(&CuStreamWaitEvent { stream: stream.id, event: self.id, flags })
+                stream.issue(&CuStreamWaitEvent {
+                    stream: stream.id,
+                    event: self.id,
+                    flags,
+                })
             }
         }
     }
@@ -78,14 +92,18 @@ impl Event {
     /// Whether the recorded point is behind: `NOT_READY` if not.
     pub(crate) fn query(&self) -> CuResult {
         self.ask_unless_done(|| {
-            self.context.session().ask(self.context.id, &CuEventQuery { event: self.id })?;
+            self.context
+                .session()
+                .ask(self.context.id, &CuEventQuery { event: self.id })?;
             Ok(())
         })
     }
 
     pub(crate) fn synchronize(&self) -> CuResult {
         self.ask_unless_done(|| {
-            self.context.session().ask(self.context.id, &CuEventSynchronize { event: self.id })?;
+            self.context
+                .session()
+                .ask(self.context.id, &CuEventSynchronize { event: self.id })?;
             Ok(())
         })
     }
@@ -114,12 +132,20 @@ impl Event {
     /// Milliseconds from `self` to `end`.
     pub(crate) fn elapsed_ms(&self, end: &Self) -> CuResult<f32> {
         for event in [self, end] {
-            if event.flags & EVENT_DISABLE_TIMING != 0 || matches!(*event.recorded.lock(), Recorded::Never) {
+            if event.flags & EVENT_DISABLE_TIMING != 0
+                || matches!(*event.recorded.lock(), Recorded::Never)
+            {
                 return Err(CuStatus::INVALID_HANDLE);
             }
         }
         self.context.check()?;
-        let reply = self.context.session().ask(self.context.id, &CuEventElapsedTime { start: self.id, end: end.id })?;
+        let reply = self.context.session().ask(
+            self.context.id,
+            &CuEventElapsedTime {
+                start: self.id,
+                end: end.id,
+            },
+        )?;
         let reply = CuEventElapsedTimeReply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
         Ok(reply.ms)
     }

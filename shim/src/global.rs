@@ -62,7 +62,9 @@ static AT_EXIT: extern "C" fn() = at_exit;
 
 extern "C" fn at_load() {
     // Programs ask for addresses and versions long before `cuInit`: what is counted starts here.
-    if std::env::var_os(farcall_config::vars::STATS).is_some() || std::env::var_os(farcall_config::vars::TRACE).is_some() {
+    if std::env::var_os(farcall_config::vars::STATS).is_some()
+        || std::env::var_os(farcall_config::vars::TRACE).is_some()
+    {
         crate::observe::early();
     }
 }

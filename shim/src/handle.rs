@@ -40,12 +40,17 @@ pub(crate) struct Table<T> {
 
 impl<T> Table<T> {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, next: AtomicU64::new(1), map: RwLock::default() }
+        Self {
+            kind,
+            next: AtomicU64::new(1),
+            map: RwLock::default(),
+        }
     }
 
     /// A handle that no object had before.
     pub(crate) fn reserve(&self) -> u64 {
-        (u64::from(self.kind as u8) << KIND_SHIFT) + self.next.fetch_add(1, Ordering::Relaxed) * STEP
+        (u64::from(self.kind as u8) << KIND_SHIFT)
+            + self.next.fetch_add(1, Ordering::Relaxed) * STEP
     }
 
     /// Makes `object` known under a handle from [`Self::reserve`].
@@ -56,18 +61,29 @@ impl<T> Table<T> {
     /// The object, or `INVALID_HANDLE`.
     #[inline]
     pub(crate) fn get(&self, handle: u64) -> CuResult<Arc<T>> {
-        self.map.read().get(&handle).cloned().ok_or(CuStatus::INVALID_HANDLE)
+        self.map
+            .read()
+            .get(&handle)
+            .cloned()
+            .ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// Looks at the object without taking a share of it.
     #[inline]
     pub(crate) fn with<R>(&self, handle: u64, look: impl FnOnce(&T) -> R) -> CuResult<R> {
-        self.map.read().get(&handle).map(|object| look(object)).ok_or(CuStatus::INVALID_HANDLE)
+        self.map
+            .read()
+            .get(&handle)
+            .map(|object| look(object))
+            .ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// Forgets the object, or `INVALID_HANDLE`.
     pub(crate) fn remove(&self, handle: u64) -> CuResult<Arc<T>> {
-        self.map.write().remove(&handle).ok_or(CuStatus::INVALID_HANDLE)
+        self.map
+            .write()
+            .remove(&handle)
+            .ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// How many objects there are.

@@ -48,20 +48,36 @@ pub(crate) struct Runner {
 
 impl Runner {
     /// Queues the callback; the server hears when it has run.
-    pub(crate) fn run_later(&self, endpoint: Endpoint, context: u32, due: HostFuncDue, callback: Option<Callback>) {
+    pub(crate) fn run_later(
+        &self,
+        endpoint: Endpoint,
+        context: u32,
+        due: HostFuncDue,
+        callback: Option<Callback>,
+    ) {
         let queue = self.queue.get_or_init(|| {
             let (sender, receiver) = channel::<Job>();
-            let spawned = std::thread::Builder::new().name("farcall-hostfn".into()).spawn(move || {
-                for job in receiver {
-                    run(&job);
-                }
-            });
+            let spawned = std::thread::Builder::new()
+                .name("farcall-hostfn".into())
+                .spawn(move || {
+                    for job in receiver {
+                        run(&job);
+                    }
+                });
             if let Err(error) = spawned {
                 log::error!("no thread for host functions: {error}");
             }
             sender
         });
-        if queue.send(Job { endpoint, context, due, callback }).is_err() {
+        if queue
+            .send(Job {
+                endpoint,
+                context,
+                due,
+                callback,
+            })
+            .is_err()
+        {
             log::error!("a host function could not be run");
         }
     }
@@ -70,15 +86,27 @@ impl Runner {
 fn run(job: &Job) {
     match job.callback {
         // After an error in the stream only stream callbacks run, and they are told.
-        Some(Callback::HostFunction { function, user_data }) if job.due.status == 0 => call_host_function(function, user_data),
-        Some(Callback::StreamCallback { function, stream, user_data }) => {
+        Some(Callback::HostFunction {
+            function,
+            user_data,
+        }) if job.due.status == 0 => call_host_function(function, user_data),
+        Some(Callback::StreamCallback {
+            function,
+            stream,
+            user_data,
+        }) => {
             call_stream_callback(function, stream, job.due.status, user_data);
         }
         _ => {}
     }
-    let done = HostFuncDone { callback: job.due.callback, stream: job.due.stream };
+    let done = HostFuncDone {
+        callback: job.due.callback,
+        stream: job.due.stream,
+    };
     let head = Head::request(HostFuncDone::NUMBER, job.context, 0);
-    let sent = job.endpoint.append(record_bytes(&done), |out| encode(head, &done, out));
+    let sent = job
+        .endpoint
+        .append(record_bytes(&done), |out| encode(head, &done, out));
     if sent.is_ok() {
         let _ = job.endpoint.flush();
     }

@@ -109,15 +109,31 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
         return Err(CuStatus::INVALID_VALUE);
     }
     let device = context.device;
-    let reserved_bytes = bytes.checked_next_multiple_of(GRANULE).ok_or(CuStatus::OUT_OF_MEMORY)?;
+    let reserved_bytes = bytes
+        .checked_next_multiple_of(GRANULE)
+        .ok_or(CuStatus::OUT_OF_MEMORY)?;
     charge(device, reserved_bytes)?;
     let session = context.session();
-    let start = session.device_memory.lock().take(reserved_bytes, |stamp| session.has_finished(stamp));
+    let start = session
+        .device_memory
+        .lock()
+        .take(reserved_bytes, |stamp| session.has_finished(stamp));
     let Some(start) = start else {
-        device.used_bytes.fetch_sub(reserved_bytes, Ordering::Relaxed);
+        device
+            .used_bytes
+            .fetch_sub(reserved_bytes, Ordering::Relaxed);
         return Err(CuStatus::OUT_OF_MEMORY);
     };
-    Ok(Allocation { start, bytes, reserved_bytes, kind: AllocationKind::Device, context, flags: 0, serial: 0, pool })
+    Ok(Allocation {
+        start,
+        bytes,
+        reserved_bytes,
+        kind: AllocationKind::Device,
+        context,
+        flags: 0,
+        serial: 0,
+        pool,
+    })
 }
 
 /// Gives back what an allocation took on the client.
@@ -125,37 +141,61 @@ pub(crate) fn release(allocation: &Allocation) {
     let session = allocation.context.session();
     match allocation.kind {
         AllocationKind::Device => {
-            allocation.context.device.used_bytes.fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
-            session.device_memory.lock().give(allocation.start, allocation.reserved_bytes, session.stamp());
+            allocation
+                .context
+                .device
+                .used_bytes
+                .fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
+            session.device_memory.lock().give(
+                allocation.start,
+                allocation.reserved_bytes,
+                session.stamp(),
+            );
         }
         AllocationKind::Host | AllocationKind::Managed => {
-            reserve::close(&session.host_range, allocation.start, allocation.reserved_bytes);
+            reserve::close(
+                &session.host_range,
+                allocation.start,
+                allocation.reserved_bytes,
+            );
         }
         AllocationKind::Registered | AllocationKind::Global => {}
     }
 }
 
 fn charge(device: &Device, bytes: u64) -> CuResult {
-    let charged = device.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-        used.checked_add(bytes).filter(|total| *total <= device.limit_bytes)
-    });
+    let charged = device
+        .used_bytes
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes)
+                .filter(|total| *total <= device.limit_bytes)
+        });
     charged.map(|_| ()).map_err(|_| CuStatus::OUT_OF_MEMORY)
 }
 
 /// Opens pinned memory in the host range: zeroed pages at an address that the server can use too.
-pub(crate) fn take_host(context: &'static Context, bytes: u64, kind: AllocationKind, flags: u32) -> CuResult<Allocation> {
+pub(crate) fn take_host(
+    context: &'static Context,
+    bytes: u64,
+    kind: AllocationKind,
+    flags: u32,
+) -> CuResult<Allocation> {
     static NEXT: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
     if bytes == 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
     let session = context.session();
     let range = session.host_range;
-    let reserved_bytes = bytes.checked_next_multiple_of(PAGE).ok_or(CuStatus::OUT_OF_MEMORY)?;
+    let reserved_bytes = bytes
+        .checked_next_multiple_of(PAGE)
+        .ok_or(CuStatus::OUT_OF_MEMORY)?;
     let start = {
         let mut next = NEXT.lock();
         let offset = next.entry(range.start).or_insert(0);
         // A guard page behind each piece catches programs that run over its end.
-        let end = offset.checked_add(reserved_bytes + PAGE).filter(|end| *end <= range.bytes);
+        let end = offset
+            .checked_add(reserved_bytes + PAGE)
+            .filter(|end| *end <= range.bytes);
         let start = range.start + *offset;
         *offset = end.ok_or(CuStatus::OUT_OF_MEMORY)?;
         start
@@ -163,12 +203,24 @@ pub(crate) fn take_host(context: &'static Context, bytes: u64, kind: AllocationK
     if !reserve::open(&range, start, reserved_bytes) {
         return Err(CuStatus::OUT_OF_MEMORY);
     }
-    Ok(Allocation { start, bytes, reserved_bytes, kind, context, flags, serial: 0, pool: 0 })
+    Ok(Allocation {
+        start,
+        bytes,
+        reserved_bytes,
+        kind,
+        context,
+        flags,
+        serial: 0,
+        pool: 0,
+    })
 }
 
 /// Sends the bytes of a bulk transfer.
 pub(crate) fn send_bulk(session: &Session, id: u64, bytes: &[u8]) -> CuResult {
-    session.endpoint.bulk_send(id, &[IoSlice::new(bytes)]).map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+    session
+        .endpoint
+        .bulk_send(id, &[IoSlice::new(bytes)])
+        .map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
 }
 
 /// Addresses of one session's device memory.
@@ -185,7 +237,11 @@ pub(crate) struct DeviceRange {
 
 impl DeviceRange {
     pub(crate) fn new(range: Range) -> Self {
-        Self { range, fresh: range.start, free: BTreeMap::new() }
+        Self {
+            range,
+            fresh: range.start,
+            free: BTreeMap::new(),
+        }
     }
 
     fn take(&mut self, bytes: u64, has_finished: impl Fn(u64) -> bool) -> Option<u64> {
@@ -210,7 +266,12 @@ impl DeviceRange {
     }
 
     /// The range has been given out once: cut a piece out of finished free space, neighbours joined.
-    fn take_from_free(&mut self, bytes: u64, align: u64, has_finished: &impl Fn(u64) -> bool) -> Option<u64> {
+    fn take_from_free(
+        &mut self,
+        bytes: u64,
+        align: u64,
+        has_finished: &impl Fn(u64) -> bool,
+    ) -> Option<u64> {
         let mut joined: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for (start, (len, stamp)) in std::mem::take(&mut self.free) {
             match joined.last_entry() {
@@ -257,7 +318,12 @@ impl Pool {
         let mut attributes = [0; 16];
         // Reuse policies are on by default (cuda.h, CU_MEMPOOL_ATTR_REUSE_*).
         attributes[1..4].fill(1);
-        Self { device, attributes: Mutex::new(attributes), used: AtomicU64::new(0), used_high: AtomicU64::new(0) }
+        Self {
+            device,
+            attributes: Mutex::new(attributes),
+            used: AtomicU64::new(0),
+            used_high: AtomicU64::new(0),
+        }
     }
 }
 
@@ -267,7 +333,10 @@ mod tests {
     use crate::reserve::Range;
 
     fn range(bytes: u64) -> DeviceRange {
-        DeviceRange::new(Range { start: 0x10_0000, bytes })
+        DeviceRange::new(Range {
+            start: 0x10_0000,
+            bytes,
+        })
     }
 
     #[test]

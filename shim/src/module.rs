@@ -6,10 +6,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use farcall_marshal::image::{self, Accepts, CodeKind, Extent, Image, ImageError, ImageErrorClass, KernelInfo, ModuleInfo, Target};
+use farcall_marshal::image::{
+    self, Accepts, CodeKind, Extent, Image, ImageError, ImageErrorClass, KernelInfo, ModuleInfo,
+    Target,
+};
 use farcall_marshal::record::{INLINE_BYTES_MAX, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuModuleGetFunction, CuModuleGetGlobalV2, CuModuleGetGlobalV2Reply, CuModuleLoadData, CuModuleLoadDataReply};
+use farcall_marshal::wire::{
+    CuModuleGetFunction, CuModuleGetGlobalV2, CuModuleGetGlobalV2Reply, CuModuleLoadData,
+    CuModuleLoadDataReply,
+};
 use parking_lot::Mutex;
 
 use crate::context::Context;
@@ -45,11 +51,28 @@ impl Code {
             DeviceKind::Null => Accepts::Any,
         };
         let image = Image::open(bytes).map_err(|error| refused(&error))?;
-        let selected = image::select(&image, &Target { sm: device.sm, accepts }).map_err(|error| refused(&error))?;
+        let selected = image::select(
+            &image,
+            &Target {
+                sm: device.sm,
+                accepts,
+            },
+        )
+        .map_err(|error| refused(&error))?;
         let info = image::inspect(&selected.bytes).map_err(|error| refused(&error))?;
-        let index = info.kernels.iter().enumerate().map(|(at, kernel)| (kernel.name.clone(), at)).collect();
+        let index = info
+            .kernels
+            .iter()
+            .enumerate()
+            .map(|(at, kernel)| (kernel.name.clone(), at))
+            .collect();
         let hash = image::content_hash(&selected.bytes);
-        Ok(Self { hash, info, index, bytes: Mutex::new(Some(selected.bytes.into_owned())) })
+        Ok(Self {
+            hash,
+            info,
+            index,
+            bytes: Mutex::new(Some(selected.bytes.into_owned())),
+        })
     }
 
     pub(crate) fn kernel_index(&self, name: &str) -> CuResult<usize> {
@@ -82,7 +105,11 @@ impl Code {
         let bulk = if is_inline { 0 } else { session.new_id() };
         let record = CuModuleLoadData {
             module: id,
-            kind: if self.info.kind == CodeKind::Ptx { WIRE_PTX } else { WIRE_CUBIN },
+            kind: if self.info.kind == CodeKind::Ptx {
+                WIRE_PTX
+            } else {
+                WIRE_CUBIN
+            },
             total_bytes: packed.len() as u64,
             bulk,
             hash: &self.hash,
@@ -92,7 +119,11 @@ impl Code {
         let waits = waits || packed.is_empty();
         if !waits {
             session.send(context.id, &record)?;
-            return if is_inline { Ok(()) } else { memory::send_bulk(session, bulk, packed) };
+            return if is_inline {
+                Ok(())
+            } else {
+                memory::send_bulk(session, bulk, packed)
+            };
         }
         let pending = session.request(context.id, &record, crate::ticket::Sink::Keep)?;
         if !is_inline {
@@ -158,7 +189,14 @@ impl Module {
         let id = code.load(context)?;
         let modules = &process()?.modules;
         let handle = modules.reserve();
-        let module = Arc::new(Self { handle, context, code, id, functions: Mutex::default(), globals: Mutex::default() });
+        let module = Arc::new(Self {
+            handle,
+            context,
+            code,
+            id,
+            functions: Mutex::default(),
+            globals: Mutex::default(),
+        });
         modules.insert(handle, Arc::clone(&module));
         Ok(module)
     }
@@ -169,7 +207,11 @@ impl Module {
         if let Some(handle) = functions.get(&index) {
             return Ok(*handle);
         }
-        let handle = Function::create(Arc::clone(&self.code), index, Home::Module(Arc::clone(self)))?;
+        let handle = Function::create(
+            Arc::clone(&self.code),
+            index,
+            Home::Module(Arc::clone(self)),
+        )?;
         functions.insert(index, handle);
         Ok(handle)
     }
@@ -179,10 +221,22 @@ impl Module {
         if let Some(known) = self.globals.lock().get(name) {
             return Ok(*known);
         }
-        if !self.code.info.globals.iter().any(|global| global.name == name) {
+        if !self
+            .code
+            .info
+            .globals
+            .iter()
+            .any(|global| global.name == name)
+        {
             return Err(CuStatus::NOT_FOUND);
         }
-        let reply = self.context.session().ask(self.context.id, &CuModuleGetGlobalV2 { module: self.id, name })?;
+        let reply = self.context.session().ask(
+            self.context.id,
+            &CuModuleGetGlobalV2 {
+                module: self.id,
+                name,
+            },
+        )?;
         let reply = CuModuleGetGlobalV2Reply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
         process()?.memory.insert(Allocation {
             start: reply.addr,
@@ -194,7 +248,9 @@ impl Module {
             serial: 0,
             pool: 0,
         });
-        self.globals.lock().insert(name.to_owned(), (reply.addr, reply.bytes));
+        self.globals
+            .lock()
+            .insert(name.to_owned(), (reply.addr, reply.bytes));
         Ok((reply.addr, reply.bytes))
     }
 
@@ -221,7 +277,12 @@ pub(crate) struct Library {
 
 impl Library {
     pub(crate) fn new(handle: u64, code: Code) -> Self {
-        Self { handle, code: Arc::new(code), modules: Mutex::default(), kernels: Mutex::default() }
+        Self {
+            handle,
+            code: Arc::new(code),
+            modules: Mutex::default(),
+            kernels: Mutex::default(),
+        }
     }
 
     /// The library's module in a context, loaded on the first use.
@@ -243,7 +304,11 @@ impl Library {
         if let Some(handle) = kernels.get(&index) {
             return Ok(*handle);
         }
-        let handle = Function::create(Arc::clone(&self.code), index, Home::Library(Arc::clone(self)))?;
+        let handle = Function::create(
+            Arc::clone(&self.code),
+            index,
+            Home::Library(Arc::clone(self)),
+        )?;
         kernels.insert(index, handle);
         Ok(handle)
     }
@@ -254,7 +319,12 @@ impl Library {
         for (_, handle) in self.kernels.lock().drain() {
             let _ = process.functions.remove(handle);
         }
-        Ok(self.modules.lock().drain().map(|(_, module)| module).collect())
+        Ok(self
+            .modules
+            .lock()
+            .drain()
+            .map(|(_, module)| module)
+            .collect())
     }
 }
 
@@ -282,7 +352,11 @@ impl Function {
     fn create(code: Arc<Code>, index: usize, home: Home) -> CuResult<u64> {
         let functions = &process()?.functions;
         let handle = functions.reserve();
-        let shared = code.info.kernels.get(index).map_or(0, |kernel| kernel.resources.shared_static_bytes);
+        let shared = code
+            .info
+            .kernels
+            .get(index)
+            .map_or(0, |kernel| kernel.resources.shared_static_bytes);
         let function = Self {
             handle,
             code,
@@ -291,7 +365,9 @@ impl Function {
             first: AtomicU64::new(0),
             others: Mutex::default(),
             // 48 KiB in all without opting in (CUDA programming guide, shared memory).
-            dynamic_shared_max: AtomicI32::new((48 << 10) - i32::try_from(shared).unwrap_or(48 << 10)),
+            dynamic_shared_max: AtomicI32::new(
+                (48 << 10) - i32::try_from(shared).unwrap_or(48 << 10),
+            ),
             carveout: AtomicI32::new(-1),
         };
         functions.insert(handle, Arc::new(function));
@@ -300,7 +376,11 @@ impl Function {
 
     #[inline]
     pub(crate) fn info(&self) -> CuResult<&KernelInfo> {
-        self.code.info.kernels.get(self.index).ok_or(CuStatus::INVALID_HANDLE)
+        self.code
+            .info
+            .kernels
+            .get(self.index)
+            .ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// The function's number in a context, which is told of it on the first use.
@@ -325,11 +405,20 @@ impl Function {
         };
         let session = context.session();
         let id = session.new_id();
-        session.send(context.id, &CuModuleGetFunction { function: id, module: module.id, name: &self.info()?.name })?;
+        session.send(
+            context.id,
+            &CuModuleGetFunction {
+                function: id,
+                module: module.id,
+                name: &self.info()?.name,
+            },
+        )?;
         others.insert(context.id, id);
         if let Ok(small) = u32::try_from(id) {
             let packed = u64::from(context.id) << 32 | u64::from(small);
-            let _ = self.first.compare_exchange(0, packed, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self
+                .first
+                .compare_exchange(0, packed, Ordering::Relaxed, Ordering::Relaxed);
         }
         Ok(id)
     }

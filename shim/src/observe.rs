@@ -1,8 +1,8 @@
 //! What `--stats` and `farcall trace` show: counted only when asked for, so that a call costs one load more.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
 use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -127,7 +127,11 @@ fn trace_call(
     let mut text = format!("{line}\n");
     if settings.steps && info.class != Class::Local {
         for (step, detail) in crate::steps::take() {
-            let _ = writeln!(text, "{}", json!({"seq": seq, "step": step, "detail": detail}));
+            let _ = writeln!(
+                text,
+                "{}",
+                json!({"seq": seq, "step": step, "detail": detail})
+            );
         }
     }
     // One write: other processes of the program may share the file.
@@ -151,9 +155,16 @@ fn shown(info: &CallInfo, args: &[u64]) -> String {
         .map(|(index, value)| {
             let (name, ty) = names.get(index).copied().unwrap_or(("?", ""));
             if ty == "f32" {
-                return format!("{name}={}", f32::from_bits(u32::try_from(*value).unwrap_or(0)));
+                return format!(
+                    "{name}={}",
+                    f32::from_bits(u32::try_from(*value).unwrap_or(0))
+                );
             }
-            if *value < 65536 { format!("{name}={value}") } else { format!("{name}={value:#x}") }
+            if *value < 65536 {
+                format!("{name}={value}")
+            } else {
+                format!("{name}={value:#x}")
+            }
         })
         .collect();
     parts.join(" ")
@@ -168,7 +179,9 @@ pub(crate) fn print(text: &[u8]) {
 
 /// Writes the statistics, when the process ends.
 pub(crate) fn finish(process: Option<&Process>) {
-    let Some(settings) = SETTINGS.get() else { return };
+    let Some(settings) = SETTINGS.get() else {
+        return;
+    };
     if let Some(trace) = &settings.trace {
         let _ = trace.lock().flush();
     }
@@ -191,16 +204,23 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
     let mut by_class = Map::new();
     let mut calls = 0;
     for info in &CALLS {
-        let count = COUNTS.get(usize::from(info.number)).map_or(0, |count| count.load(Ordering::Relaxed));
+        let count = COUNTS
+            .get(usize::from(info.number))
+            .map_or(0, |count| count.load(Ordering::Relaxed));
         if count == 0 {
             continue;
         }
         calls += count;
         by_function.insert(info.symbol.to_owned(), count.into());
-        let before = by_class.get(info.class.name()).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let before = by_class
+            .get(info.class.name())
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0);
         by_class.insert(info.class.name().to_owned(), (before + count).into());
     }
-    let stats: Vec<farcall_transport::Stats> = process.map_or_else(Vec::new, |p| p.sessions.iter().map(|s| s.endpoint.stats()).collect());
+    let stats: Vec<farcall_transport::Stats> = process.map_or_else(Vec::new, |p| {
+        p.sessions.iter().map(|s| s.endpoint.stats()).collect()
+    });
     let sum = |field: fn(&farcall_transport::Stats) -> u64| stats.iter().map(field).sum::<u64>();
     let devices: Vec<serde_json::Value> = process.map_or_else(Vec::new, |p| {
         p.devices
@@ -208,7 +228,9 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
             .map(|d| json!({"ordinal": d.ordinal, "server_ordinal": d.server_ordinal, "name": d.name, "memory_bytes": d.limit_bytes}))
             .collect()
     });
-    let transport = process.and_then(|p| p.sessions.first()).map(|s| s.endpoint.transport_name());
+    let transport = process
+        .and_then(|p| p.sessions.first())
+        .map(|s| s.endpoint.transport_name());
     json!({
         "calls": calls,
         "by_class": by_class,
@@ -247,7 +269,11 @@ impl log::Log for Stderr {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        eprintln!("farcall: {}: {}", record.level().as_str().to_lowercase(), record.args());
+        eprintln!(
+            "farcall: {}: {}",
+            record.level().as_str().to_lowercase(),
+            record.args()
+        );
     }
 
     fn flush(&self) {}
@@ -255,9 +281,16 @@ impl log::Log for Stderr {
 
 /// Names a call that is not implemented, once.
 pub(crate) fn missing(info: &CallInfo) -> CuStatus {
-    static NAMED: [AtomicBool; CALLS.len() + 1] = [const { AtomicBool::new(false) }; CALLS.len() + 1];
-    if NAMED.get(usize::from(info.number)).is_some_and(|named| !named.swap(true, Ordering::Relaxed)) {
-        log::warn!("{} is not implemented yet: it returns CUDA_ERROR_NOT_SUPPORTED (see `farcall coverage`)", info.symbol);
+    static NAMED: [AtomicBool; CALLS.len() + 1] =
+        [const { AtomicBool::new(false) }; CALLS.len() + 1];
+    if NAMED
+        .get(usize::from(info.number))
+        .is_some_and(|named| !named.swap(true, Ordering::Relaxed))
+    {
+        log::warn!(
+            "{} is not implemented yet: it returns CUDA_ERROR_NOT_SUPPORTED (see `farcall coverage`)",
+            info.symbol
+        );
     }
     CuStatus::NOT_SUPPORTED
 }

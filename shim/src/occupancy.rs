@@ -17,10 +17,20 @@ const SHARED_UNIT: u32 = 128;
 const REGISTERS_UNKNOWN: u32 = 32;
 
 /// Blocks of `block_size` threads with `dynamic_shared_bytes` that run on one multiprocessor at once.
-pub(crate) fn blocks_per_multiprocessor(device: &Device, kernel: &KernelInfo, block_size: i32, dynamic_shared_bytes: usize) -> CuResult<i32> {
-    let threads = u32::try_from(block_size).ok().filter(|threads| *threads > 0).ok_or(CuStatus::INVALID_VALUE)?;
+pub(crate) fn blocks_per_multiprocessor(
+    device: &Device,
+    kernel: &KernelInfo,
+    block_size: i32,
+    dynamic_shared_bytes: usize,
+) -> CuResult<i32> {
+    let threads = u32::try_from(block_size)
+        .ok()
+        .filter(|threads| *threads > 0)
+        .ok_or(CuStatus::INVALID_VALUE)?;
     let dynamic = u32::try_from(dynamic_shared_bytes).map_err(|_| CuStatus::INVALID_VALUE)?;
-    if threads > device.count(Attribute::MaxThreadsPerBlock) || kernel.max_threads.is_some_and(|max| threads > max) {
+    if threads > device.count(Attribute::MaxThreadsPerBlock)
+        || kernel.max_threads.is_some_and(|max| threads > max)
+    {
         return Ok(0);
     }
     let warp = device.count(Attribute::WarpSize).max(1);
@@ -39,25 +49,46 @@ pub(crate) fn blocks_per_multiprocessor(device: &Device, kernel: &KernelInfo, bl
     let shared = shared_per_block(device, kernel, dynamic).ok_or(CuStatus::INVALID_VALUE)?;
     let by_shared = device.count(Attribute::MaxSharedMemoryPerMultiprocessor) / shared.max(1);
     let limit = device.count(Attribute::MaxBlocksPerMultiprocessor);
-    let blocks = by_threads.min(by_registers).min(by_shared).min(if limit == 0 { u32::MAX } else { limit });
+    let blocks = by_threads
+        .min(by_registers)
+        .min(by_shared)
+        .min(if limit == 0 { u32::MAX } else { limit });
     Ok(i32::try_from(blocks).unwrap_or(0))
 }
 
 fn shared_per_block(device: &Device, kernel: &KernelInfo, dynamic: u32) -> Option<u32> {
     let reserved = device.count(Attribute::ReservedSharedMemoryPerBlock);
-    kernel.resources.shared_static_bytes.checked_add(dynamic)?.checked_add(reserved)?.checked_next_multiple_of(SHARED_UNIT)
+    kernel
+        .resources
+        .shared_static_bytes
+        .checked_add(dynamic)?
+        .checked_add(reserved)?
+        .checked_next_multiple_of(SHARED_UNIT)
 }
 
 /// The most dynamic shared memory with which `blocks` blocks of `block_size` threads still fit.
-pub(crate) fn dynamic_shared_available(device: &Device, kernel: &KernelInfo, blocks: i32, block_size: i32) -> CuResult<usize> {
-    let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks > 0).ok_or(CuStatus::INVALID_VALUE)?;
+pub(crate) fn dynamic_shared_available(
+    device: &Device,
+    kernel: &KernelInfo,
+    blocks: i32,
+    block_size: i32,
+) -> CuResult<usize> {
+    let blocks = u32::try_from(blocks)
+        .ok()
+        .filter(|blocks| *blocks > 0)
+        .ok_or(CuStatus::INVALID_VALUE)?;
     let fits = blocks_per_multiprocessor(device, kernel, block_size, 0)?;
     if u32::try_from(fits).unwrap_or(0) < blocks {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let per_block = device.count(Attribute::MaxSharedMemoryPerMultiprocessor) / blocks / SHARED_UNIT * SHARED_UNIT;
-    let taken = device.count(Attribute::ReservedSharedMemoryPerBlock) + kernel.resources.shared_static_bytes;
-    let limit = device.count(Attribute::MaxSharedMemoryPerBlockOptin).saturating_sub(kernel.resources.shared_static_bytes);
+    let per_block =
+        device.count(Attribute::MaxSharedMemoryPerMultiprocessor) / blocks / SHARED_UNIT
+            * SHARED_UNIT;
+    let taken = device.count(Attribute::ReservedSharedMemoryPerBlock)
+        + kernel.resources.shared_static_bytes;
+    let limit = device
+        .count(Attribute::MaxSharedMemoryPerBlockOptin)
+        .saturating_sub(kernel.resources.shared_static_bytes);
     Ok(per_block.saturating_sub(taken).min(limit) as usize)
 }
 
@@ -69,9 +100,16 @@ pub(crate) fn best_block_size(
     block_size_limit: i32,
 ) -> CuResult<(i32, i32)> {
     let warp = device.attribute(Attribute::WarpSize).max(1);
-    let max = kernel.max_threads.and_then(|max| i32::try_from(max).ok()).unwrap_or(i32::MAX);
+    let max = kernel
+        .max_threads
+        .and_then(|max| i32::try_from(max).ok())
+        .unwrap_or(i32::MAX);
     let max = max.min(device.attribute(Attribute::MaxThreadsPerBlock));
-    let max = if block_size_limit > 0 { max.min(block_size_limit) } else { max };
+    let max = if block_size_limit > 0 {
+        max.min(block_size_limit)
+    } else {
+        max
+    };
     let mut best = (0, 0, 0);
     let mut size = max / warp * warp;
     if size == 0 {
@@ -84,5 +122,8 @@ pub(crate) fn best_block_size(
         }
         size -= warp.min(size);
     }
-    Ok((best.2 * device.attribute(Attribute::MultiprocessorCount), best.1))
+    Ok((
+        best.2 * device.attribute(Attribute::MultiprocessorCount),
+        best.1,
+    ))
 }

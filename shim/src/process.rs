@@ -92,7 +92,10 @@ impl Process {
     #[inline]
     pub(crate) fn device(&self, ordinal: i32) -> CuResult<&'static Device> {
         let index = usize::try_from(ordinal).map_err(|_| CuStatus::INVALID_DEVICE)?;
-        self.devices.get(index).copied().ok_or(CuStatus::INVALID_DEVICE)
+        self.devices
+            .get(index)
+            .copied()
+            .ok_or(CuStatus::INVALID_DEVICE)
     }
 }
 
@@ -147,8 +150,10 @@ struct Failure {
 }
 
 fn connect_process() -> Result<Process, Failure> {
-    let config = ClientConfig::from_process()
-        .map_err(|error| Failure { status: CuStatus::NO_DEVICE, line: format!("no CUDA device: {error}") })?;
+    let config = ClientConfig::from_process().map_err(|error| Failure {
+        status: CuStatus::NO_DEVICE,
+        line: format!("no CUDA device: {error}"),
+    })?;
     observe::configure(&config);
     let (session, descriptions) = connect_session(&config)?;
     let session: &'static Session = Box::leak(Box::new(session));
@@ -164,8 +169,14 @@ fn connect_process() -> Result<Process, Failure> {
         }
     }
     if devices.is_empty() {
-        let line = format!("no CUDA device: the server {} granted none (CUDA_VISIBLE_DEVICES hides them, or it has none free)", config.server);
-        return Err(Failure { status: CuStatus::NO_DEVICE, line });
+        let line = format!(
+            "no CUDA device: the server {} granted none (CUDA_VISIBLE_DEVICES hides them, or it has none free)",
+            config.server
+        );
+        return Err(Failure {
+            status: CuStatus::NO_DEVICE,
+            line,
+        });
     }
     Ok(Process {
         sessions: vec![session],
@@ -205,7 +216,8 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
     };
     let proposed = reserve::anywhere(DEVICE_RANGE_BYTES);
     let inbox = Arc::new(Inbox::of(&config.server));
-    let (endpoint, welcome) = connect(&options(config, proposed), Arc::clone(&inbox) as _).map_err(|e| unreachable(e.to_string()))?;
+    let (endpoint, welcome) = connect(&options(config, proposed), Arc::clone(&inbox) as _)
+        .map_err(|e| unreachable(e.to_string()))?;
     let foreign = |_| unreachable("it answers what no farcall server answers".to_owned());
     let (head, body, _) = record::split(&welcome).map_err(foreign)?;
     if head.number != SessionWelcome::NUMBER {
@@ -217,12 +229,27 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
         1 => DeviceKind::Cuda,
         2 => DeviceKind::Soft,
         3 => DeviceKind::Null,
-        other => return Err(unreachable(format!("it has devices of the unknown kind {other}"))),
+        other => {
+            return Err(unreachable(format!(
+                "it has devices of the unknown kind {other}"
+            )));
+        }
     };
-    let device_range = Range { start: welcome.range_base, bytes: welcome.range_bytes };
-    let host_range = Range { start: welcome.host_range_base, bytes: welcome.host_range_bytes };
+    let device_range = Range {
+        start: welcome.range_base,
+        bytes: welcome.range_bytes,
+    };
+    let host_range = Range {
+        start: welcome.host_range_base,
+        bytes: welcome.host_range_bytes,
+    };
     settle(proposed, device_range, host_range);
-    log::info!("server {} ({}), transport {}", config.server, welcome.server_name, endpoint.transport_name());
+    log::info!(
+        "server {} ({}), transport {}",
+        config.server,
+        welcome.server_name,
+        endpoint.transport_name()
+    );
     let session = Session::new(Opened {
         endpoint,
         inbox,
@@ -230,7 +257,13 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
         driver_version: welcome.driver_version,
         device_range,
         host_range,
-        known_modules: welcome.cached_modules.as_chunks::<32>().0.iter().copied().collect(),
+        known_modules: welcome
+            .cached_modules
+            .as_chunks::<32>()
+            .0
+            .iter()
+            .copied()
+            .collect(),
     });
     Ok((session, descriptions))
 }
@@ -247,12 +280,16 @@ fn settle(proposed: Option<Range>, device: Range, host: Range) {
         reserve::release(range);
     }
     if reserve::at(device.start, end.saturating_sub(device.start)).is_none() {
-        log::warn!("addresses {:#x}..{end:#x} are taken in this process: host and device pointers may look alike", device.start);
+        log::warn!(
+            "addresses {:#x}..{end:#x} are taken in this process: host and device pointers may look alike",
+            device.start
+        );
     }
 }
 
 fn options(config: &ClientConfig, proposed: Option<Range>) -> ConnectOptions {
-    let program = std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string());
+    let program =
+        std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let open = SessionOpen {
         range_base: proposed.map_or(0, |range| range.start),
@@ -284,14 +321,22 @@ fn descriptions(mut bytes: &[u8]) -> Result<Vec<Description>, record::DecodeErro
         let (_, body, rest) = record::split(bytes)?;
         let d = DeviceDescription::decode_body(body)?;
         let mut uuid = [0; 16];
-        uuid.iter_mut().zip(d.uuid).for_each(|(to, from)| *to = *from);
+        uuid.iter_mut()
+            .zip(d.uuid)
+            .for_each(|(to, from)| *to = *from);
         list.push(Description {
             limit_bytes: d.limit_bytes,
             server_ordinal: d.server_ordinal,
             sm: d.sm,
             pci: (d.pci_domain, d.pci_bus, d.pci_device),
             uuid,
-            attributes: d.attributes.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect(),
+            attributes: d
+                .attributes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|bytes| i32::from_le_bytes(*bytes))
+                .collect(),
             name: d.name.to_owned(),
         });
         bytes = rest;
@@ -299,7 +344,13 @@ fn descriptions(mut bytes: &[u8]) -> Result<Vec<Description>, record::DecodeErro
     Ok(list)
 }
 
-fn device(session: &'static Session, ordinal: u32, index: usize, d: &Description, pool: u64) -> Device {
+fn device(
+    session: &'static Session,
+    ordinal: u32,
+    index: usize,
+    d: &Description,
+    pool: u64,
+) -> Device {
     Device {
         session,
         ordinal,
@@ -330,9 +381,14 @@ fn visible(descriptions: &[Description]) -> Vec<usize> {
         let found = match item.strip_prefix("GPU-") {
             Some(prefix) => {
                 let prefix = prefix.replace('-', "").to_lowercase();
-                descriptions.iter().position(|d| hex(&d.uuid).starts_with(&prefix))
+                descriptions
+                    .iter()
+                    .position(|d| hex(&d.uuid).starts_with(&prefix))
             }
-            None => item.parse().ok().filter(|index| *index < descriptions.len()),
+            None => item
+                .parse()
+                .ok()
+                .filter(|index| *index < descriptions.len()),
         };
         match found {
             Some(index) if !list.contains(&index) => list.push(index),

@@ -67,7 +67,13 @@ impl Out<c_char> {
             return Err(CuStatus::INVALID_VALUE);
         }
         let cut = text.len().min(capacity - 1);
-        for (index, byte) in text.as_bytes().iter().take(cut).chain(std::iter::once(&0)).enumerate() {
+        for (index, byte) in text
+            .as_bytes()
+            .iter()
+            .take(cut)
+            .chain(std::iter::once(&0))
+            .enumerate()
+        {
             self.set_at(index, c_char::from_ne_bytes([*byte]));
         }
         Ok(())
@@ -194,11 +200,18 @@ impl HostPtr {
     pub(crate) fn mapped_bytes<'a>(self, len: usize) -> CuResult<&'a [u8]> {
         const PAGE: usize = 4096;
         let start = self.0 as usize & !(PAGE - 1);
-        let end = (self.0 as usize).checked_add(len).ok_or(CuStatus::INVALID_IMAGE)?;
+        let end = (self.0 as usize)
+            .checked_add(len)
+            .ok_or(CuStatus::INVALID_IMAGE)?;
         let mut residency = vec![0_u8; (end - start).div_ceil(PAGE)];
         // SAFETY: asks about pages, touches none of them; the vector has one byte per page.
-        let known = unsafe { libc::mincore(start as *mut c_void, end - start, residency.as_mut_ptr()) };
-        if known == 0 { self.bytes(len) } else { Err(CuStatus::INVALID_IMAGE) }
+        let known =
+            unsafe { libc::mincore(start as *mut c_void, end - start, residency.as_mut_ptr()) };
+        if known == 0 {
+            self.bytes(len)
+        } else {
+            Err(CuStatus::INVALID_IMAGE)
+        }
     }
 
     /// Copies into the program's memory.
@@ -260,7 +273,8 @@ pub(crate) fn call_stream_callback(function: usize, stream: u64, status: u32, us
         return;
     }
     // SAFETY: the program passed it as a CUstreamCallback, whose type this is.
-    let function: unsafe extern "C" fn(u64, u32, *mut c_void) = unsafe { std::mem::transmute(function) };
+    let function: unsafe extern "C" fn(u64, u32, *mut c_void) =
+        unsafe { std::mem::transmute(function) };
     // SAFETY: the program promised that it can be called once with its user data.
     unsafe { function(stream, status, user_data as *mut c_void) };
 }

@@ -18,8 +18,14 @@ impl Range {
 }
 
 /// Where ranges are tried first, in order: far from heap, stack, libraries and the usual sanitizer shadows.
-const CANDIDATES: [u64; 6] =
-    [0x2000_0000_0000, 0x3000_0000_0000, 0x1800_0000_0000, 0x3800_0000_0000, 0x2800_0000_0000, 0x0800_0000_0000];
+const CANDIDATES: [u64; 6] = [
+    0x2000_0000_0000,
+    0x3000_0000_0000,
+    0x1800_0000_0000,
+    0x3800_0000_0000,
+    0x2800_0000_0000,
+    0x0800_0000_0000,
+];
 
 /// Reserves `bytes` addresses without access, at one of the usual places.
 pub(crate) fn anywhere(bytes: u64) -> Option<Range> {
@@ -35,7 +41,10 @@ pub(crate) fn at(start: u64, bytes: u64) -> Option<Range> {
             start as *mut libc::c_void,
             len,
             libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+            libc::MAP_PRIVATE
+                | libc::MAP_ANONYMOUS
+                | libc::MAP_NORESERVE
+                | libc::MAP_FIXED_NOREPLACE,
             -1,
             0,
         )
@@ -54,7 +63,9 @@ pub(crate) fn at(start: u64, bytes: u64) -> Option<Range> {
 
 /// Gives a reserved range back.
 pub(crate) fn release(range: Range) {
-    let Ok(len) = usize::try_from(range.bytes) else { return };
+    let Ok(len) = usize::try_from(range.bytes) else {
+        return;
+    };
     // SAFETY: `range` came from `at`, so the mapping is ours; nothing was opened in it yet.
     unsafe { libc::munmap(range.start as *mut libc::c_void, len) };
 }
@@ -71,7 +82,9 @@ pub(crate) fn close(range: &Range, start: u64, bytes: u64) -> bool {
 
 fn map_inside(range: &Range, start: u64, bytes: u64, access: libc::c_int) -> bool {
     let inside = range.contains(start) && bytes <= range.bytes - (start - range.start);
-    let Ok(len) = usize::try_from(bytes) else { return false };
+    let Ok(len) = usize::try_from(bytes) else {
+        return false;
+    };
     if !inside || len == 0 {
         return false;
     }

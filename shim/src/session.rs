@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use farcall_marshal::record::{self, FLAG_TRACED, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue, KernelOutput, TraceStep,
+    CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue,
+    KernelOutput, TraceStep,
 };
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::{Mutex, RwLock};
 
-use crate::context::Context;
 use crate::coherent::Coherent;
+use crate::context::Context;
 use crate::hooks::{Callback, Runner};
 use crate::landing;
 use crate::memory::DeviceRange;
@@ -121,9 +122,14 @@ impl Session {
     /// Asks for a status without telling the steps of it, and without counting it: the trace asks, not the program.
     pub(crate) fn ask_untold<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult {
         let (ticket, pending) = self.inbox.tickets.issue(Sink::Keep)?;
-        self.send_encoded(&record::to_vec(Head::request(R::NUMBER, context, ticket), body))?;
+        self.send_encoded(&record::to_vec(
+            Head::request(R::NUMBER, context, ticket),
+            body,
+        ))?;
         self.endpoint.flush().map_err(|_| self.ended())?;
-        self.endpoint.wait_until(&|| pending.is_done(), None).map_err(|_| self.ended())?;
+        self.endpoint
+            .wait_until(&|| pending.is_done(), None)
+            .map_err(|_| self.ended())?;
         match pending.take().0 {
             CuStatus::SUCCESS => Ok(()),
             status => Err(status),
@@ -131,14 +137,23 @@ impl Session {
     }
 
     /// Like [`Self::ask`], but a body comes with a failing status too.
-    pub(crate) fn ask_status<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult<(CuStatus, Vec<u8>)> {
+    pub(crate) fn ask_status<'a, R: Record<'a>>(
+        &self,
+        context: u32,
+        body: &R,
+    ) -> CuResult<(CuStatus, Vec<u8>)> {
         let pending = self.request(context, body, Sink::Keep)?;
         self.wait(&pending)?;
         Ok(pending.take())
     }
 
     /// Sends a record with a ticket.
-    pub(crate) fn request<'a, R: Record<'a>>(&self, context: u32, body: &R, sink: Sink) -> CuResult<Arc<Pending>> {
+    pub(crate) fn request<'a, R: Record<'a>>(
+        &self,
+        context: u32,
+        body: &R,
+        sink: Sink,
+    ) -> CuResult<Arc<Pending>> {
         let (ticket, pending) = self.inbox.tickets.issue(sink)?;
         // The destination is known before the server can send to it.
         if let Sink::Copy { to, len, bulk } = sink
@@ -152,7 +167,9 @@ impl Session {
 
     /// Sends a record that was encoded before.
     pub(crate) fn send_encoded(&self, record: &[u8]) -> CuResult {
-        let sent = self.endpoint.append(record.len(), |out| out.copy_from_slice(record));
+        let sent = self
+            .endpoint
+            .append(record.len(), |out| out.copy_from_slice(record));
         sent.map(|_| ()).map_err(|_| self.ended())
     }
 
@@ -164,7 +181,9 @@ impl Session {
         }
         observe::round_trip();
         self.endpoint.flush().map_err(|_| self.ended())?;
-        self.endpoint.wait_until(&|| pending.is_done(), None).map_err(|_| self.ended())
+        self.endpoint
+            .wait_until(&|| pending.is_done(), None)
+            .map_err(|_| self.ended())
     }
 
     #[inline]
@@ -173,7 +192,9 @@ impl Session {
             return self.post_observed(head, body);
         }
         let len = record::record_bytes(body);
-        let sent = self.endpoint.append(len, |out| record::encode(head, body, out));
+        let sent = self
+            .endpoint
+            .append(len, |out| record::encode(head, body, out));
         sent.map(|_| ()).map_err(|_| self.ended())
     }
 
@@ -237,12 +258,25 @@ impl Session {
             Some((owner, id)) if owner == context => id,
             _ => {
                 let id = self.new_id();
-                self.send(context, &CuEventCreate { event: id, flags: EVENT_DISABLE_TIMING })?;
+                self.send(
+                    context,
+                    &CuEventCreate {
+                        event: id,
+                        flags: EVENT_DISABLE_TIMING,
+                    },
+                )?;
                 *event = Some((context, id));
                 id
             }
         };
-        self.send(context, &CuEventRecordWithFlags { event: id, stream: stream.id, flags: 0 })?;
+        self.send(
+            context,
+            &CuEventRecordWithFlags {
+                event: id,
+                stream: stream.id,
+                flags: 0,
+            },
+        )?;
         self.barrier.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -257,9 +291,14 @@ impl Session {
     pub(crate) fn hold_back(&self, stream: &Stream) -> CuResult {
         let event = *self.barrier_event.lock();
         match event {
-            Some((context, id)) if context == stream.context.id => {
-                self.send(context, &CuStreamWaitEvent { stream: stream.id, event: id, flags: 0 })
-            }
+            Some((context, id)) if context == stream.context.id => self.send(
+                context,
+                &CuStreamWaitEvent {
+                    stream: stream.id,
+                    event: id,
+                    flags: 0,
+                },
+            ),
             _ => Ok(()),
         }
     }
@@ -312,7 +351,11 @@ impl Session {
         let due: Vec<Arc<Pending>> = {
             let mut landing = self.landing.lock();
             landing.retain(|(_, pending)| !pending.is_done());
-            landing.iter().filter(|(stamp, pending)| wanted(*stamp, pending)).map(|(_, p)| Arc::clone(p)).collect()
+            landing
+                .iter()
+                .filter(|(stamp, pending)| wanted(*stamp, pending))
+                .map(|(_, p)| Arc::clone(p))
+                .collect()
         };
         due.iter().try_for_each(|pending| self.wait(pending))
     }
@@ -335,7 +378,10 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn of(server: &str) -> Self {
-        Self { server: server.to_owned(), ..Self::default() }
+        Self {
+            server: server.to_owned(),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn add_context(&self, context: &'static Context) {
@@ -357,13 +403,18 @@ impl Inbox {
             frame = rest;
             if head.is_reply() {
                 if !self.tickets.reply(head.ticket, head.context, body) {
-                    log::warn!("the server answered ticket {}, which nobody waits for", head.ticket);
+                    log::warn!(
+                        "the server answered ticket {}, which nobody waits for",
+                        head.ticket
+                    );
                 }
                 continue;
             }
             match head.number {
                 ErrorNotice::NUMBER => self.notice(head.context, &ErrorNotice::decode_body(body)?),
-                HostFuncDue::NUMBER => self.due(endpoint, head.context, HostFuncDue::decode_body(body)?),
+                HostFuncDue::NUMBER => {
+                    self.due(endpoint, head.context, HostFuncDue::decode_body(body)?)
+                }
                 KernelOutput::NUMBER => observe::print(KernelOutput::decode_body(body)?.text),
                 TraceStep::NUMBER => steps::told(&TraceStep::decode_body(body)?),
                 number => return Err(record::DecodeError::UnknownRecord { number }),
@@ -373,25 +424,39 @@ impl Inbox {
     }
 
     fn notice(&self, context: u32, notice: &ErrorNotice<'_>) {
-        let name = farcall_marshal::catalogue::call(u16::try_from(notice.call).unwrap_or(0)).map_or("?", |c| c.symbol);
-        log::warn!("{name}: {}{}{}", CuStatus(notice.status), if notice.message.is_empty() { "" } else { ": " }, notice.message);
+        let name = farcall_marshal::catalogue::call(u16::try_from(notice.call).unwrap_or(0))
+            .map_or("?", |c| c.symbol);
+        log::warn!(
+            "{name}: {}{}{}",
+            CuStatus(notice.status),
+            if notice.message.is_empty() { "" } else { ": " },
+            notice.message
+        );
         let known = self.contexts.read().get(&context).copied();
         match known {
             Some(context) if notice.sticky != 0 => context.break_with(CuStatus(notice.status)),
             _ => {
                 // The first error is the one that explains the others.
-                let _ = self.deferred.compare_exchange(0, notice.status, Ordering::AcqRel, Ordering::Relaxed);
+                let _ = self.deferred.compare_exchange(
+                    0,
+                    notice.status,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
             }
         }
     }
 
     fn due(&self, endpoint: &Endpoint, context: u32, due: HostFuncDue) {
         let callback = self.callbacks.lock().remove(&due.callback);
-        self.runner.run_later(endpoint.clone(), context, due, callback);
+        self.runner
+            .run_later(endpoint.clone(), context, due, callback);
     }
 
     fn end(&self, status: CuStatus) {
-        let _ = self.lost.compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self
+            .lost
+            .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
         self.tickets.end(status);
     }
 }
@@ -408,7 +473,9 @@ impl Handler for Inbox {
     fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
         if self.lost.load(Ordering::Relaxed) == 0 && !crate::process::is_finishing() {
             let server = &self.server;
-            log::error!("the session with server {server} ended: {why}; every further CUDA call fails");
+            log::error!(
+                "the session with server {server} ended: {why}; every further CUDA call fails"
+            );
         }
         self.end(CuStatus::DEVICE_UNAVAILABLE);
         // Threads that wait for a reply which now never comes look again.

@@ -36,11 +36,20 @@ pub(crate) fn captured(info: &CallInfo) {
     if info.class == Class::Local {
         return;
     }
-    add("captured", || format!("{} of libcuda.so.1, in process {}", info.symbol, std::process::id()));
+    add("captured", || {
+        format!(
+            "{} of libcuda.so.1, in process {}",
+            info.symbol,
+            std::process::id()
+        )
+    });
     if let Ok(context) = context::current_any() {
         let device = context.device;
         add("mapped", || {
-            format!("device {} of the program is device {} of the server ({})", device.ordinal, device.server_ordinal, device.name)
+            format!(
+                "device {} of the program is device {} of the server ({})",
+                device.ordinal, device.server_ordinal, device.name
+            )
         });
     }
 }
@@ -48,37 +57,61 @@ pub(crate) fn captured(info: &CallInfo) {
 /// A record was encoded.
 pub(crate) fn marshalled(head: Head, bytes: &[u8]) {
     add("marshalled", || {
-        let fields = record::split(bytes).and_then(|(head, body, _)| wire::describe(head.number, false, body)).unwrap_or_default();
-        let name = farcall_marshal::catalogue::call(head.number).map_or("message", |call| call.symbol);
-        format!("record {} {name}, {} bytes: {fields}", head.number, bytes.len())
+        let fields = record::split(bytes)
+            .and_then(|(head, body, _)| wire::describe(head.number, false, body))
+            .unwrap_or_default();
+        let name =
+            farcall_marshal::catalogue::call(head.number).map_or("message", |call| call.symbol);
+        format!(
+            "record {} {name}, {} bytes: {fields}",
+            head.number,
+            bytes.len()
+        )
     });
 }
 
 /// It was given to the transport.
 pub(crate) fn sent(head: Head, endpoint: &Endpoint) {
     add("sent", || {
-        let way = if head.ticket == 0 { "one way".to_owned() } else { format!("ticket {}", head.ticket) };
-        format!("{way}, over {}, frame {}", endpoint.transport_name(), endpoint.stats().frames_out)
+        let way = if head.ticket == 0 {
+            "one way".to_owned()
+        } else {
+            format!("ticket {}", head.ticket)
+        };
+        format!(
+            "{way}, over {}, frame {}",
+            endpoint.transport_name(),
+            endpoint.stats().frames_out
+        )
     });
 }
 
 /// The server told a step of its own.
 pub(crate) fn told(step: &TraceStep<'_>) {
-    add(step.step, || format!("{} ({:.1} us)", step.detail, ns_to_us(step.ns)));
+    add(step.step, || {
+        format!("{} ({:.1} us)", step.detail, ns_to_us(step.ns))
+    });
 }
 
 /// A call has gone: what the server does with it belongs to it, so it is waited for, which only a trace does.
 /// The device has passed it when it answers a synchronization behind it.
 fn settle() {
-    let Ok(context) = context::current_any() else { return };
+    let Ok(context) = context::current_any() else {
+        return;
+    };
     let was_sent = STEPS.lock().iter().any(|(step, _)| step == "sent");
     if !was_sent || capture::any() || context.check().is_err() {
         return;
     }
     let began = Instant::now();
-    let passed = context.session().ask_untold(context.id, &CuCtxSynchronize {});
+    let passed = context
+        .session()
+        .ask_untold(context.id, &CuCtxSynchronize {});
     add("executed", || match passed {
-        Ok(()) => format!("the device has passed it ({:.1} us until a synchronization behind it was answered)", us(began)),
+        Ok(()) => format!(
+            "the device has passed it ({:.1} us until a synchronization behind it was answered)",
+            us(began)
+        ),
         Err(status) => format!("the device refused: {status}"),
     });
 }
@@ -91,7 +124,13 @@ pub(crate) fn returned(info: &CallInfo, status: CuStatus) {
     if status.is_success() {
         settle();
     }
-    add("returned", || if info.class == Class::Blocking { "reply taken from its ticket".to_owned() } else { "without waiting".to_owned() });
+    add("returned", || {
+        if info.class == Class::Blocking {
+            "reply taken from its ticket".to_owned()
+        } else {
+            "without waiting".to_owned()
+        }
+    });
     add("mapped-back", || format!("to the program: {status}"));
 }
 

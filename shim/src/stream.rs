@@ -35,7 +35,16 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn new(context: &'static Context, id: u64, flags: u32, priority: i32) -> Self {
-        Self { context, id, flags, priority, last: AtomicU64::new(0), done: AtomicU64::new(0), barrier: AtomicU64::new(0), capture: Mutex::new(None) }
+        Self {
+            context,
+            id,
+            flags,
+            priority,
+            last: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            barrier: AtomicU64::new(0),
+            capture: Mutex::new(None),
+        }
     }
 
     pub(crate) fn session(&self) -> &'static Session {
@@ -80,7 +89,8 @@ impl Stream {
     pub(crate) fn mark(&self) -> CuResult<u64> {
         let session = self.session();
         let barrier = session.barrier();
-        if self.flags & STREAM_NON_BLOCKING != 0 && self.barrier.load(Ordering::Relaxed) != barrier {
+        if self.flags & STREAM_NON_BLOCKING != 0 && self.barrier.load(Ordering::Relaxed) != barrier
+        {
             self.barrier.store(barrier, Ordering::Relaxed);
             session.hold_back(self)?;
         }
@@ -91,7 +101,11 @@ impl Stream {
 
     /// Stamp up to which this stream has to be waited for. The legacy stream waits for the others too.
     pub(crate) fn last(&self) -> u64 {
-        if self.id == 0 { self.session().last_stamp() } else { self.last.load(Ordering::Relaxed) }
+        if self.id == 0 {
+            self.session().last_stamp()
+        } else {
+            self.last.load(Ordering::Relaxed)
+        }
     }
 
     /// Whether everything up to `stamp` on this stream is known to have run.
@@ -110,7 +124,8 @@ impl Stream {
         self.context.check()?;
         let stamp = self.last();
         if !self.has_done(stamp) {
-            self.session().ask(self.context.id, &CuStreamSynchronize { stream: self.id })?;
+            self.session()
+                .ask(self.context.id, &CuStreamSynchronize { stream: self.id })?;
         }
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
@@ -127,7 +142,8 @@ impl Stream {
         if self.has_done(stamp) {
             return Ok(());
         }
-        self.session().ask(self.context.id, &CuStreamQuery { stream: self.id })?;
+        self.session()
+            .ask(self.context.id, &CuStreamQuery { stream: self.id })?;
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
         Ok(())

@@ -35,14 +35,20 @@ extern "C" fn accept() -> u32 {
 
 /// A table with its size in front and `accept` in every slot but those given.
 fn sized<const N: usize>(slots: &[(usize, *const ())]) -> Words<N> {
-    let mut words = [Slot { function: accept as *const () }; N];
+    let mut words = [Slot {
+        function: accept as *const (),
+    }; N];
     for (at, function) in slots {
         if let Some(word) = words.get_mut(*at) {
-            *word = Slot { function: *function };
+            *word = Slot {
+                function: *function,
+            };
         }
     }
     if let Some(first) = words.first_mut() {
-        *first = Slot { bytes: N * size_of::<usize>() };
+        *first = Slot {
+            bytes: N * size_of::<usize>(),
+        };
     }
     Words(words)
 }
@@ -68,10 +74,18 @@ table!(error_log, 128, []);
 /// Context-local storage has no size in front: its first slot is a function.
 fn context_storage() -> *const c_void {
     static TABLE: Words<4> = Words([
-        Slot { function: storage_put as *const () },
-        Slot { function: storage_delete as *const () },
-        Slot { function: storage_get as *const () },
-        Slot { function: accept as *const () },
+        Slot {
+            function: storage_put as *const (),
+        },
+        Slot {
+            function: storage_delete as *const (),
+        },
+        Slot {
+            function: storage_get as *const (),
+        },
+        Slot {
+            function: accept as *const (),
+        },
     ]);
     TABLE.0.as_ptr().cast()
 }
@@ -79,16 +93,186 @@ fn context_storage() -> *const c_void {
 /// The table with this UUID; `NOT_FOUND` for those that callers do well without.
 pub(crate) fn find(uuid: [u8; 16]) -> CuResult<*const c_void> {
     Ok(match uuid {
-        [0x6b, 0xd5, 0xfb, 0x6c, 0x5b, 0xf4, 0xe7, 0x4a, 0x89, 0x87, 0xd9, 0x39, 0x12, 0xfd, 0x9d, 0xf9] => cudart_interface(),
-        [0xa0, 0x94, 0x79, 0x8c, 0x2e, 0x74, 0x2e, 0x74, 0x93, 0xf2, 0x08, 0x00, 0x20, 0x0c, 0x0a, 0x66] => callback_hooks(),
-        [0x42, 0xd8, 0x5a, 0x81, 0x23, 0xf6, 0xcb, 0x47, 0x82, 0x98, 0xf6, 0xe7, 0x8a, 0x3a, 0xec, 0xdc] => tools_tls(),
-        [0xc6, 0x93, 0x33, 0x6e, 0x11, 0x21, 0xdf, 0x11, 0xa8, 0xc3, 0x68, 0xf3, 0x55, 0xd8, 0x95, 0x93] => context_storage(),
-        [0x26, 0x3e, 0x88, 0x60, 0x7c, 0xd2, 0x61, 0x43, 0x92, 0xf6, 0xbb, 0xd5, 0x00, 0x6d, 0xfa, 0x7e] => context_checks(),
-        [0xd4, 0x08, 0x20, 0x55, 0xbd, 0xe6, 0x70, 0x4b, 0x8d, 0x34, 0xba, 0x12, 0x3c, 0x66, 0xe1, 0xf2] => self_test::table(),
-        [0x21, 0x31, 0x8c, 0x60, 0x97, 0x14, 0x32, 0x48, 0x8c, 0xa6, 0x41, 0xff, 0x73, 0x24, 0xc8, 0xf2] => table_2131(),
-        [0x17, 0x34, 0xdc, 0x26, 0x80, 0x0d, 0x47, 0x45, 0x87, 0x26, 0xc0, 0xf1, 0xe7, 0xdd, 0x8b, 0xca] => table_1734(),
-        [0x6e, 0x16, 0x3f, 0xbe, 0xb9, 0x58, 0x44, 0x4d, 0x83, 0x5c, 0xe1, 0x82, 0xaf, 0xf1, 0x99, 0x1e] => table_6e16(),
-        [0xf8, 0xcf, 0xf9, 0x51, 0x21, 0x46, 0x8b, 0x4e, 0xb9, 0xe2, 0xfb, 0x46, 0x9e, 0x7c, 0x0d, 0xd9] => error_log(),
+        [
+            0x6b,
+            0xd5,
+            0xfb,
+            0x6c,
+            0x5b,
+            0xf4,
+            0xe7,
+            0x4a,
+            0x89,
+            0x87,
+            0xd9,
+            0x39,
+            0x12,
+            0xfd,
+            0x9d,
+            0xf9,
+        ] => cudart_interface(),
+        [
+            0xa0,
+            0x94,
+            0x79,
+            0x8c,
+            0x2e,
+            0x74,
+            0x2e,
+            0x74,
+            0x93,
+            0xf2,
+            0x08,
+            0x00,
+            0x20,
+            0x0c,
+            0x0a,
+            0x66,
+        ] => callback_hooks(),
+        [
+            0x42,
+            0xd8,
+            0x5a,
+            0x81,
+            0x23,
+            0xf6,
+            0xcb,
+            0x47,
+            0x82,
+            0x98,
+            0xf6,
+            0xe7,
+            0x8a,
+            0x3a,
+            0xec,
+            0xdc,
+        ] => tools_tls(),
+        [
+            0xc6,
+            0x93,
+            0x33,
+            0x6e,
+            0x11,
+            0x21,
+            0xdf,
+            0x11,
+            0xa8,
+            0xc3,
+            0x68,
+            0xf3,
+            0x55,
+            0xd8,
+            0x95,
+            0x93,
+        ] => context_storage(),
+        [
+            0x26,
+            0x3e,
+            0x88,
+            0x60,
+            0x7c,
+            0xd2,
+            0x61,
+            0x43,
+            0x92,
+            0xf6,
+            0xbb,
+            0xd5,
+            0x00,
+            0x6d,
+            0xfa,
+            0x7e,
+        ] => context_checks(),
+        [
+            0xd4,
+            0x08,
+            0x20,
+            0x55,
+            0xbd,
+            0xe6,
+            0x70,
+            0x4b,
+            0x8d,
+            0x34,
+            0xba,
+            0x12,
+            0x3c,
+            0x66,
+            0xe1,
+            0xf2,
+        ] => self_test::table(),
+        [
+            0x21,
+            0x31,
+            0x8c,
+            0x60,
+            0x97,
+            0x14,
+            0x32,
+            0x48,
+            0x8c,
+            0xa6,
+            0x41,
+            0xff,
+            0x73,
+            0x24,
+            0xc8,
+            0xf2,
+        ] => table_2131(),
+        [
+            0x17,
+            0x34,
+            0xdc,
+            0x26,
+            0x80,
+            0x0d,
+            0x47,
+            0x45,
+            0x87,
+            0x26,
+            0xc0,
+            0xf1,
+            0xe7,
+            0xdd,
+            0x8b,
+            0xca,
+        ] => table_1734(),
+        [
+            0x6e,
+            0x16,
+            0x3f,
+            0xbe,
+            0xb9,
+            0x58,
+            0x44,
+            0x4d,
+            0x83,
+            0x5c,
+            0xe1,
+            0x82,
+            0xaf,
+            0xf1,
+            0x99,
+            0x1e,
+        ] => table_6e16(),
+        [
+            0xf8,
+            0xcf,
+            0xf9,
+            0x51,
+            0x21,
+            0x46,
+            0x8b,
+            0x4e,
+            0xb9,
+            0xe2,
+            0xfb,
+            0x46,
+            0x9e,
+            0x7c,
+            0x0d,
+            0xd9,
+        ] => error_log(),
         _ => return Err(CuStatus::NOT_FOUND),
     })
 }
@@ -119,13 +303,23 @@ extern "C" fn primary_context(context: *mut u64, device: i32) -> u32 {
 
 /// A zeroed buffer that the runtime keeps its tools' callbacks in.
 extern "C" fn callback_buffer_large(buffer: *mut *const c_void, words: *mut u64) -> u32 {
-    static BUFFER: [std::sync::atomic::AtomicU32; 1024] = [const { std::sync::atomic::AtomicU32::new(0) }; 1024];
-    code(out(buffer).set(BUFFER.as_ptr().cast()).and_then(|()| out(words).set(1024)))
+    static BUFFER: [std::sync::atomic::AtomicU32; 1024] =
+        [const { std::sync::atomic::AtomicU32::new(0) }; 1024];
+    code(
+        out(buffer)
+            .set(BUFFER.as_ptr().cast())
+            .and_then(|()| out(words).set(1024)),
+    )
 }
 
 extern "C" fn callback_buffer_small(buffer: *mut *const c_void, words: *mut u64) -> u32 {
-    static BUFFER: [std::sync::atomic::AtomicU32; 14] = [const { std::sync::atomic::AtomicU32::new(0) }; 14];
-    code(out(buffer).set(BUFFER.as_ptr().cast()).and_then(|()| out(words).set(14)))
+    static BUFFER: [std::sync::atomic::AtomicU32; 14] =
+        [const { std::sync::atomic::AtomicU32::new(0) }; 14];
+    code(
+        out(buffer)
+            .set(BUFFER.as_ptr().cast())
+            .and_then(|()| out(words).set(14)),
+    )
 }
 
 extern "C" fn context_check(_context: u64, answer: *mut u32) -> u32 {
@@ -135,7 +329,9 @@ extern "C" fn context_check(_context: u64, answer: *mut u32) -> u32 {
 
 /// cuFFT walks the functions of a module with this: `callback(user, function, module)`; 1 = walked.
 extern "C" fn for_each_function(_: u64, module: u64, callback: usize, user: u64) -> u32 {
-    let Ok(functions) = crate::api::module_functions(module) else { return 0 };
+    let Ok(functions) = crate::api::module_functions(module) else {
+        return 0;
+    };
     if callback == 0 {
         return 0;
     }
@@ -162,7 +358,12 @@ extern "C" fn storage_delete(context: u64, key: u64) -> u32 {
 /// On nearly every call of the runtime: client memory, one lock.
 extern "C" fn storage_get(value: *mut u64, context: u64, key: u64) -> u32 {
     let found = context::by_handle(context).and_then(|context| {
-        context.storage.lock().get(&key).map(|(value, _)| *value).ok_or(CuStatus::INVALID_HANDLE)
+        context
+            .storage
+            .lock()
+            .get(&key)
+            .map(|(value, _)| *value)
+            .ok_or(CuStatus::INVALID_HANDLE)
     });
     code(found.and_then(|found| out(value).set(found)))
 }

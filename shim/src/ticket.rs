@@ -48,7 +48,10 @@ impl Pending {
 
     /// The status and, where it was kept, the body. Call when done.
     pub(crate) fn take(&self) -> (CuStatus, Vec<u8>) {
-        (CuStatus(self.status.load(Ordering::Relaxed)), std::mem::take(&mut *self.body.lock()))
+        (
+            CuStatus(self.status.load(Ordering::Relaxed)),
+            std::mem::take(&mut *self.body.lock()),
+        )
     }
 
     /// Whether the destination overlaps these addresses.
@@ -184,11 +187,20 @@ mod tests {
         let mut buffer = [0_u8; 4];
         let tickets = Tickets::default();
         let to = HostPtr::from_address(buffer.as_mut_ptr() as u64);
-        let (ticket, pending) = tickets.issue(Sink::Copy { to, len: 4, bulk: 0 }).unwrap();
+        let (ticket, pending) = tickets
+            .issue(Sink::Copy {
+                to,
+                len: 4,
+                bulk: 0,
+            })
+            .unwrap();
         assert!(!pending.is_done());
         assert!(tickets.reply(ticket, 0, &encoded(&[1, 2, 3, 4])));
         assert!(pending.is_done());
-        assert_eq!((pending.take().0, buffer), (CuStatus::SUCCESS, [1, 2, 3, 4]));
+        assert_eq!(
+            (pending.take().0, buffer),
+            (CuStatus::SUCCESS, [1, 2, 3, 4])
+        );
     }
 
     #[test]
@@ -196,7 +208,13 @@ mod tests {
         let mut buffer = [0_u8; 8];
         let tickets = Tickets::default();
         let to = HostPtr::from_address(buffer.as_mut_ptr() as u64);
-        let (ticket, pending) = tickets.issue(Sink::Copy { to, len: 4, bulk: 0 }).unwrap();
+        let (ticket, pending) = tickets
+            .issue(Sink::Copy {
+                to,
+                len: 4,
+                bulk: 0,
+            })
+            .unwrap();
         assert!(tickets.reply(ticket, 0, &encoded(&[9; 8])));
         assert_eq!((pending.take().0, buffer), (CuStatus::UNKNOWN, [0; 8]));
     }
@@ -208,7 +226,10 @@ mod tests {
         tickets.end(CuStatus::DEVICE_UNAVAILABLE);
         assert!(pending.is_done());
         assert_eq!(pending.take().0, CuStatus::DEVICE_UNAVAILABLE);
-        assert_eq!(tickets.issue(Sink::Keep).err(), Some(CuStatus::DEVICE_UNAVAILABLE));
+        assert_eq!(
+            tickets.issue(Sink::Keep).err(),
+            Some(CuStatus::DEVICE_UNAVAILABLE)
+        );
         assert!(!tickets.reply(1, 0, &[]));
     }
 }

@@ -58,7 +58,10 @@ fn only_the_calls_that_were_asked_for() {
     }
     renderer.finish().unwrap();
     let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-    assert!(!text.contains("cuInit(") && !text.contains("hidden"), "{text}");
+    assert!(
+        !text.contains("cuInit(") && !text.contains("hidden"),
+        "{text}"
+    );
     assert!(text.contains("cuStreamSynchronize(hStream=0)"), "{text}");
     assert!(text.contains("2 driver calls"), "{text}");
 }

@@ -8,25 +8,69 @@ use crate::model::{Argument, Call, Catalogue};
 
 /// Handle types of cuda.h: pointers to opaque structures, kept as 64-bit numbers.
 const HANDLES: &[&str] = &[
-    "CUarray", "CUasyncCallbackHandle", "CUcontext", "CUcoredumpCallbackHandle", "CUdevResourceDesc", "CUevent",
-    "CUexternalMemory", "CUexternalSemaphore", "CUfunction", "CUgraph", "CUgraphExec", "CUgraphNode",
-    "CUgraphicsResource", "CUgreenCtx", "CUkernel", "CUlibrary", "CUlinkState", "CUlogsCallbackHandle",
-    "CUmemoryPool", "CUmipmappedArray", "CUmodule", "CUstream", "CUsurfref", "CUtexref", "CUuserObject",
-    "CUdeviceptr", "CUmemGenericAllocationHandle", "CUsurfObject", "CUtexObject", "CUgraphConditionalHandle",
+    "CUarray",
+    "CUasyncCallbackHandle",
+    "CUcontext",
+    "CUcoredumpCallbackHandle",
+    "CUdevResourceDesc",
+    "CUevent",
+    "CUexternalMemory",
+    "CUexternalSemaphore",
+    "CUfunction",
+    "CUgraph",
+    "CUgraphExec",
+    "CUgraphNode",
+    "CUgraphicsResource",
+    "CUgreenCtx",
+    "CUkernel",
+    "CUlibrary",
+    "CUlinkState",
+    "CUlogsCallbackHandle",
+    "CUmemoryPool",
+    "CUmipmappedArray",
+    "CUmodule",
+    "CUstream",
+    "CUsurfref",
+    "CUtexref",
+    "CUuserObject",
+    "CUdeviceptr",
+    "CUmemGenericAllocationHandle",
+    "CUsurfObject",
+    "CUtexObject",
+    "CUgraphConditionalHandle",
 ];
 
 /// Function pointer types of cuda.h.
 const FUNCTIONS: &[&str] = &[
-    "CUcoredumpStatusCallback", "CUasyncCallback", "CUhostFn", "CUlogsCallback", "CUoccupancyB2DSize",
-    "CUstreamCallback", "CUgraphRecaptureCallback",
+    "CUcoredumpStatusCallback",
+    "CUasyncCallback",
+    "CUhostFn",
+    "CUlogsCallback",
+    "CUoccupancyB2DSize",
+    "CUstreamCallback",
+    "CUgraphRecaptureCallback",
 ];
 
 /// Structures that `shim/src/abi.rs` lays out.
 const STRUCTS: &[&str] = &[
-    "CUDA_ARRAY3D_DESCRIPTOR", "CUDA_ARRAY_DESCRIPTOR", "CUDA_KERNEL_NODE_PARAMS", "CUDA_MEMCPY2D", "CUDA_MEMCPY3D",
-    "CUDA_MEMSET_NODE_PARAMS", "CUDA_HOST_NODE_PARAMS", "CUDA_GRAPH_INSTANTIATE_PARAMS", "CUctxCreateParams",
-    "CUdevprop", "CUexecAffinityParam", "CUgraphEdgeData", "CUlaunchConfig", "CUmemAccessDesc", "CUmemAllocationProp",
-    "CUmemLocation", "CUmemPoolProps", "CUuuid",
+    "CUDA_ARRAY3D_DESCRIPTOR",
+    "CUDA_ARRAY_DESCRIPTOR",
+    "CUDA_KERNEL_NODE_PARAMS",
+    "CUDA_MEMCPY2D",
+    "CUDA_MEMCPY3D",
+    "CUDA_MEMSET_NODE_PARAMS",
+    "CUDA_HOST_NODE_PARAMS",
+    "CUDA_GRAPH_INSTANTIATE_PARAMS",
+    "CUctxCreateParams",
+    "CUdevprop",
+    "CUexecAffinityParam",
+    "CUgraphEdgeData",
+    "CUlaunchConfig",
+    "CUmemAccessDesc",
+    "CUmemAllocationProp",
+    "CUmemLocation",
+    "CUmemPoolProps",
+    "CUuuid",
 ];
 
 /// Rust source of every export and the table of their addresses.
@@ -39,12 +83,25 @@ pub fn emit(catalogue: &Catalogue) -> String {
         table.push(call.symbol.clone());
         for variant in &call.variants {
             let symbol = format!("{}_{}", call.symbol, variant.mode);
-            emit_one(&mut out, call, &symbol, if variant.mode == "ptds" { "PerThreadSync" } else { "PerThread" });
+            emit_one(
+                &mut out,
+                call,
+                &symbol,
+                if variant.mode == "ptds" {
+                    "PerThreadSync"
+                } else {
+                    "PerThread"
+                },
+            );
             table.push(symbol);
         }
     }
     table.sort();
-    let _ = writeln!(out, "/// Exported symbols and their addresses, sorted by name.\npub(crate) static ADDRESSES: [(&str, Address); {}] = [", table.len());
+    let _ = writeln!(
+        out,
+        "/// Exported symbols and their addresses, sorted by name.\npub(crate) static ADDRESSES: [(&str, Address); {}] = [",
+        table.len()
+    );
     for symbol in table {
         let _ = writeln!(out, "    (\"{symbol}\", Address({symbol} as *const ())),");
     }
@@ -66,8 +123,14 @@ fn emit_one(out: &mut String, call: &Call, symbol: &str, mode: &str) {
 }
 
 fn implemented(out: &mut String, call: &Call, symbol: &str, mode: &str, args: &[Argument]) {
-    let params: Vec<String> = args.iter().map(|a| format!("{}: {}", ident(&a.name), c_type(&a.ty))).collect();
-    let mut values: Vec<String> = args.iter().map(|a| wrapped(&ident(&a.name), &a.ty)).collect();
+    let params: Vec<String> = args
+        .iter()
+        .map(|a| format!("{}: {}", ident(&a.name), c_type(&a.ty)))
+        .collect();
+    let mut values: Vec<String> = args
+        .iter()
+        .map(|a| wrapped(&ident(&a.name), &a.ty))
+        .collect();
     if !call.variants.is_empty() {
         values.insert(0, format!("StreamMode::{mode}"));
     }
@@ -93,12 +156,23 @@ fn shown(name: &str, ty: &str) -> String {
 }
 
 fn ident(name: &str) -> String {
-    if matches!(name, "type" | "in" | "ref" | "fn" | "mod" | "match" | "move" | "use") { format!("{name}_") } else { name.to_owned() }
+    if matches!(
+        name,
+        "type" | "in" | "ref" | "fn" | "mod" | "match" | "move" | "use"
+    ) {
+        format!("{name}_")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// The argument as it enters the implementation: numbers as they are, pointers in a checked wrapper.
 fn wrapped(name: &str, ty: &str) -> String {
-    let pointer = |kind: &str| format!("{{\n        // SAFETY: the caller's contract, cuda.h: null or valid for the call.\n        unsafe {{ {kind}::from_program({name}) }}\n    }}");
+    let pointer = |kind: &str| {
+        format!(
+            "{{\n        // SAFETY: the caller's contract, cuda.h: null or valid for the call.\n        unsafe {{ {kind}::from_program({name}) }}\n    }}"
+        )
+    };
     if ty == "*mut void" || ty == "*const void" {
         return pointer("HostPtr");
     }

@@ -30,7 +30,10 @@ impl std::error::Error for ParseError {}
 pub fn parse(text: &str) -> Result<Catalogue, ParseError> {
     let mut catalogue = Catalogue::default();
     for (index, raw) in text.lines().enumerate() {
-        let fail = |what: String| ParseError { line: index + 1, what };
+        let fail = |what: String| ParseError {
+            line: index + 1,
+            what,
+        };
         let line = raw.split('#').next().unwrap_or_default().trim_end();
         if line.trim().is_empty() {
             continue;
@@ -52,11 +55,17 @@ pub fn parse(text: &str) -> Result<Catalogue, ParseError> {
 fn call(rest: &str) -> Result<Call, String> {
     let (number, rest) = rest.split_once(' ').ok_or("expected NUMBER SYMBOL(...)")?;
     let (symbol, args) = rest.split_once('(').ok_or("expected SYMBOL(...)")?;
-    let args = args.strip_suffix(')').ok_or("expected a closing parenthesis")?;
+    let args = args
+        .strip_suffix(')')
+        .ok_or("expected a closing parenthesis")?;
     Ok(Call {
         number: number.parse().map_err(|_| format!("bad number {number}"))?,
         symbol: symbol.to_owned(),
-        args: if args == "?" { None } else { Some(arguments(args)?) },
+        args: if args == "?" {
+            None
+        } else {
+            Some(arguments(args)?)
+        },
         base: symbol.to_owned(),
         since: 0,
         variants: Vec::new(),
@@ -68,14 +77,19 @@ fn call(rest: &str) -> Result<Call, String> {
 }
 
 fn arguments(text: &str) -> Result<Vec<Argument>, String> {
-    pairs(text)?.into_iter().map(|(name, ty)| Ok(Argument { name, ty })).collect()
+    pairs(text)?
+        .into_iter()
+        .map(|(name, ty)| Ok(Argument { name, ty }))
+        .collect()
 }
 
 fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     text.split(", ")
         .filter(|part| !part.trim().is_empty())
         .map(|part| {
-            let (name, ty) = part.split_once(':').ok_or_else(|| format!("expected NAME: TYPE, found `{part}`"))?;
+            let (name, ty) = part
+                .split_once(':')
+                .ok_or_else(|| format!("expected NAME: TYPE, found `{part}`"))?;
             Ok((name.trim().to_owned(), ty.trim().to_owned()))
         })
         .collect()
@@ -98,11 +112,18 @@ fn attribute(catalogue: &mut Catalogue, line: &str) -> Result<(), String> {
         if let Some(message) = catalogue.messages.last_mut() {
             message.wire = wire;
         } else {
-            catalogue.calls.last_mut().ok_or("wire before any call")?.wire = Some(wire);
+            catalogue
+                .calls
+                .last_mut()
+                .ok_or("wire before any call")?
+                .wire = Some(wire);
         }
         return Ok(());
     }
-    let call = catalogue.calls.last_mut().ok_or("attribute before any call")?;
+    let call = catalogue
+        .calls
+        .last_mut()
+        .ok_or("attribute before any call")?;
     match word {
         "name" => name(call, rest),
         "class" => class(call, rest),
@@ -117,12 +138,17 @@ fn attribute(catalogue: &mut Catalogue, line: &str) -> Result<(), String> {
 fn name(call: &mut Call, rest: &str) -> Result<(), String> {
     for (index, word) in rest.split_whitespace().enumerate() {
         let (left, version) = word.split_once('@').ok_or("expected NAME@VERSION")?;
-        let since = version.parse().map_err(|_| format!("bad version {version}"))?;
+        let since = version
+            .parse()
+            .map_err(|_| format!("bad version {version}"))?;
         if index == 0 {
             left.clone_into(&mut call.base);
             call.since = since;
         } else {
-            call.variants.push(Variant { mode: left.to_owned(), since });
+            call.variants.push(Variant {
+                mode: left.to_owned(),
+                since,
+            });
         }
     }
     Ok(())
@@ -147,7 +173,10 @@ fn class(call: &mut Call, rest: &str) -> Result<(), String> {
 
 fn wire(text: &str) -> Result<Wire, String> {
     let (record, reply) = text.split_once("->").unwrap_or((text, ""));
-    Ok(Wire { fields: fields(record)?, reply: fields(reply)? })
+    Ok(Wire {
+        fields: fields(record)?,
+        reply: fields(reply)?,
+    })
 }
 
 fn fields(text: &str) -> Result<Vec<Field>, String> {
@@ -189,9 +218,15 @@ fn check(catalogue: &Catalogue) -> Result<(), String> {
             return Err(format!("{}: calls are numbered below 32768", call.symbol));
         }
         if let Some(like) = &call.like
-            && !catalogue.calls.iter().any(|c| &c.symbol == like && c.wire.is_some())
+            && !catalogue
+                .calls
+                .iter()
+                .any(|c| &c.symbol == like && c.wire.is_some())
         {
-            return Err(format!("{} is like {like}, which has no record", call.symbol));
+            return Err(format!(
+                "{} is like {like}, which has no record",
+                call.symbol
+            ));
         }
     }
     Ok(())
@@ -208,7 +243,10 @@ mod tests {
     fn a_call_is_read_whole() {
         let catalogue = parse(GOOD).unwrap();
         let call = &catalogue.calls[0];
-        assert_eq!((call.number, call.since, call.variants[0].since), (1, 2000, 7000));
+        assert_eq!(
+            (call.number, call.since, call.variants[0].since),
+            (1, 2000, 7000)
+        );
         assert!(call.implemented);
         assert_eq!(call.wire.as_ref().unwrap().reply[0].name, "b");
     }

@@ -34,18 +34,39 @@ impl Item<'_> {
     }
 
     fn lifetime(&self) -> &'static str {
-        if self.fields.iter().any(|f| variable(f.ty)) { "<'a>" } else { "" }
+        if self.fields.iter().any(|f| variable(f.ty)) {
+            "<'a>"
+        } else {
+            ""
+        }
     }
 }
 
 fn items(catalogue: &Catalogue) -> Vec<Item<'_>> {
-    let calls = catalogue.calls.iter().filter_map(|c| c.wire.as_ref().map(|w| (c.symbol.as_str(), c.number, w)));
-    let messages = catalogue.messages.iter().map(|m| (m.name.as_str(), m.number, &m.wire));
+    let calls = catalogue
+        .calls
+        .iter()
+        .filter_map(|c| c.wire.as_ref().map(|w| (c.symbol.as_str(), c.number, w)));
+    let messages = catalogue
+        .messages
+        .iter()
+        .map(|m| (m.name.as_str(), m.number, &m.wire));
     calls
         .chain(messages)
         .flat_map(|(symbol, number, wire)| {
-            let reply = (!wire.reply.is_empty()).then_some(Item { symbol, number, fields: &wire.reply, reply: true });
-            std::iter::once(Item { symbol, number, fields: &wire.fields, reply: false }).chain(reply)
+            let reply = (!wire.reply.is_empty()).then_some(Item {
+                symbol,
+                number,
+                fields: &wire.reply,
+                reply: true,
+            });
+            std::iter::once(Item {
+                symbol,
+                number,
+                fields: &wire.fields,
+                reply: false,
+            })
+            .chain(reply)
         })
         .collect()
 }
@@ -59,7 +80,9 @@ pub(crate) fn camel(name: &str) -> String {
     name.split('_')
         .map(|part| {
             let mut chars = part.chars();
-            chars.next().map_or_else(String::new, |first| first.to_uppercase().collect::<String>() + chars.as_str())
+            chars.next().map_or_else(String::new, |first| {
+                first.to_uppercase().collect::<String>() + chars.as_str()
+            })
         })
         .collect()
 }
@@ -90,9 +113,18 @@ fn rust_type(ty: FieldType) -> &'static str {
 fn record(item: &Item<'_>) -> String {
     let (name, lt) = (item.type_name(), item.lifetime());
     let what = if item.reply { "Reply to" } else { "Record of" };
-    let mut out = format!("/// {what} `{}`.\n#[derive(Clone, Copy, Debug, PartialEq)]\npub struct {name}{lt} {{\n", item.symbol);
+    let mut out = format!(
+        "/// {what} `{}`.\n#[derive(Clone, Copy, Debug, PartialEq)]\npub struct {name}{lt} {{\n",
+        item.symbol
+    );
     for field in item.fields {
-        let _ = writeln!(out, "    /// Field `{}` of the record.\n    pub {}: {},", field.name, field.name, rust_type(field.ty));
+        let _ = writeln!(
+            out,
+            "    /// Field `{}` of the record.\n    pub {}: {},",
+            field.name,
+            field.name,
+            rust_type(field.ty)
+        );
     }
     out.push_str("}\n\n");
     out.push_str(&fixed(item));
@@ -131,14 +163,19 @@ fn fixed_fields(item: &Item<'_>) -> (Vec<(String, &'static str)>, bool) {
 fn fixed(item: &Item<'_>) -> String {
     let (list, pad) = fixed_fields(item);
     let name = item.type_name();
-    let mut out = format!("#[repr(C)]\n#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]\nstruct {name}Fixed {{\n");
+    let mut out = format!(
+        "#[repr(C)]\n#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]\nstruct {name}Fixed {{\n"
+    );
     for (field, ty) in &list {
         let _ = writeln!(out, "    {field}: {ty},");
     }
     if pad {
         out.push_str("    reserved: U32,\n");
     }
-    let _ = write!(out, "}}\n\nconst _: () = assert!(size_of::<{name}Fixed>().is_multiple_of(8));\n\n");
+    let _ = write!(
+        out,
+        "}}\n\nconst _: () = assert!(size_of::<{name}Fixed>().is_multiple_of(8));\n\n"
+    );
     out
 }
 
@@ -164,11 +201,22 @@ fn encoder(item: &Item<'_>) -> String {
         out.push_str("            reserved: U32::ZERO,\n");
     }
     let tail = if vars.is_empty() { "_" } else { "out" };
-    let _ = write!(out, "        }};\n        let {tail} = put(out, fixed.as_bytes());\n");
+    let _ = write!(
+        out,
+        "        }};\n        let {tail} = put(out, fixed.as_bytes());\n"
+    );
     for (index, var) in vars.iter().enumerate() {
-        let bytes = if var.ty == FieldType::Str { ".as_bytes()" } else { "" };
+        let bytes = if var.ty == FieldType::Str {
+            ".as_bytes()"
+        } else {
+            ""
+        };
         let target = if index + 1 == vars.len() { "_" } else { "out" };
-        let _ = writeln!(out, "        let {target} = put_padded(out, self.{}{bytes});", var.name);
+        let _ = writeln!(
+            out,
+            "        let {target} = put_padded(out, self.{}{bytes});",
+            var.name
+        );
     }
     out.push_str("    }\n\n");
     out
@@ -178,8 +226,14 @@ fn decoder(item: &Item<'_>) -> String {
     let (_, pad) = fixed_fields(item);
     let name = item.type_name();
     let vars: Vec<&Field> = item.fields.iter().filter(|f| variable(f.ty)).collect();
-    let mut out = String::from("    #[inline]\n    fn decode_body(body: &'a [u8]) -> Result<Self, DecodeError> {\n");
-    let read = if item.fields.is_empty() { "_fixed" } else { "fixed" };
+    let mut out = String::from(
+        "    #[inline]\n    fn decode_body(body: &'a [u8]) -> Result<Self, DecodeError> {\n",
+    );
+    let read = if item.fields.is_empty() {
+        "_fixed"
+    } else {
+        "fixed"
+    };
     let _ = writeln!(
         out,
         "        let ({read}, rest) = {name}Fixed::ref_from_prefix(body).map_err(|_| DecodeError::Truncated {{ record: Self::NAME }})?;"
@@ -188,14 +242,22 @@ fn decoder(item: &Item<'_>) -> String {
         out.push_str("        if fixed.reserved.get() != 0 {\n            return Err(DecodeError::Reserved { record: Self::NAME });\n        }\n");
     }
     for var in &vars {
-        let _ = writeln!(out, "        let ({0}, rest) = take_padded(rest, fixed.{0}_len.get(), Self::NAME)?;", var.name);
+        let _ = writeln!(
+            out,
+            "        let ({0}, rest) = take_padded(rest, fixed.{0}_len.get(), Self::NAME)?;",
+            var.name
+        );
         if var.ty == FieldType::Str {
             let _ = writeln!(out, "        let {0} = text({0}, Self::NAME)?;", var.name);
         }
     }
     out.push_str("        if !rest.is_empty() {\n            return Err(DecodeError::Trailing { record: Self::NAME, bytes: rest.len() });\n        }\n        Ok(Self {\n");
     for field in item.fields {
-        let value = if variable(field.ty) { field.name.clone() } else { format!("{0}: fixed.{0}.get()", field.name) };
+        let value = if variable(field.ty) {
+            field.name.clone()
+        } else {
+            format!("{0}: fixed.{0}.get()", field.name)
+        };
         let _ = writeln!(out, "            {value},");
     }
     out.push_str("        })\n    }\n");
@@ -208,12 +270,27 @@ fn dispatch(catalogue: &Catalogue) -> String {
         "/// One method per record: what a receiver does with it. There are no defaults, so a record added to the\n/// catalogue does not compile until every receiver handles it.\n#[allow(missing_docs)]\npub trait Dispatch {\n    /// What handling a record gives.\n    type Output;\n",
     );
     for item in requests.iter().filter(|i| i.number < 32768) {
-        let lt = if item.lifetime().is_empty() { "" } else { "<'_>" };
-        let _ = writeln!(out, "    fn {}(&mut self, head: &Head, record: {}{lt}) -> Self::Output;", snake(item.symbol), item.type_name());
+        let lt = if item.lifetime().is_empty() {
+            ""
+        } else {
+            "<'_>"
+        };
+        let _ = writeln!(
+            out,
+            "    fn {}(&mut self, head: &Head, record: {}{lt}) -> Self::Output;",
+            snake(item.symbol),
+            item.type_name()
+        );
     }
     out.push_str("}\n\n/// Decodes the record that `head` announces and hands it to its method.\n///\n/// # Errors\n/// Unknown number, or a body that is not a valid record.\npub fn dispatch<D: Dispatch>(to: &mut D, head: &Head, body: &[u8]) -> Result<D::Output, DecodeError> {\n    match head.number {\n");
     for item in requests.iter().filter(|i| i.number < 32768) {
-        let _ = writeln!(out, "        {} => Ok(to.{}(head, {}::decode_body(body)?)),", item.number, snake(item.symbol), item.type_name());
+        let _ = writeln!(
+            out,
+            "        {} => Ok(to.{}(head, {}::decode_body(body)?)),",
+            item.number,
+            snake(item.symbol),
+            item.type_name()
+        );
     }
     out.push_str("        number => Err(DecodeError::UnknownRecord { number }),\n    }\n}\n\n");
     out
@@ -226,14 +303,22 @@ fn describe(catalogue: &Catalogue) -> String {
     for item in items(catalogue) {
         let _ = writeln!(out, "        ({}, {}) => {{", item.number, item.reply);
         let bind = if item.fields.is_empty() { "_" } else { "r" };
-        let _ = writeln!(out, "            let {bind} = {}::decode_body(body)?;", item.type_name());
+        let _ = writeln!(
+            out,
+            "            let {bind} = {}::decode_body(body)?;",
+            item.type_name()
+        );
         for field in item.fields {
             let method = match field.ty {
                 FieldType::U64 => "hex",
                 FieldType::Bytes => "bytes",
                 _ => "plain",
             };
-            let _ = writeln!(out, "            line.{method}(\"{0}\", r.{0});", field.name);
+            let _ = writeln!(
+                out,
+                "            line.{method}(\"{0}\", r.{0});",
+                field.name
+            );
         }
         out.push_str("        }\n");
     }

@@ -11,10 +11,20 @@ use crate::records::snake;
 pub fn emit(catalogue: &Catalogue) -> String {
     let mut out = String::from("/// Permanent numbers of the calls.\npub mod id {\n");
     for call in &catalogue.calls {
-        let _ = writeln!(out, "    /// `{0}`.\n    pub const {1}: u16 = {2};", call.symbol, snake(&call.symbol).to_uppercase(), call.number);
+        let _ = writeln!(
+            out,
+            "    /// `{0}`.\n    pub const {1}: u16 = {2};",
+            call.symbol,
+            snake(&call.symbol).to_uppercase(),
+            call.number
+        );
     }
     out.push_str("}\n\n");
-    let _ = writeln!(out, "/// Every driver call, in the order of the catalogue.\npub static CALLS: [CallInfo; {}] = [", catalogue.calls.len());
+    let _ = writeln!(
+        out,
+        "/// Every driver call, in the order of the catalogue.\npub static CALLS: [CallInfo; {}] = [",
+        catalogue.calls.len()
+    );
     for call in &catalogue.calls {
         let class = match call.class {
             Class::Local => "Local",
@@ -25,7 +35,10 @@ pub fn emit(catalogue: &Catalogue) -> String {
         let args = call.args.as_ref().map_or_else(
             || "None".to_owned(),
             |args| {
-                let list: Vec<String> = args.iter().map(|a| format!("(\"{}\", \"{}\")", a.name, a.ty)).collect();
+                let list: Vec<String> = args
+                    .iter()
+                    .map(|a| format!("(\"{}\", \"{}\")", a.name, a.ty))
+                    .collect();
                 format!("Some(&[{}])", list.join(", "))
             },
         );
@@ -45,14 +58,29 @@ fn proc_addresses(catalogue: &Catalogue) -> String {
     for call in &catalogue.calls {
         rows.push((call.base.clone(), call.since, "Legacy", call.symbol.clone()));
         for variant in &call.variants {
-            let mode = if variant.mode == "ptds" { "PerThreadSync" } else { "PerThread" };
-            rows.push((call.base.clone(), variant.since, mode, format!("{}_{}", call.symbol, variant.mode)));
+            let mode = if variant.mode == "ptds" {
+                "PerThreadSync"
+            } else {
+                "PerThread"
+            };
+            rows.push((
+                call.base.clone(),
+                variant.since,
+                mode,
+                format!("{}_{}", call.symbol, variant.mode),
+            ));
         }
     }
     rows.sort();
-    let mut out = format!("/// What `cuGetProcAddress` resolves to, sorted by name.\npub static PROC_ADDRESSES: [ProcAddress; {}] = [\n", rows.len());
+    let mut out = format!(
+        "/// What `cuGetProcAddress` resolves to, sorted by name.\npub static PROC_ADDRESSES: [ProcAddress; {}] = [\n",
+        rows.len()
+    );
     for (base, since, mode, symbol) in rows {
-        let _ = writeln!(out, "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\" }},");
+        let _ = writeln!(
+            out,
+            "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\" }},"
+        );
     }
     out.push_str("];\n");
     out

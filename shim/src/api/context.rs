@@ -20,14 +20,25 @@ pub(crate) fn cuCtxCreate_v2(place: Out<u64>, flags: u32, ordinal: i32) -> CuRes
     place.set(context::create_pushed(ordinal, flags, API_V2)?.handle)
 }
 
-pub(crate) fn cuCtxCreate_v3(place: Out<u64>, affinity: Out<CUexecAffinityParam>, count: i32, flags: u32, ordinal: i32) -> CuResult {
+pub(crate) fn cuCtxCreate_v3(
+    place: Out<u64>,
+    affinity: Out<CUexecAffinityParam>,
+    count: i32,
+    flags: u32,
+    ordinal: i32,
+) -> CuResult {
     if !affinity.is_null() && count != 0 {
         return Err(CuStatus::UNSUPPORTED_EXEC_AFFINITY);
     }
     place.set(context::create_pushed(ordinal, flags, API_V3)?.handle)
 }
 
-pub(crate) fn cuCtxCreate_v4(place: Out<u64>, params: Out<CUctxCreateParams>, flags: u32, ordinal: i32) -> CuResult {
+pub(crate) fn cuCtxCreate_v4(
+    place: Out<u64>,
+    params: Out<CUctxCreateParams>,
+    flags: u32,
+    ordinal: i32,
+) -> CuResult {
     if !params.is_null() {
         let params = params.get()?;
         if params.numExecAffinityParams != 0 || params.cigParams != 0 {
@@ -101,7 +112,9 @@ pub(crate) fn cuCtxGetFlags(flags: Out<u32>) -> CuResult {
 }
 
 pub(crate) fn cuCtxSetFlags(flags: u32) -> CuResult {
-    context::current_any()?.flags.store(flags, Ordering::Relaxed);
+    context::current_any()?
+        .flags
+        .store(flags, Ordering::Relaxed);
     Ok(())
 }
 
@@ -115,7 +128,13 @@ pub(crate) fn cuCtxGetApiVersion(handle: u64, version: Out<u32>) -> CuResult {
 
 pub(crate) fn cuCtxGetLimit(value: Out<usize>, limit: u32) -> CuResult {
     let context = context::current()?;
-    let known = context.settings.lock().limits.get(&limit).copied().ok_or(CuStatus::UNSUPPORTED_LIMIT)?;
+    let known = context
+        .settings
+        .lock()
+        .limits
+        .get(&limit)
+        .copied()
+        .ok_or(CuStatus::UNSUPPORTED_LIMIT)?;
     value.set(usize::try_from(known).unwrap_or(usize::MAX))
 }
 
@@ -126,7 +145,9 @@ pub(crate) fn cuCtxSetLimit(limit: u32, value: usize) -> CuResult {
         Some(known) => *known = value,
         None => return Err(CuStatus::UNSUPPORTED_LIMIT),
     }
-    context.session().send(context.id, &CuCtxSetLimit { limit, value })
+    context
+        .session()
+        .send(context.id, &CuCtxSetLimit { limit, value })
 }
 
 pub(crate) fn cuCtxGetCacheConfig(config: Out<u32>) -> CuResult {

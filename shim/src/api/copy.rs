@@ -41,12 +41,19 @@ fn place(address: u64) -> CuResult<Place> {
 /// Refuses device ranges that leave their allocation, as a driver does. Host memory that the device is to use
 /// itself is brought up to date there.
 pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult {
-    let allocation = process()?.memory.find(start).ok_or(CuStatus::INVALID_VALUE)?;
+    let allocation = process()?
+        .memory
+        .find(start)
+        .ok_or(CuStatus::INVALID_VALUE)?;
     let end = start.checked_add(bytes).ok_or(CuStatus::INVALID_VALUE)?;
     if end > allocation.start + allocation.bytes {
         return Err(CuStatus::INVALID_VALUE);
     }
-    if allocation.is_on_device() { Ok(()) } else { coherent::before_use(stream, &allocation) }
+    if allocation.is_on_device() {
+        Ok(())
+    } else {
+        coherent::before_use(stream, &allocation)
+    }
 }
 
 /// Sends host bytes to the device. They have left this memory when it returns.
@@ -56,22 +63,50 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     }
     check_device_range(stream, dst, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
-        return capture.add(stream.id, Node::FromHost { to: dst, from: src, len: bytes });
+        return capture.add(
+            stream.id,
+            Node::FromHost {
+                to: dst,
+                from: src,
+                len: bytes,
+            },
+        );
     }
     let session = stream.session();
     // What an earlier copy still has to write there is what this one is to read.
     session.await_writers(src.address(), bytes as u64)?;
     let data = src.bytes(bytes)?;
     if bytes <= INLINE_BYTES_MAX {
-        return stream.issue(&CuMemcpyHtoDAsyncV2 { dst, count: bytes as u64, stream: stream.id, bulk: 0, data });
+        return stream.issue(&CuMemcpyHtoDAsyncV2 {
+            dst,
+            count: bytes as u64,
+            stream: stream.id,
+            bulk: 0,
+            data,
+        });
     }
     let bulk = session.new_id();
-    stream.issue(&CuMemcpyHtoDAsyncV2 { dst, count: bytes as u64, stream: stream.id, bulk, data: &[] })?;
-    session.endpoint.bulk_send(bulk, &[IoSlice::new(data)]).map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+    stream.issue(&CuMemcpyHtoDAsyncV2 {
+        dst,
+        count: bytes as u64,
+        stream: stream.id,
+        bulk,
+        data: &[],
+    })?;
+    session
+        .endpoint
+        .bulk_send(bulk, &[IoSlice::new(data)])
+        .map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
 }
 
 /// Fetches device bytes. Waits unless `lands_later`.
-pub(crate) fn to_host(stream: &Stream, dst: HostPtr, src: u64, bytes: usize, lands_later: bool) -> CuResult {
+pub(crate) fn to_host(
+    stream: &Stream,
+    dst: HostPtr,
+    src: u64,
+    bytes: usize,
+    lands_later: bool,
+) -> CuResult {
     if bytes == 0 {
         return Ok(());
     }
@@ -80,14 +115,38 @@ pub(crate) fn to_host(stream: &Stream, dst: HostPtr, src: u64, bytes: usize, lan
     }
     check_device_range(stream, src, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
-        return capture.add(stream.id, Node::ToHost { to: dst, from: src, len: bytes });
+        return capture.add(
+            stream.id,
+            Node::ToHost {
+                to: dst,
+                from: src,
+                len: bytes,
+            },
+        );
     }
     stream.context.check()?;
     let session = stream.session();
-    let bulk = if bytes <= INLINE_BYTES_MAX { 0 } else { session.new_id() };
+    let bulk = if bytes <= INLINE_BYTES_MAX {
+        0
+    } else {
+        session.new_id()
+    };
     let stamp = stream.mark()?;
-    let record = CuMemcpyDtoHAsyncV2 { src, count: bytes as u64, stream: stream.id, bulk };
-    let pending = session.request(stream.context.id, &record, Sink::Copy { to: dst, len: bytes, bulk })?;
+    let record = CuMemcpyDtoHAsyncV2 {
+        src,
+        count: bytes as u64,
+        stream: stream.id,
+        bulk,
+    };
+    let pending = session.request(
+        stream.context.id,
+        &record,
+        Sink::Copy {
+            to: dst,
+            len: bytes,
+            bulk,
+        },
+    )?;
     if lands_later {
         session.lands(stamp, pending);
         return Ok(());
@@ -107,22 +166,48 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
     }
     check_device_range(stream, dst, bytes as u64)?;
     check_device_range(stream, src, bytes as u64)?;
-    stream.issue(&CuMemcpyDtoDAsyncV2 { dst, src, count: bytes as u64, stream: stream.id })
+    stream.issue(&CuMemcpyDtoDAsyncV2 {
+        dst,
+        src,
+        count: bytes as u64,
+        stream: stream.id,
+    })
 }
 
 /// A copy whose ends are of any kind (`cuMemcpy`).
-fn any_to_any(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64, is_async: bool) -> CuResult {
+fn any_to_any(
+    mode: StreamMode,
+    dst: u64,
+    src: u64,
+    bytes: usize,
+    handle: u64,
+    is_async: bool,
+) -> CuResult {
     let stream = stream(mode, handle)?;
     if dst == 0 || src == 0 {
-        return if bytes == 0 { Ok(()) } else { Err(CuStatus::INVALID_VALUE) };
+        return if bytes == 0 {
+            Ok(())
+        } else {
+            Err(CuStatus::INVALID_VALUE)
+        };
     }
     match (place(dst)?, place(src)?) {
         (Place::Device, Place::Device) => device_to_device(&stream, dst, src, bytes),
         (Place::Device, _) => {
             to_device(&stream, dst, HostPtr::from_address(src), bytes)?;
-            if is_async { Ok(()) } else { stream.session().uploaded(&stream) }
+            if is_async {
+                Ok(())
+            } else {
+                stream.session().uploaded(&stream)
+            }
         }
-        (to, Place::Device) => to_host(&stream, HostPtr::from_address(dst), src, bytes, is_async && to == Place::Pinned),
+        (to, Place::Device) => to_host(
+            &stream,
+            HostPtr::from_address(dst),
+            src,
+            bytes,
+            is_async && to == Place::Pinned,
+        ),
         _ => {
             stream.synchronize()?;
             HostPtr::from_address(dst).copy_from(HostPtr::from_address(src), bytes)
@@ -134,15 +219,36 @@ pub(crate) fn cuMemcpy(mode: StreamMode, dst: u64, src: u64, bytes: usize) -> Cu
     any_to_any(mode, dst, src, bytes, 0, false)
 }
 
-pub(crate) fn cuMemcpyAsync(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemcpyAsync(
+    mode: StreamMode,
+    dst: u64,
+    src: u64,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     any_to_any(mode, dst, src, bytes, handle, true)
 }
 
-pub(crate) fn cuMemcpyPeer(mode: StreamMode, dst: u64, _dst_context: u64, src: u64, _src_context: u64, bytes: usize) -> CuResult {
+pub(crate) fn cuMemcpyPeer(
+    mode: StreamMode,
+    dst: u64,
+    _dst_context: u64,
+    src: u64,
+    _src_context: u64,
+    bytes: usize,
+) -> CuResult {
     any_to_any(mode, dst, src, bytes, 0, false)
 }
 
-pub(crate) fn cuMemcpyPeerAsync(mode: StreamMode, dst: u64, _dst_context: u64, src: u64, _src_context: u64, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemcpyPeerAsync(
+    mode: StreamMode,
+    dst: u64,
+    _dst_context: u64,
+    src: u64,
+    _src_context: u64,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     any_to_any(mode, dst, src, bytes, handle, true)
 }
 
@@ -152,7 +258,13 @@ pub(crate) fn cuMemcpyHtoD_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: u
     stream.session().uploaded(&stream)
 }
 
-pub(crate) fn cuMemcpyHtoDAsync_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemcpyHtoDAsync_v2(
+    mode: StreamMode,
+    dst: u64,
+    src: HostPtr,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     to_device(&*stream(mode, handle)?, dst, src, bytes)
 }
 
@@ -160,7 +272,13 @@ pub(crate) fn cuMemcpyDtoH_v2(mode: StreamMode, dst: HostPtr, src: u64, bytes: u
     to_host(&*stream(mode, 0)?, dst, src, bytes, false)
 }
 
-pub(crate) fn cuMemcpyDtoHAsync_v2(mode: StreamMode, dst: HostPtr, src: u64, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemcpyDtoHAsync_v2(
+    mode: StreamMode,
+    dst: HostPtr,
+    src: u64,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     let lands_later = place(dst.address())? == Place::Pinned;
     to_host(&*stream(mode, handle)?, dst, src, bytes, lands_later)
 }
@@ -169,6 +287,12 @@ pub(crate) fn cuMemcpyDtoD_v2(mode: StreamMode, dst: u64, src: u64, bytes: usize
     device_to_device(&*stream(mode, 0)?, dst, src, bytes)
 }
 
-pub(crate) fn cuMemcpyDtoDAsync_v2(mode: StreamMode, dst: u64, src: u64, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemcpyDtoDAsync_v2(
+    mode: StreamMode,
+    dst: u64,
+    src: u64,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     device_to_device(&*stream(mode, handle)?, dst, src, bytes)
 }

@@ -29,7 +29,9 @@ pub(crate) fn cuDeviceGetName(name: Out<c_char>, capacity: i32, ordinal: i32) ->
 }
 
 pub(crate) fn cuDeviceGetUuid(uuid: Out<CUuuid>, ordinal: i32) -> CuResult {
-    uuid.set(CUuuid { bytes: device(ordinal)?.uuid })
+    uuid.set(CUuuid {
+        bytes: device(ordinal)?.uuid,
+    })
 }
 
 pub(crate) fn cuDeviceGetUuid_v2(uuid: Out<CUuuid>, ordinal: i32) -> CuResult {
@@ -58,7 +60,10 @@ pub(crate) fn cuDeviceGetPCIBusId(text: Out<c_char>, capacity: i32, ordinal: i32
 
 pub(crate) fn cuDeviceGetByPCIBusId(place: Out<i32>, text: Text) -> CuResult {
     let wanted = parse_bus_id(&text.get()?).ok_or(CuStatus::INVALID_VALUE)?;
-    let found = process()?.devices.iter().find(|device| device.pci == wanted);
+    let found = process()?
+        .devices
+        .iter()
+        .find(|device| device.pci == wanted);
     let ordinal = found.ok_or(CuStatus::INVALID_DEVICE)?.ordinal;
     place.set(i32::try_from(ordinal).unwrap_or(0))
 }
@@ -74,7 +79,11 @@ fn parse_bus_id(text: &str) -> Option<(u32, u32, u32)> {
     }
 }
 
-pub(crate) fn cuDeviceComputeCapability(major: Out<i32>, minor: Out<i32>, ordinal: i32) -> CuResult {
+pub(crate) fn cuDeviceComputeCapability(
+    major: Out<i32>,
+    minor: Out<i32>,
+    ordinal: i32,
+) -> CuResult {
     let sm = i32::try_from(device(ordinal)?.sm).unwrap_or(0);
     major.set(sm / 10)?;
     minor.set(sm % 10)
@@ -105,7 +114,12 @@ pub(crate) fn cuDeviceCanAccessPeer(can: Out<i32>, from: i32, to: i32) -> CuResu
     can.set(0)
 }
 
-pub(crate) fn cuDeviceGetP2PAttribute(value: Out<i32>, attribute: u32, from: i32, to: i32) -> CuResult {
+pub(crate) fn cuDeviceGetP2PAttribute(
+    value: Out<i32>,
+    attribute: u32,
+    from: i32,
+    to: i32,
+) -> CuResult {
     if from == to || !(1..=4).contains(&attribute) {
         return Err(CuStatus::INVALID_VALUE);
     }
@@ -114,12 +128,21 @@ pub(crate) fn cuDeviceGetP2PAttribute(value: Out<i32>, attribute: u32, from: i32
     value.set(0)
 }
 
-pub(crate) fn cuDeviceGetExecAffinitySupport(supported: Out<i32>, _kind: u32, ordinal: i32) -> CuResult {
+pub(crate) fn cuDeviceGetExecAffinitySupport(
+    supported: Out<i32>,
+    _kind: u32,
+    ordinal: i32,
+) -> CuResult {
     device(ordinal)?;
     supported.set(0)
 }
 
-pub(crate) fn cuDeviceGetTexture1DLinearMaxWidth(width: Out<usize>, _format: u32, channels: u32, ordinal: i32) -> CuResult {
+pub(crate) fn cuDeviceGetTexture1DLinearMaxWidth(
+    width: Out<usize>,
+    _format: u32,
+    channels: u32,
+    ordinal: i32,
+) -> CuResult {
     /// `CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH`.
     const LINEAR_WIDTH: usize = 69;
     if !matches!(channels, 1 | 2 | 4) {
@@ -153,7 +176,9 @@ pub(crate) fn cuDevicePrimaryCtxSetFlags_v2(ordinal: i32, flags: u32) -> CuResul
     let mut primary = device(ordinal)?.primary.lock();
     primary.flags = flags;
     if let Some(context) = primary.context {
-        context.flags.store(flags, std::sync::atomic::Ordering::Relaxed);
+        context
+            .flags
+            .store(flags, std::sync::atomic::Ordering::Relaxed);
     }
     Ok(())
 }
@@ -162,13 +187,21 @@ pub(crate) fn cuDevicePrimaryCtxSetFlags(ordinal: i32, flags: u32) -> CuResult {
     cuDevicePrimaryCtxSetFlags_v2(ordinal, flags)
 }
 
-pub(crate) fn cuDevicePrimaryCtxGetState(ordinal: i32, flags: Out<u32>, active: Out<i32>) -> CuResult {
+pub(crate) fn cuDevicePrimaryCtxGetState(
+    ordinal: i32,
+    flags: Out<u32>,
+    active: Out<i32>,
+) -> CuResult {
     let primary = device(ordinal)?.primary.lock();
     flags.set(primary.flags)?;
     active.set(i32::from(primary.context.is_some()))
 }
 
-pub(crate) fn cuDeviceGetGraphMemAttribute(ordinal: i32, attribute: u32, value: HostPtr) -> CuResult {
+pub(crate) fn cuDeviceGetGraphMemAttribute(
+    ordinal: i32,
+    attribute: u32,
+    value: HostPtr,
+) -> CuResult {
     device(ordinal)?;
     if attribute > 3 {
         return Err(CuStatus::INVALID_VALUE);
@@ -177,7 +210,11 @@ pub(crate) fn cuDeviceGetGraphMemAttribute(ordinal: i32, attribute: u32, value: 
     value.out::<u64>().set(0)
 }
 
-pub(crate) fn cuDeviceSetGraphMemAttribute(ordinal: i32, attribute: u32, value: HostPtr) -> CuResult {
+pub(crate) fn cuDeviceSetGraphMemAttribute(
+    ordinal: i32,
+    attribute: u32,
+    value: HostPtr,
+) -> CuResult {
     device(ordinal)?;
     // Only the high-water marks can be set, and only to 0 (cuda.h).
     if !matches!(attribute, 1 | 3) || value.input::<u64>().get()? != 0 {

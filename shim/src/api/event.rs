@@ -19,12 +19,17 @@ const DISABLE_TIMING: u32 = 2;
 const INTERPROCESS: u32 = 4;
 
 pub(crate) fn cuEventCreate(place: Out<u64>, flags: u32) -> CuResult {
-    if place.is_null() || flags & !FLAGS != 0 || flags & (INTERPROCESS | DISABLE_TIMING) == INTERPROCESS {
+    if place.is_null()
+        || flags & !FLAGS != 0
+        || flags & (INTERPROCESS | DISABLE_TIMING) == INTERPROCESS
+    {
         return Err(CuStatus::INVALID_VALUE);
     }
     let context = context::current()?;
     let id = context.session().new_id();
-    context.session().send(context.id, &CuEventCreate { event: id, flags })?;
+    context
+        .session()
+        .send(context.id, &CuEventCreate { event: id, flags })?;
     let events = &process()?.events;
     let handle = events.reserve();
     events.insert(handle, Arc::new(Event::new(context, id, flags)));
@@ -36,7 +41,10 @@ pub(crate) fn cuEventDestroy_v2(handle: u64) -> CuResult {
     if !event.context.is_alive() {
         return Ok(());
     }
-    event.context.session().send(event.context.id, &CuEventDestroyV2 { event: event.id })
+    event
+        .context
+        .session()
+        .send(event.context.id, &CuEventDestroyV2 { event: event.id })
 }
 
 pub(crate) use cuEventDestroy_v2 as cuEventDestroy;
@@ -45,7 +53,12 @@ pub(crate) fn cuEventRecord(mode: StreamMode, handle: u64, stream_handle: u64) -
     cuEventRecordWithFlags(mode, handle, stream_handle, 0)
 }
 
-pub(crate) fn cuEventRecordWithFlags(mode: StreamMode, handle: u64, stream_handle: u64, flags: u32) -> CuResult {
+pub(crate) fn cuEventRecordWithFlags(
+    mode: StreamMode,
+    handle: u64,
+    stream_handle: u64,
+    flags: u32,
+) -> CuResult {
     let event = process()?.events.get(handle)?;
     let stream = stream(mode, stream_handle)?;
     if !std::ptr::eq(event.context, stream.context) {

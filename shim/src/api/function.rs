@@ -38,19 +38,36 @@ mod attribute {
 
 fn get(function: &Function, attribute: u32, device: &Device) -> CuResult<i32> {
     let info = function.info()?;
-    let cluster = |axis: usize| info.cluster.required.and_then(|size| size.get(axis).copied()).unwrap_or(0);
+    let cluster = |axis: usize| {
+        info.cluster
+            .required
+            .and_then(|size| size.get(axis).copied())
+            .unwrap_or(0)
+    };
     let number = match attribute {
-        attribute::MAX_THREADS => info.max_threads.unwrap_or(device.count(Attribute::MaxThreadsPerBlock)),
+        attribute::MAX_THREADS => info
+            .max_threads
+            .unwrap_or(device.count(Attribute::MaxThreadsPerBlock)),
         attribute::SHARED_BYTES => info.resources.shared_static_bytes,
         attribute::CONST_BYTES => function.code.info.const_bytes,
         attribute::LOCAL_BYTES => info.resources.local_bytes,
         attribute::REGISTERS => info.resources.registers,
         attribute::PTX_VERSION => info.ptx_version,
-        attribute::BINARY_VERSION => if info.binary_version == 0 { device.sm } else { info.binary_version },
+        attribute::BINARY_VERSION => {
+            if info.binary_version == 0 {
+                device.sm
+            } else {
+                info.binary_version
+            }
+        }
         attribute::CACHE_MODE | attribute::NON_PORTABLE_CLUSTER | attribute::CLUSTER_POLICY => 0,
-        attribute::DYNAMIC_SHARED_MAX => return Ok(function.dynamic_shared_max.load(Ordering::Relaxed)),
+        attribute::DYNAMIC_SHARED_MAX => {
+            return Ok(function.dynamic_shared_max.load(Ordering::Relaxed));
+        }
         attribute::CARVEOUT => return Ok(function.carveout.load(Ordering::Relaxed)),
-        attribute::CLUSTER_SIZE_REQUIRED => u32::from(info.cluster.explicit || info.cluster.required.is_some()),
+        attribute::CLUSTER_SIZE_REQUIRED => {
+            u32::from(info.cluster.explicit || info.cluster.required.is_some())
+        }
         attribute::CLUSTER_WIDTH => cluster(0),
         attribute::CLUSTER_HEIGHT => cluster(1),
         attribute::CLUSTER_DEPTH => cluster(2),
@@ -62,14 +79,19 @@ fn get(function: &Function, attribute: u32, device: &Device) -> CuResult<i32> {
 fn set(function: &Function, attribute: u32, value: i32, device: &Device) -> CuResult {
     match attribute {
         attribute::DYNAMIC_SHARED_MAX => {
-            let taken = i32::try_from(function.info()?.resources.shared_static_bytes).unwrap_or(i32::MAX);
-            let most = device.attribute(Attribute::MaxSharedMemoryPerBlockOptin).saturating_sub(taken);
+            let taken =
+                i32::try_from(function.info()?.resources.shared_static_bytes).unwrap_or(i32::MAX);
+            let most = device
+                .attribute(Attribute::MaxSharedMemoryPerBlockOptin)
+                .saturating_sub(taken);
             if value < 0 || value > most {
                 return Err(CuStatus::INVALID_VALUE);
             }
             function.dynamic_shared_max.store(value, Ordering::Relaxed);
         }
-        attribute::CARVEOUT if (-1..=100).contains(&value) => function.carveout.store(value, Ordering::Relaxed),
+        attribute::CARVEOUT if (-1..=100).contains(&value) => {
+            function.carveout.store(value, Ordering::Relaxed)
+        }
         attribute::CLUSTER_WIDTH..=attribute::CLUSTER_POLICY => {}
         _ => return Err(CuStatus::INVALID_VALUE),
     }
@@ -81,7 +103,11 @@ pub(crate) fn function(handle: u64) -> CuResult<Arc<Function>> {
 }
 
 pub(crate) fn cuFuncGetAttribute(place: Out<i32>, attribute: u32, handle: u64) -> CuResult {
-    place.set(get(&*function(handle)?, attribute, context::current()?.device)?)
+    place.set(get(
+        &*function(handle)?,
+        attribute,
+        context::current()?.device,
+    )?)
 }
 
 pub(crate) fn cuFuncSetAttribute(handle: u64, attribute: u32, value: i32) -> CuResult {
@@ -89,7 +115,14 @@ pub(crate) fn cuFuncSetAttribute(handle: u64, attribute: u32, value: i32) -> CuR
     let context = context::current()?;
     set(&function, attribute, value, context.device)?;
     let id = function.id_in(context)?;
-    context.session().send(context.id, &CuFuncSetAttribute { function: id, attribute: attribute.cast_signed(), value })
+    context.session().send(
+        context.id,
+        &CuFuncSetAttribute {
+            function: id,
+            attribute: attribute.cast_signed(),
+            value,
+        },
+    )
 }
 
 pub(crate) fn cuFuncSetCacheConfig(handle: u64, config: u32) -> CuResult {
@@ -99,7 +132,13 @@ pub(crate) fn cuFuncSetCacheConfig(handle: u64, config: u32) -> CuResult {
     let function = function(handle)?;
     let context = context::current()?;
     let id = function.id_in(context)?;
-    context.session().send(context.id, &CuFuncSetCacheConfig { function: id, config })
+    context.session().send(
+        context.id,
+        &CuFuncSetCacheConfig {
+            function: id,
+            config,
+        },
+    )
 }
 
 /// Banks of shared memory cannot be configured since Kepler: accepted, without effect (cuda.h).
@@ -110,18 +149,41 @@ pub(crate) fn cuFuncSetSharedMemConfig(handle: u64, config: u32) -> CuResult {
     function(handle).map(|_| ())
 }
 
-pub(crate) fn cuKernelGetAttribute(place: Out<i32>, attribute: u32, handle: u64, ordinal: i32) -> CuResult {
-    place.set(get(&*function(handle)?, attribute, process()?.device(ordinal)?)?)
+pub(crate) fn cuKernelGetAttribute(
+    place: Out<i32>,
+    attribute: u32,
+    handle: u64,
+    ordinal: i32,
+) -> CuResult {
+    place.set(get(
+        &*function(handle)?,
+        attribute,
+        process()?.device(ordinal)?,
+    )?)
 }
 
-pub(crate) fn cuKernelSetAttribute(attribute: u32, value: i32, handle: u64, ordinal: i32) -> CuResult {
+pub(crate) fn cuKernelSetAttribute(
+    attribute: u32,
+    value: i32,
+    handle: u64,
+    ordinal: i32,
+) -> CuResult {
     let function = function(handle)?;
     let device = process()?.device(ordinal)?;
     set(&function, attribute, value, device)?;
     // The setting is the device's: it goes to the primary context, if there is one to tell.
-    let Some(context) = device.primary.lock().context else { return Ok(()) };
+    let Some(context) = device.primary.lock().context else {
+        return Ok(());
+    };
     let id = function.id_in(context)?;
-    context.session().send(context.id, &CuFuncSetAttribute { function: id, attribute: attribute.cast_signed(), value })
+    context.session().send(
+        context.id,
+        &CuFuncSetAttribute {
+            function: id,
+            attribute: attribute.cast_signed(),
+            value,
+        },
+    )
 }
 
 pub(crate) fn cuKernelSetCacheConfig(handle: u64, config: u32, ordinal: i32) -> CuResult {
@@ -134,17 +196,32 @@ pub(crate) fn cuKernelSetCacheConfig(handle: u64, config: u32, ordinal: i32) -> 
 
 fn param(handle: u64, index: usize, offset: Out<usize>, size: Out<usize>) -> CuResult {
     let function = function(handle)?;
-    let spec = function.info()?.params.get(index).copied().ok_or(CuStatus::INVALID_VALUE)?;
+    let spec = function
+        .info()?
+        .params
+        .get(index)
+        .copied()
+        .ok_or(CuStatus::INVALID_VALUE)?;
     offset.set(spec.offset_bytes as usize)?;
     size.set_if(spec.size_bytes as usize);
     Ok(())
 }
 
-pub(crate) fn cuFuncGetParamInfo(handle: u64, index: usize, offset: Out<usize>, size: Out<usize>) -> CuResult {
+pub(crate) fn cuFuncGetParamInfo(
+    handle: u64,
+    index: usize,
+    offset: Out<usize>,
+    size: Out<usize>,
+) -> CuResult {
     param(handle, index, offset, size)
 }
 
-pub(crate) fn cuKernelGetParamInfo(handle: u64, index: usize, offset: Out<usize>, size: Out<usize>) -> CuResult {
+pub(crate) fn cuKernelGetParamInfo(
+    handle: u64,
+    index: usize,
+    offset: Out<usize>,
+    size: Out<usize>,
+) -> CuResult {
     param(handle, index, offset, size)
 }
 
@@ -156,7 +233,8 @@ fn name_of(handle: u64) -> CuResult<*const c_char> {
     if let Some(name) = names.get(&handle) {
         return Ok(name.as_ptr());
     }
-    let name = CString::new(function(handle)?.info()?.name.clone()).map_err(|_| CuStatus::INVALID_HANDLE)?;
+    let name = CString::new(function(handle)?.info()?.name.clone())
+        .map_err(|_| CuStatus::INVALID_HANDLE)?;
     let leaked: &'static CString = Box::leak(Box::new(name));
     names.insert(handle, leaked);
     Ok(leaked.as_ptr())

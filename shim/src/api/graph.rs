@@ -27,7 +27,13 @@ pub(crate) fn cuGraphCreate(place: Out<u64>, flags: u32) -> CuResult {
     }
     let graphs = &process()?.graphs;
     let handle = graphs.reserve();
-    graphs.insert(handle, Arc::new(Graph { definition: Mutex::default(), node_handles: Mutex::default() }));
+    graphs.insert(
+        handle,
+        Arc::new(Graph {
+            definition: Mutex::default(),
+            node_handles: Mutex::default(),
+        }),
+    );
     place.set(handle)
 }
 
@@ -41,7 +47,12 @@ pub(crate) fn cuGraphDestroy(handle: u64) -> CuResult {
 }
 
 /// Handles of some nodes, with cuda.h's way of asking for the count first.
-fn list_nodes(handle: u64, places: Out<u64>, count: Out<usize>, wanted: impl Fn(&Graph) -> Vec<usize>) -> CuResult {
+fn list_nodes(
+    handle: u64,
+    places: Out<u64>,
+    count: Out<usize>,
+    wanted: impl Fn(&Graph) -> Vec<usize>,
+) -> CuResult {
     let process = process()?;
     let graph = process.graphs.get(handle)?;
     let indices = wanted(&graph);
@@ -52,23 +63,37 @@ fn list_nodes(handle: u64, places: Out<u64>, count: Out<usize>, wanted: impl Fn(
     let mut handles = graph.node_handles.lock();
     for index in handles.len()..graph.definition.lock().nodes.len() {
         let node = process.graph_nodes.reserve();
-        process.graph_nodes.insert(node, Arc::new(GraphNode { graph: handle, index }));
+        process.graph_nodes.insert(
+            node,
+            Arc::new(GraphNode {
+                graph: handle,
+                index,
+            }),
+        );
         handles.push(node);
     }
     for slot in 0..capacity {
         // Entries past the end are set to null (cuda.h).
-        let node = indices.get(slot).and_then(|index| handles.get(*index)).copied().unwrap_or(0);
+        let node = indices
+            .get(slot)
+            .and_then(|index| handles.get(*index))
+            .copied()
+            .unwrap_or(0);
         places.set_at(slot, node);
     }
     count.set(indices.len().min(capacity))
 }
 
 pub(crate) fn cuGraphGetNodes(handle: u64, places: Out<u64>, count: Out<usize>) -> CuResult {
-    list_nodes(handle, places, count, |graph| (0..graph.definition.lock().nodes.len()).collect())
+    list_nodes(handle, places, count, |graph| {
+        (0..graph.definition.lock().nodes.len()).collect()
+    })
 }
 
 pub(crate) fn cuGraphGetRootNodes(handle: u64, places: Out<u64>, count: Out<usize>) -> CuResult {
-    list_nodes(handle, places, count, |graph| graph.definition.lock().roots())
+    list_nodes(handle, places, count, |graph| {
+        graph.definition.lock().roots()
+    })
 }
 
 pub(crate) fn cuGraphNodeGetType(handle: u64, kind: Out<u32>) -> CuResult {
@@ -76,7 +101,13 @@ pub(crate) fn cuGraphNodeGetType(handle: u64, kind: Out<u32>) -> CuResult {
     let node = process.graph_nodes.get(handle)?;
     let graph = process.graphs.get(node.graph)?;
     let definition = graph.definition.lock();
-    kind.set(definition.nodes.get(node.index).ok_or(CuStatus::INVALID_HANDLE)?.kind())
+    kind.set(
+        definition
+            .nodes
+            .get(node.index)
+            .ok_or(CuStatus::INVALID_HANDLE)?
+            .kind(),
+    )
 }
 
 fn instantiate(place: Out<u64>, handle: u64, flags: u64) -> CuResult {
@@ -95,7 +126,13 @@ pub(crate) fn cuGraphInstantiateWithFlags(place: Out<u64>, handle: u64, flags: u
     instantiate(place, handle, flags)
 }
 
-pub(crate) fn cuGraphInstantiate_v2(place: Out<u64>, handle: u64, error_node: Out<u64>, log: Out<c_char>, log_bytes: usize) -> CuResult {
+pub(crate) fn cuGraphInstantiate_v2(
+    place: Out<u64>,
+    handle: u64,
+    error_node: Out<u64>,
+    log: Out<c_char>,
+    log_bytes: usize,
+) -> CuResult {
     error_node.set_if(0);
     if log_bytes > 0 {
         log.set_if(0);
@@ -143,8 +180,15 @@ pub(crate) fn run_node(stream: &Stream, node: &Node) -> CuResult {
         Node::FromHost { to, from, len } => to_device(stream, *to, *from, *len),
         // What lands in pageable memory may land late too: the program synchronizes before it looks.
         Node::ToHost { to, from, len } => to_host(stream, *to, *from, *len, true),
-        Node::HostFunction { function, user_data } => {
-            super::call_back(stream, Callback::HostFunction { function: *function, user_data: *user_data })
-        }
+        Node::HostFunction {
+            function,
+            user_data,
+        } => super::call_back(
+            stream,
+            Callback::HostFunction {
+                function: *function,
+                user_data: *user_data,
+            },
+        ),
     }
 }

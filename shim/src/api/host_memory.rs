@@ -34,9 +34,14 @@ pub(crate) fn cuMemFreeHost(at: HostPtr) -> CuResult {
     if at.is_null() {
         return Ok(());
     }
-    let allocation = process()?.memory.remove(at.address(), &[AllocationKind::Host])?;
+    let allocation = process()?
+        .memory
+        .remove(at.address(), &[AllocationKind::Host])?;
     // Copies into it may still be on their way.
-    let landed = allocation.context.session().await_writers(allocation.start, allocation.reserved_bytes);
+    let landed = allocation
+        .context
+        .session()
+        .await_writers(allocation.start, allocation.reserved_bytes);
     crate::coherent::unshare(&allocation)?;
     memory::release(&allocation);
     landed
@@ -48,7 +53,10 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
     }
     let context = context::current()?;
     let memory = &process()?.memory;
-    let last = at.address().checked_add(bytes as u64 - 1).ok_or(CuStatus::INVALID_VALUE)?;
+    let last = at
+        .address()
+        .checked_add(bytes as u64 - 1)
+        .ok_or(CuStatus::INVALID_VALUE)?;
     if memory.find(at.address()).is_some() || memory.find(last).is_some() {
         return Err(CuStatus::HOST_MEMORY_ALREADY_REGISTERED);
     }
@@ -66,9 +74,14 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
 }
 
 pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
-    let removed = process()?.memory.remove(at.address(), &[AllocationKind::Registered]);
+    let removed = process()?
+        .memory
+        .remove(at.address(), &[AllocationKind::Registered]);
     let allocation = removed.map_err(|_| CuStatus::HOST_MEMORY_NOT_REGISTERED)?;
-    allocation.context.session().await_writers(allocation.start, allocation.bytes)
+    allocation
+        .context
+        .session()
+        .await_writers(allocation.start, allocation.bytes)
 }
 
 /// With unified addressing the host pointer is the device pointer.
@@ -76,14 +89,20 @@ pub(crate) fn cuMemHostGetDevicePointer_v2(place: Out<u64>, at: HostPtr, flags: 
     if flags != 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let allocation = process()?.memory.find(at.address()).filter(|allocation| !allocation.is_on_device());
+    let allocation = process()?
+        .memory
+        .find(at.address())
+        .filter(|allocation| !allocation.is_on_device());
     let allocation = allocation.ok_or(CuStatus::INVALID_VALUE)?;
     crate::coherent::share(&allocation)?;
     place.set(at.address())
 }
 
 pub(crate) fn cuMemHostGetFlags(flags: Out<u32>, at: HostPtr) -> CuResult {
-    let allocation = process()?.memory.find(at.address()).filter(|allocation| allocation.kind == AllocationKind::Host);
+    let allocation = process()?
+        .memory
+        .find(at.address())
+        .filter(|allocation| allocation.kind == AllocationKind::Host);
     // Unified addressing maps every pinned allocation (cuda.h).
     const DEVICEMAP: u32 = 2;
     flags.set(allocation.ok_or(CuStatus::INVALID_VALUE)?.flags | DEVICEMAP)

@@ -27,7 +27,9 @@ pub(crate) fn cuInit(flags: u32) -> CuResult {
 /// The version that the server's driver has, or stands for.
 pub(crate) fn driver_version() -> u32 {
     let connected = global::process().or_else(|| process::open().ok());
-    connected.and_then(|process| process.sessions.first()).map_or(VERSION_UNCONNECTED, |session| session.driver_version)
+    connected
+        .and_then(|process| process.sessions.first())
+        .map_or(VERSION_UNCONNECTED, |session| session.driver_version)
 }
 
 pub(crate) fn cuDriverGetVersion(version: Out<i32>) -> CuResult {
@@ -45,14 +47,21 @@ mod query {
 fn look_up(symbol: Text, version: i32, flags: u64) -> CuResult<(Option<*const ()>, u32)> {
     let name = symbol.get()?;
     let version = u32::try_from(version).map_err(|_| CuStatus::INVALID_VALUE)?;
-    Ok(match proc_address(&name, version, flags == PER_THREAD_DEFAULT_STREAM) {
-        Lookup::Symbol(symbol) => (exports::address(symbol), query::SUCCESS),
-        Lookup::VersionTooOld => (None, query::VERSION_NOT_SUFFICIENT),
-        Lookup::NotFound => (None, query::SYMBOL_NOT_FOUND),
-    })
+    Ok(
+        match proc_address(&name, version, flags == PER_THREAD_DEFAULT_STREAM) {
+            Lookup::Symbol(symbol) => (exports::address(symbol), query::SUCCESS),
+            Lookup::VersionTooOld => (None, query::VERSION_NOT_SUFFICIENT),
+            Lookup::NotFound => (None, query::SYMBOL_NOT_FOUND),
+        },
+    )
 }
 
-pub(crate) fn cuGetProcAddress(symbol: Text, function: Out<*mut c_void>, version: i32, flags: u64) -> CuResult {
+pub(crate) fn cuGetProcAddress(
+    symbol: Text,
+    function: Out<*mut c_void>,
+    version: i32,
+    flags: u64,
+) -> CuResult {
     if flags > PER_THREAD_DEFAULT_STREAM {
         return Err(CuStatus::INVALID_VALUE);
     }
@@ -61,7 +70,13 @@ pub(crate) fn cuGetProcAddress(symbol: Text, function: Out<*mut c_void>, version
     address.map(|_| ()).ok_or(CuStatus::NOT_FOUND)
 }
 
-pub(crate) fn cuGetProcAddress_v2(symbol: Text, function: Out<*mut c_void>, version: i32, flags: u64, status: Out<u32>) -> CuResult {
+pub(crate) fn cuGetProcAddress_v2(
+    symbol: Text,
+    function: Out<*mut c_void>,
+    version: i32,
+    flags: u64,
+    status: Out<u32>,
+) -> CuResult {
     if flags > PER_THREAD_DEFAULT_STREAM {
         return Err(CuStatus::INVALID_VALUE);
     }
@@ -69,7 +84,11 @@ pub(crate) fn cuGetProcAddress_v2(symbol: Text, function: Out<*mut c_void>, vers
     function.set(address.map_or(std::ptr::null_mut(), |address| address.cast_mut().cast()))?;
     status.set_if(answer);
     // With a place for the status a missing symbol is an answer, without one an error (cuda.h).
-    if address.is_none() && status.is_null() { Err(CuStatus::NOT_FOUND) } else { Ok(()) }
+    if address.is_none() && status.is_null() {
+        Err(CuStatus::NOT_FOUND)
+    } else {
+        Ok(())
+    }
 }
 
 pub(crate) fn cuGetExportTable(table: Out<*const c_void>, uuid: In<CUuuid>) -> CuResult {
@@ -82,7 +101,9 @@ fn static_text(text: &'static str) -> *const c_char {
     static TEXTS: Mutex<Option<HashMap<&'static str, &'static CString>>> = Mutex::new(None);
     let mut texts = TEXTS.lock();
     let texts = texts.get_or_insert_default();
-    let leaked = texts.entry(text).or_insert_with(|| Box::leak(Box::new(CString::new(text).unwrap_or_default())));
+    let leaked = texts
+        .entry(text)
+        .or_insert_with(|| Box::leak(Box::new(CString::new(text).unwrap_or_default())));
     leaked.as_ptr()
 }
 
@@ -118,7 +139,11 @@ pub(crate) fn cuModuleGetLoadingMode(mode: Out<u32>) -> CuResult {
 }
 
 /// The driver's error log has nothing that `stderr` does not say: callbacks are accepted and never called.
-pub(crate) fn cuLogsRegisterCallback(callback: usize, _user_data: crate::ptr::HostPtr, handle: Out<u64>) -> CuResult {
+pub(crate) fn cuLogsRegisterCallback(
+    callback: usize,
+    _user_data: crate::ptr::HostPtr,
+    handle: Out<u64>,
+) -> CuResult {
     if callback == 0 {
         return Err(CuStatus::INVALID_VALUE);
     }

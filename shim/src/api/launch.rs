@@ -54,9 +54,16 @@ pub(crate) fn cuLaunchKernel(
     params: Out<*mut c_void>,
     extra: Out<*mut c_void>,
 ) -> CuResult {
-    let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes, flags: 0 };
+    let shape = Shape {
+        grid: [grid_x, grid_y, grid_z],
+        block: [block_x, block_y, block_z],
+        shared_bytes,
+        flags: 0,
+    };
     with_stream(mode, stream_handle, |stream| {
-        process()?.functions.with(handle, |function| launch(function, stream, &shape, &[], params, extra))?
+        process()?.functions.with(handle, |function| {
+            launch(function, stream, &shape, &[], params, extra)
+        })?
     })
 }
 
@@ -74,21 +81,41 @@ pub(crate) fn cuLaunchCooperativeKernel(
     stream_handle: u64,
     params: Out<*mut c_void>,
 ) -> CuResult {
-    let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared_bytes, flags: COOPERATIVE };
+    let shape = Shape {
+        grid: [grid_x, grid_y, grid_z],
+        block: [block_x, block_y, block_z],
+        shared_bytes,
+        flags: COOPERATIVE,
+    };
     let stream = stream(mode, stream_handle)?;
     let function = super::function(handle)?;
     check_cooperative(&function, stream.context.device, &shape)?;
-    launch(&function, &stream, &shape, &[], params, HostPtr::from_address(0).out())
+    launch(
+        &function,
+        &stream,
+        &shape,
+        &[],
+        params,
+        HostPtr::from_address(0).out(),
+    )
 }
 
-pub(crate) fn cuLaunchKernelEx(mode: StreamMode, config: In<CUlaunchConfig>, handle: u64, params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+pub(crate) fn cuLaunchKernelEx(
+    mode: StreamMode,
+    config: In<CUlaunchConfig>,
+    handle: u64,
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult {
     /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`.
     const ATTRIBUTE_COOPERATIVE: u32 = 2;
     let config = config.get()?;
     let attributes = launch_attributes(&config)?;
     let stream = stream(mode, config.hStream)?;
     let function = super::function(handle)?;
-    let is_cooperative = attributes.iter().any(|a| a.id == ATTRIBUTE_COOPERATIVE && a.value.iter().take(4).any(|byte| *byte != 0));
+    let is_cooperative = attributes
+        .iter()
+        .any(|a| a.id == ATTRIBUTE_COOPERATIVE && a.value.iter().take(4).any(|byte| *byte != 0));
     let shape = Shape {
         grid: config.gridDim,
         block: config.blockDim,
@@ -113,11 +140,20 @@ pub(crate) fn launch_attributes(config: &CUlaunchConfig) -> CuResult<Vec<CUlaunc
         return Err(CuStatus::INVALID_VALUE);
     }
     let list: In<CUlaunchAttribute> = HostPtr::from_address(config.attrs).input();
-    (0..config.numAttrs as usize).map(|index| list.get_at(index)).collect()
+    (0..config.numAttrs as usize)
+        .map(|index| list.get_at(index))
+        .collect()
 }
 
 #[inline]
-fn launch(function: &Function, stream: &Stream, shape: &Shape, attributes: &[u8], params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+fn launch(
+    function: &Function,
+    stream: &Stream,
+    shape: &Shape,
+    attributes: &[u8],
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult {
     let info = function.info()?;
     check_shape(function, info, stream.context.device, shape)?;
     let id = function.id_in(stream.context)?;
@@ -153,7 +189,13 @@ fn launch_large(
 }
 
 #[inline]
-fn send(function: u64, stream: &Stream, shape: &Shape, attributes: &[u8], params: &[u8]) -> CuResult {
+fn send(
+    function: u64,
+    stream: &Stream,
+    shape: &Shape,
+    attributes: &[u8],
+    params: &[u8],
+) -> CuResult {
     coherent::before_launch(stream, params)?;
     let [grid_x, grid_y, grid_z] = shape.grid;
     let [block_x, block_y, block_z] = shape.block;
@@ -161,19 +203,49 @@ fn send(function: u64, stream: &Stream, shape: &Shape, attributes: &[u8], params
     let stream_id = stream.id;
     if attributes.is_empty() {
         return stream.issue(&CuLaunchKernel {
-            function, stream: stream_id, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, flags, params,
+            function,
+            stream: stream_id,
+            grid_x,
+            grid_y,
+            grid_z,
+            block_x,
+            block_y,
+            block_z,
+            shared_bytes,
+            flags,
+            params,
         });
     }
     stream.issue(&CuLaunchKernelEx {
-        function, stream: stream_id, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, flags, params, attributes,
+        function,
+        stream: stream_id,
+        grid_x,
+        grid_y,
+        grid_z,
+        block_x,
+        block_y,
+        block_z,
+        shared_bytes,
+        flags,
+        params,
+        attributes,
     })
 }
 
 /// Copies the program's parameters to where the kernel looks for them.
 #[inline]
-fn gather(info: &KernelInfo, block: &mut [u8], params: Out<*mut c_void>, extra: Out<*mut c_void>) -> CuResult {
+fn gather(
+    info: &KernelInfo,
+    block: &mut [u8],
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult {
     if !extra.is_null() {
-        return if params.is_null() { unpack_extra(block, extra) } else { Err(CuStatus::INVALID_VALUE) };
+        return if params.is_null() {
+            unpack_extra(block, extra)
+        } else {
+            Err(CuStatus::INVALID_VALUE)
+        };
     }
     if info.param_bytes == 0 {
         return Ok(());
@@ -183,7 +255,10 @@ fn gather(info: &KernelInfo, block: &mut [u8], params: Out<*mut c_void>, extra: 
     }
     for (index, spec) in info.params.iter().enumerate() {
         let (offset, len) = (spec.offset_bytes as usize, spec.size_bytes as usize);
-        let to = block.get_mut(offset..).and_then(|rest| rest.get_mut(..len)).ok_or(CuStatus::INVALID_VALUE)?;
+        let to = block
+            .get_mut(offset..)
+            .and_then(|rest| rest.get_mut(..len))
+            .ok_or(CuStatus::INVALID_VALUE)?;
         put(to, params.pointer_at(index)?.bytes(len)?);
     }
     Ok(())
@@ -216,17 +291,27 @@ fn unpack_extra(block: &mut [u8], extra: Out<*mut c_void>) -> CuResult {
         }
         at += 2;
     }
-    let (Some(buffer), Some(size)) = (buffer, size) else { return Err(CuStatus::INVALID_VALUE) };
+    let (Some(buffer), Some(size)) = (buffer, size) else {
+        return Err(CuStatus::INVALID_VALUE);
+    };
     // Some compilers pad the last parameter, some do not.
     let len = size.min(block.len());
-    block.get_mut(..len).ok_or(CuStatus::INVALID_VALUE)?.copy_from_slice(buffer.bytes(len)?);
+    block
+        .get_mut(..len)
+        .ok_or(CuStatus::INVALID_VALUE)?
+        .copy_from_slice(buffer.bytes(len)?);
     Ok(())
 }
 
 /// What a driver checks before it accepts a launch, in its order.
 #[inline]
 fn check_shape(function: &Function, info: &KernelInfo, device: &Device, shape: &Shape) -> CuResult {
-    let Shape { grid: [gx, gy, gz], block: [bx, by, bz], shared_bytes, .. } = *shape;
+    let Shape {
+        grid: [gx, gy, gz],
+        block: [bx, by, bz],
+        shared_bytes,
+        ..
+    } = *shape;
     let limits = device.launch_limits();
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
     let is_empty = gx == 0 || gy == 0 || gz == 0 || threads == 0;
@@ -238,7 +323,9 @@ fn check_shape(function: &Function, info: &KernelInfo, device: &Device, shape: &
     if info.max_threads.is_some_and(|max| threads > u64::from(max)) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let dynamic_max = function.dynamic_shared_max.load(std::sync::atomic::Ordering::Relaxed);
+    let dynamic_max = function
+        .dynamic_shared_max
+        .load(std::sync::atomic::Ordering::Relaxed);
     if i64::from(shared_bytes) > i64::from(dynamic_max) {
         return Err(CuStatus::INVALID_VALUE);
     }
@@ -248,9 +335,19 @@ fn check_shape(function: &Function, info: &KernelInfo, device: &Device, shape: &
 /// All blocks of a cooperative launch must be resident at once.
 fn check_cooperative(function: &Function, device: &Device, shape: &Shape) -> CuResult {
     let [bx, by, bz] = shape.block;
-    let threads = i32::try_from(bx.saturating_mul(by).saturating_mul(bz)).map_err(|_| CuStatus::INVALID_VALUE)?;
-    let per = crate::occupancy::blocks_per_multiprocessor(device, function.info()?, threads, shape.shared_bytes as usize)?;
+    let threads = i32::try_from(bx.saturating_mul(by).saturating_mul(bz))
+        .map_err(|_| CuStatus::INVALID_VALUE)?;
+    let per = crate::occupancy::blocks_per_multiprocessor(
+        device,
+        function.info()?,
+        threads,
+        shape.shared_bytes as usize,
+    )?;
     let resident = i64::from(per) * i64::from(device.attribute(A::MultiprocessorCount));
     let blocks = shape.grid.iter().map(|n| i64::from(*n)).product::<i64>();
-    if blocks > resident { Err(CuStatus::COOPERATIVE_LAUNCH_TOO_LARGE) } else { Ok(()) }
+    if blocks > resident {
+        Err(CuStatus::COOPERATIVE_LAUNCH_TOO_LARGE)
+    } else {
+        Ok(())
+    }
 }

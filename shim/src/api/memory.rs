@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 
 use farcall_marshal::catalogue::StreamMode;
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuMemAllocAsync, CuMemAllocManaged, CuMemAllocV2, CuMemFreeAsync, CuMemFreeHost, CuMemFreeV2};
+use farcall_marshal::wire::{
+    CuMemAllocAsync, CuMemAllocManaged, CuMemAllocV2, CuMemFreeAsync, CuMemFreeHost, CuMemFreeV2,
+};
 
 use super::stream;
 use crate::context;
@@ -24,13 +26,21 @@ pub(crate) fn cuMemAlloc_v2(place: Out<u64>, bytes: usize) -> CuResult {
     }
     let context = context::current()?;
     let allocation = memory::take(context, bytes as u64, 0)?;
-    let record = CuMemAllocV2 { addr: allocation.start, bytes: allocation.reserved_bytes };
-    tell(&allocation, |context| context.session().send(context.id, &record))?;
+    let record = CuMemAllocV2 {
+        addr: allocation.start,
+        bytes: allocation.reserved_bytes,
+    };
+    tell(&allocation, |context| {
+        context.session().send(context.id, &record)
+    })?;
     place.set(allocation.start)
 }
 
 /// Sends what makes an allocation real; if that fails nothing was taken.
-fn tell(allocation: &Allocation, send: impl FnOnce(&'static crate::context::Context) -> CuResult) -> CuResult {
+fn tell(
+    allocation: &Allocation,
+    send: impl FnOnce(&'static crate::context::Context) -> CuResult,
+) -> CuResult {
     match send(allocation.context) {
         Ok(()) => {
             process()?.memory.insert(*allocation);
@@ -43,12 +53,23 @@ fn tell(allocation: &Allocation, send: impl FnOnce(&'static crate::context::Cont
     }
 }
 
-pub(crate) fn cuMemAllocPitch_v2(place: Out<u64>, pitch: Out<usize>, width: usize, height: usize, element: u32) -> CuResult {
+pub(crate) fn cuMemAllocPitch_v2(
+    place: Out<u64>,
+    pitch: Out<usize>,
+    width: usize,
+    height: usize,
+    element: u32,
+) -> CuResult {
     if pitch.is_null() || !matches!(element, 4 | 8 | 16) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let row = width.checked_next_multiple_of(PITCH_ALIGN).ok_or(CuStatus::INVALID_VALUE)?;
-    cuMemAlloc_v2(place, row.checked_mul(height).ok_or(CuStatus::INVALID_VALUE)?)?;
+    let row = width
+        .checked_next_multiple_of(PITCH_ALIGN)
+        .ok_or(CuStatus::INVALID_VALUE)?;
+    cuMemAlloc_v2(
+        place,
+        row.checked_mul(height).ok_or(CuStatus::INVALID_VALUE)?,
+    )?;
     pitch.set(row)
 }
 
@@ -58,7 +79,9 @@ pub(crate) fn cuMemFree_v2(address: u64) -> CuResult {
     }
     context::current()?;
     let process = process()?;
-    let allocation = process.memory.remove(address, &[AllocationKind::Device, AllocationKind::Managed])?;
+    let allocation = process
+        .memory
+        .remove(address, &[AllocationKind::Device, AllocationKind::Managed])?;
     free(&allocation)
 }
 
@@ -66,10 +89,20 @@ fn free(allocation: &Allocation) -> CuResult {
     let context = allocation.context;
     let sent = if allocation.kind == AllocationKind::Managed {
         crate::coherent::unshare(allocation)?;
-        context.session().send(context.id, &CuMemFreeHost { addr: allocation.start })
+        context.session().send(
+            context.id,
+            &CuMemFreeHost {
+                addr: allocation.start,
+            },
+        )
     } else {
         leave_pool(allocation);
-        context.session().send(context.id, &CuMemFreeV2 { addr: allocation.start })
+        context.session().send(
+            context.id,
+            &CuMemFreeV2 {
+                addr: allocation.start,
+            },
+        )
     };
     memory::release(allocation);
     sent
@@ -79,16 +112,28 @@ fn leave_pool(allocation: &Allocation) {
     if allocation.pool != 0
         && let Ok(pool) = process().and_then(|process| process.pools.get(allocation.pool))
     {
-        pool.used.fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
+        pool.used
+            .fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
     }
 }
 
-pub(crate) fn cuMemAllocAsync(mode: StreamMode, place: Out<u64>, bytes: usize, handle: u64) -> CuResult {
+pub(crate) fn cuMemAllocAsync(
+    mode: StreamMode,
+    place: Out<u64>,
+    bytes: usize,
+    handle: u64,
+) -> CuResult {
     let pool = context::current()?.device.current_pool();
     cuMemAllocFromPoolAsync(mode, place, bytes, pool, handle)
 }
 
-pub(crate) fn cuMemAllocFromPoolAsync(mode: StreamMode, place: Out<u64>, bytes: usize, pool: u64, handle: u64) -> CuResult {
+pub(crate) fn cuMemAllocFromPoolAsync(
+    mode: StreamMode,
+    place: Out<u64>,
+    bytes: usize,
+    pool: u64,
+    handle: u64,
+) -> CuResult {
     if place.is_null() {
         return Err(CuStatus::INVALID_VALUE);
     }
@@ -99,9 +144,16 @@ pub(crate) fn cuMemAllocFromPoolAsync(mode: StreamMode, place: Out<u64>, bytes: 
         return Err(CuStatus::NOT_SUPPORTED);
     }
     let allocation = memory::take(stream.context, bytes as u64, pool)?;
-    let record = CuMemAllocAsync { addr: allocation.start, bytes: allocation.reserved_bytes, stream: stream.id };
+    let record = CuMemAllocAsync {
+        addr: allocation.start,
+        bytes: allocation.reserved_bytes,
+        stream: stream.id,
+    };
     tell(&allocation, |_| stream.issue(&record))?;
-    let used = owner.used.fetch_add(allocation.reserved_bytes, Ordering::Relaxed) + allocation.reserved_bytes;
+    let used = owner
+        .used
+        .fetch_add(allocation.reserved_bytes, Ordering::Relaxed)
+        + allocation.reserved_bytes;
     owner.used_high.fetch_max(used, Ordering::Relaxed);
     place.set(allocation.start)
 }
@@ -114,9 +166,14 @@ pub(crate) fn cuMemFreeAsync(mode: StreamMode, address: u64, handle: u64) -> CuR
     if stream.capturing()?.is_some() {
         return Err(CuStatus::NOT_SUPPORTED);
     }
-    let allocation = process()?.memory.remove(address, &[AllocationKind::Device])?;
+    let allocation = process()?
+        .memory
+        .remove(address, &[AllocationKind::Device])?;
     leave_pool(&allocation);
-    let sent = stream.issue(&CuMemFreeAsync { addr: address, stream: stream.id });
+    let sent = stream.issue(&CuMemFreeAsync {
+        addr: address,
+        stream: stream.id,
+    });
     memory::release(&allocation);
     sent
 }
@@ -129,8 +186,14 @@ pub(crate) fn cuMemAllocManaged(place: Out<u64>, bytes: usize, flags: u32) -> Cu
     }
     let context = context::current()?;
     let allocation = memory::take_host(context, bytes as u64, AllocationKind::Managed, flags)?;
-    let record = CuMemAllocManaged { addr: allocation.start, bytes: allocation.reserved_bytes, flags };
-    tell(&allocation, |context| context.session().send(context.id, &record))?;
+    let record = CuMemAllocManaged {
+        addr: allocation.start,
+        bytes: allocation.reserved_bytes,
+        flags,
+    };
+    tell(&allocation, |context| {
+        context.session().send(context.id, &record)
+    })?;
     crate::coherent::share_managed(&allocation)?;
     place.set(allocation.start)
 }
@@ -138,7 +201,9 @@ pub(crate) fn cuMemAllocManaged(place: Out<u64>, bytes: usize, flags: u32) -> Cu
 /// What is left of the limit, and the limit.
 pub(crate) fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> CuResult {
     let device = context::current()?.device;
-    let left = device.limit_bytes.saturating_sub(device.used_bytes.load(Ordering::Relaxed));
+    let left = device
+        .limit_bytes
+        .saturating_sub(device.used_bytes.load(Ordering::Relaxed));
     free.set(usize::try_from(left).unwrap_or(usize::MAX))?;
     total.set(usize::try_from(device.limit_bytes).unwrap_or(usize::MAX))
 }

@@ -22,7 +22,13 @@ pub(crate) fn cuModuleLoadData(place: Out<u64>, image: HostPtr) -> CuResult {
 }
 
 /// JIT options tune a compiler that runs on the server; those that return something return nothing.
-pub(crate) fn cuModuleLoadDataEx(place: Out<u64>, image: HostPtr, count: u32, options: Out<u32>, values: Out<*mut c_void>) -> CuResult {
+pub(crate) fn cuModuleLoadDataEx(
+    place: Out<u64>,
+    image: HostPtr,
+    count: u32,
+    options: Out<u32>,
+    values: Out<*mut c_void>,
+) -> CuResult {
     clear_logs(count, options, values)?;
     cuModuleLoadData(place, image)
 }
@@ -76,7 +82,10 @@ fn unload(module: &Module) -> CuResult {
     if !module.context.is_alive() {
         return Ok(());
     }
-    module.context.session().send(module.context.id, &CuModuleUnload { module: module.id })
+    module
+        .context
+        .session()
+        .send(module.context.id, &CuModuleUnload { module: module.id })
 }
 
 pub(crate) fn cuModuleGetFunction(place: Out<u64>, handle: u64, name: Text) -> CuResult {
@@ -85,7 +94,12 @@ pub(crate) fn cuModuleGetFunction(place: Out<u64>, handle: u64, name: Text) -> C
     place.set(module.function(index)?)
 }
 
-pub(crate) fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, handle: u64, name: Text) -> CuResult {
+pub(crate) fn cuModuleGetGlobal_v2(
+    address: Out<u64>,
+    bytes: Out<usize>,
+    handle: u64,
+    name: Text,
+) -> CuResult {
     let (start, size) = process()?.modules.get(handle)?.global(&name.get()?)?;
     address.set_if(start);
     bytes.set_if(usize::try_from(size).unwrap_or(usize::MAX));
@@ -100,17 +114,26 @@ pub(crate) fn cuModuleGetFunctionCount(count: Out<u32>, handle: u64) -> CuResult
 /// Handles of every function of a module.
 pub(crate) fn module_functions(handle: u64) -> CuResult<Vec<u64>> {
     let module = process()?.modules.get(handle)?;
-    (0..module.code.info.kernels.len()).map(|index| module.function(index)).collect()
+    (0..module.code.info.kernels.len())
+        .map(|index| module.function(index))
+        .collect()
 }
 
 pub(crate) fn cuModuleEnumerateFunctions(places: Out<u64>, count: u32, handle: u64) -> CuResult {
-    for (index, function) in module_functions(handle)?.into_iter().take(count as usize).enumerate() {
+    for (index, function) in module_functions(handle)?
+        .into_iter()
+        .take(count as usize)
+        .enumerate()
+    {
         places.set_at(index, function);
     }
     Ok(())
 }
 
-fn load_library(place: Out<u64>, open: impl FnOnce(&crate::process::Device) -> CuResult<Code>) -> CuResult {
+fn load_library(
+    place: Out<u64>,
+    open: impl FnOnce(&crate::process::Device) -> CuResult<Code>,
+) -> CuResult {
     let process = process()?;
     let current = context::current_any().ok();
     // A library is every context's; which device's code is taken is the current context's, else the first's.
@@ -159,7 +182,9 @@ pub(crate) fn cuLibraryLoadFromFile(
 ) -> CuResult {
     clear_logs(count, options, values)?;
     let bytes = read_file(path)?;
-    load_library(place, |device| Code::from_bytes(image_of_file(&bytes), device))
+    load_library(place, |device| {
+        Code::from_bytes(image_of_file(&bytes), device)
+    })
 }
 
 pub(crate) fn cuLibraryUnload(handle: u64) -> CuResult {
@@ -193,21 +218,46 @@ pub(crate) fn cuLibraryEnumerateKernels(places: Out<u64>, count: u32, handle: u6
 }
 
 pub(crate) fn cuLibraryGetModule(place: Out<u64>, handle: u64) -> CuResult {
-    place.set(process()?.libraries.get(handle)?.module(context::current()?)?.handle)
+    place.set(
+        process()?
+            .libraries
+            .get(handle)?
+            .module(context::current()?)?
+            .handle,
+    )
 }
 
-pub(crate) fn cuLibraryGetGlobal(address: Out<u64>, bytes: Out<usize>, handle: u64, name: Text) -> CuResult {
-    let module = process()?.libraries.get(handle)?.module(context::current()?)?;
+pub(crate) fn cuLibraryGetGlobal(
+    address: Out<u64>,
+    bytes: Out<usize>,
+    handle: u64,
+    name: Text,
+) -> CuResult {
+    let module = process()?
+        .libraries
+        .get(handle)?
+        .module(context::current()?)?;
     let (start, size) = module.global(&name.get()?)?;
     address.set_if(start);
     bytes.set_if(usize::try_from(size).unwrap_or(usize::MAX));
     Ok(())
 }
 
-pub(crate) fn cuLibraryGetManaged(address: Out<u64>, bytes: Out<usize>, handle: u64, name: Text) -> CuResult {
+pub(crate) fn cuLibraryGetManaged(
+    address: Out<u64>,
+    bytes: Out<usize>,
+    handle: u64,
+    name: Text,
+) -> CuResult {
     let wanted = name.get()?;
     let library = process()?.libraries.get(handle)?;
-    if !library.code.info.globals.iter().any(|global| global.is_managed && global.name == wanted) {
+    if !library
+        .code
+        .info
+        .globals
+        .iter()
+        .any(|global| global.is_managed && global.name == wanted)
+    {
         return Err(CuStatus::NOT_FOUND);
     }
     cuLibraryGetGlobal(address, bytes, handle, name)

@@ -10,10 +10,20 @@ use crate::context;
 use crate::occupancy;
 use crate::ptr::{In, Out, call_block_size_function};
 
-pub(crate) fn cuOccupancyMaxActiveBlocksPerMultiprocessor(count: Out<i32>, handle: u64, block_size: i32, dynamic_bytes: usize) -> CuResult {
+pub(crate) fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+    count: Out<i32>,
+    handle: u64,
+    block_size: i32,
+    dynamic_bytes: usize,
+) -> CuResult {
     let function = function(handle)?;
     let device = context::current()?.device;
-    count.set(occupancy::blocks_per_multiprocessor(device, function.info()?, block_size, dynamic_bytes)?)
+    count.set(occupancy::blocks_per_multiprocessor(
+        device,
+        function.info()?,
+        block_size,
+        dynamic_bytes,
+    )?)
 }
 
 pub(crate) fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
@@ -40,8 +50,15 @@ pub(crate) fn cuOccupancyMaxPotentialBlockSize(
 ) -> CuResult {
     let function = function(handle)?;
     let device = context::current()?.device;
-    let shared = |size: i32| if shared_of_block == 0 { dynamic_bytes } else { call_block_size_function(shared_of_block, size) };
-    let (best_grid, best_block) = occupancy::best_block_size(device, function.info()?, shared, limit)?;
+    let shared = |size: i32| {
+        if shared_of_block == 0 {
+            dynamic_bytes
+        } else {
+            call_block_size_function(shared_of_block, size)
+        }
+    };
+    let (best_grid, best_block) =
+        occupancy::best_block_size(device, function.info()?, shared, limit)?;
     grid.set(best_grid)?;
     block.set(best_block)
 }
@@ -61,10 +78,20 @@ pub(crate) fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     cuOccupancyMaxPotentialBlockSize(grid, block, handle, shared_of_block, dynamic_bytes, limit)
 }
 
-pub(crate) fn cuOccupancyAvailableDynamicSMemPerBlock(bytes: Out<usize>, handle: u64, blocks: i32, block_size: i32) -> CuResult {
+pub(crate) fn cuOccupancyAvailableDynamicSMemPerBlock(
+    bytes: Out<usize>,
+    handle: u64,
+    blocks: i32,
+    block_size: i32,
+) -> CuResult {
     let function = function(handle)?;
     let device = context::current()?.device;
-    bytes.set(occupancy::dynamic_shared_available(device, function.info()?, blocks, block_size)?)
+    bytes.set(occupancy::dynamic_shared_available(
+        device,
+        function.info()?,
+        blocks,
+        block_size,
+    )?)
 }
 
 /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
@@ -76,7 +103,10 @@ fn cluster_blocks(config: &CUlaunchConfig) -> CuResult<i32> {
     for attribute in super::launch_attributes(config)? {
         if attribute.id == CLUSTER_DIMENSION {
             let axis = |at: usize| {
-                let bytes = attribute.value.get(at * 4..at * 4 + 4).and_then(|bytes| bytes.try_into().ok());
+                let bytes = attribute
+                    .value
+                    .get(at * 4..at * 4 + 4)
+                    .and_then(|bytes| bytes.try_into().ok());
                 bytes.map_or(1, u32::from_le_bytes).max(1)
             };
             return i32::try_from(axis(0) * axis(1) * axis(2)).map_err(|_| CuStatus::INVALID_VALUE);
@@ -85,17 +115,33 @@ fn cluster_blocks(config: &CUlaunchConfig) -> CuResult<i32> {
     Ok(1)
 }
 
-pub(crate) fn cuOccupancyMaxActiveClusters(count: Out<i32>, handle: u64, config: In<CUlaunchConfig>) -> CuResult {
+pub(crate) fn cuOccupancyMaxActiveClusters(
+    count: Out<i32>,
+    handle: u64,
+    config: In<CUlaunchConfig>,
+) -> CuResult {
     let config = config.get()?;
     let device = context::current()?.device;
     let [x, y, z] = config.blockDim;
-    let threads = i32::try_from(x.saturating_mul(y).saturating_mul(z)).map_err(|_| CuStatus::INVALID_VALUE)?;
+    let threads = i32::try_from(x.saturating_mul(y).saturating_mul(z))
+        .map_err(|_| CuStatus::INVALID_VALUE)?;
     let function = function(handle)?;
-    let blocks = occupancy::blocks_per_multiprocessor(device, function.info()?, threads, config.sharedMemBytes as usize)?;
-    count.set(blocks * device.attribute(Attribute::MultiprocessorCount) / cluster_blocks(&config)?.max(1))
+    let blocks = occupancy::blocks_per_multiprocessor(
+        device,
+        function.info()?,
+        threads,
+        config.sharedMemBytes as usize,
+    )?;
+    count.set(
+        blocks * device.attribute(Attribute::MultiprocessorCount) / cluster_blocks(&config)?.max(1),
+    )
 }
 
-pub(crate) fn cuOccupancyMaxPotentialClusterSize(size: Out<i32>, handle: u64, _config: In<CUlaunchConfig>) -> CuResult {
+pub(crate) fn cuOccupancyMaxPotentialClusterSize(
+    size: Out<i32>,
+    handle: u64,
+    _config: In<CUlaunchConfig>,
+) -> CuResult {
     function(handle)?;
     size.set(PORTABLE_CLUSTER)
 }

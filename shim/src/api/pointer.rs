@@ -35,7 +35,11 @@ fn value(attribute: u32, address: u64, allocation: &Allocation) -> CuResult<Valu
     let is_device_memory = allocation.is_on_device() || allocation.kind == AllocationKind::Managed;
     Ok(match attribute {
         1 => Value::Word(allocation.context.handle),
-        2 => Value::Half(if is_device_memory { MEMORY_DEVICE } else { MEMORY_HOST }),
+        2 => Value::Half(if is_device_memory {
+            MEMORY_DEVICE
+        } else {
+            MEMORY_HOST
+        }),
         3 => Value::Word(address),
         4 if !allocation.is_on_device() => Value::Word(address),
         6 => Value::Half(1),
@@ -69,12 +73,19 @@ pub(crate) fn cuPointerGetAttribute(place: HostPtr, attribute: u32, address: u64
 }
 
 /// Unlike the single question, attributes that do not apply come as zero.
-pub(crate) fn cuPointerGetAttributes(count: u32, attributes: Out<u32>, places: Out<*mut c_void>, address: u64) -> CuResult {
+pub(crate) fn cuPointerGetAttributes(
+    count: u32,
+    attributes: Out<u32>,
+    places: Out<*mut c_void>,
+    address: u64,
+) -> CuResult {
     let allocation = process()?.memory.find(address);
     for index in 0..count as usize {
         let attribute = attributes.get_at(index)?;
         let place = places.pointer_at(index)?;
-        let known = allocation.as_ref().and_then(|allocation| value(attribute, address, allocation).ok());
+        let known = allocation
+            .as_ref()
+            .and_then(|allocation| value(attribute, address, allocation).ok());
         known.unwrap_or_else(|| absent(attribute)).store(place)?;
     }
     Ok(())

@@ -56,7 +56,9 @@ pub(crate) fn cuMemPoolCreate(place: Out<u64>, props: In<CUmemPoolProps>) -> CuR
     }
     let device = process.device(props.location.id)?;
     let handle = process.pools.reserve();
-    process.pools.insert(handle, Arc::new(Pool::of_device(device.ordinal)));
+    process
+        .pools
+        .insert(handle, Arc::new(Pool::of_device(device.ordinal)));
     place.set(handle)
 }
 
@@ -67,7 +69,9 @@ pub(crate) fn cuMemPoolDestroy(pool: u64) -> CuResult {
     }
     process.pools.remove(pool)?;
     for device in &process.devices {
-        let _ = device.chosen_pool.compare_exchange(pool, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = device
+            .chosen_pool
+            .compare_exchange(pool, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -91,8 +95,12 @@ pub(crate) fn cuMemPoolGetAttribute(pool: u64, attribute: u32, value: HostPtr) -
             value.out::<i32>().set(i32::from(policy != 0))
         }
         attribute::RELEASE_THRESHOLD => value.out::<u64>().set(pool.attributes.lock()[4]),
-        attribute::RESERVED_CURRENT | attribute::USED_CURRENT => value.out::<u64>().set(load(&pool.used)),
-        attribute::RESERVED_HIGH | attribute::USED_HIGH => value.out::<u64>().set(load(&pool.used_high)),
+        attribute::RESERVED_CURRENT | attribute::USED_CURRENT => {
+            value.out::<u64>().set(load(&pool.used))
+        }
+        attribute::RESERVED_HIGH | attribute::USED_HIGH => {
+            value.out::<u64>().set(load(&pool.used_high))
+        }
         _ => Err(CuStatus::INVALID_VALUE),
     }
 }
@@ -112,7 +120,8 @@ pub(crate) fn cuMemPoolSetAttribute(pool: u64, attribute: u32, value: HostPtr) -
             Ok(())
         }
         attribute::RESERVED_HIGH | attribute::USED_HIGH if value.input::<u64>().get()? == 0 => {
-            pool.used_high.store(pool.used.load(Ordering::Relaxed), Ordering::Relaxed);
+            pool.used_high
+                .store(pool.used.load(Ordering::Relaxed), Ordering::Relaxed);
             Ok(())
         }
         _ => Err(CuStatus::INVALID_VALUE),
@@ -130,16 +139,26 @@ pub(crate) fn cuMemPoolSetAccess(pool: u64, access: In<CUmemAccessDesc>, count: 
     for index in 0..count {
         let access = access.get_at(index)?;
         let device = process.device(access.location.id)?;
-        if access.location.type_ != LOCATION_DEVICE || (device.ordinal == pool.device && access.flags != READ_WRITE) {
+        if access.location.type_ != LOCATION_DEVICE
+            || (device.ordinal == pool.device && access.flags != READ_WRITE)
+        {
             return Err(CuStatus::INVALID_VALUE);
         }
     }
     Ok(())
 }
 
-pub(crate) fn cuMemPoolGetAccess(flags: Out<u32>, pool: u64, location: Out<CUmemLocation>) -> CuResult {
+pub(crate) fn cuMemPoolGetAccess(
+    flags: Out<u32>,
+    pool: u64,
+    location: Out<CUmemLocation>,
+) -> CuResult {
     let process = process()?;
     let pool = process.pools.get(pool)?;
     let device = process.device(location.get()?.id)?;
-    flags.set(if device.ordinal == pool.device { READ_WRITE } else { 0 })
+    flags.set(if device.ordinal == pool.device {
+        READ_WRITE
+    } else {
+        0
+    })
 }

@@ -26,7 +26,11 @@ pub(crate) fn stream(mode: StreamMode, handle: u64) -> CuResult<Arc<Stream>> {
 /// Looks at the stream that a handle means in the current context, without taking a share of it where that can be
 /// avoided: two atomic operations less on the path of a launch.
 #[inline]
-pub(crate) fn with_stream(mode: StreamMode, handle: u64, look: impl FnOnce(&Stream) -> CuResult) -> CuResult {
+pub(crate) fn with_stream(
+    mode: StreamMode,
+    handle: u64,
+    look: impl FnOnce(&Stream) -> CuResult,
+) -> CuResult {
     let context = context::current()?;
     match context.lasting_stream(mode, handle) {
         Some(stream) => look(stream),
@@ -49,7 +53,14 @@ fn create(place: Out<u64>, flags: u32, priority: i32) -> CuResult {
     }
     let context = context::current()?;
     let id = context.session().new_id();
-    context.session().send(context.id, &CuStreamCreateWithPriority { stream: id, flags, priority })?;
+    context.session().send(
+        context.id,
+        &CuStreamCreateWithPriority {
+            stream: id,
+            flags,
+            priority,
+        },
+    )?;
     if flags & STREAM_NON_BLOCKING != 0 {
         context.session().allow_non_blocking();
     }
@@ -65,7 +76,9 @@ pub(crate) fn cuStreamDestroy_v2(handle: u64) -> CuResult {
     if !stream.context.is_alive() {
         return Ok(());
     }
-    stream.session().send(stream.context.id, &CuStreamDestroyV2 { stream: stream.id })
+    stream
+        .session()
+        .send(stream.context.id, &CuStreamDestroyV2 { stream: stream.id })
 }
 
 pub(crate) use cuStreamDestroy_v2 as cuStreamDestroy;
@@ -110,25 +123,55 @@ pub(crate) fn cuStreamGetGreenCtx(handle: u64, place: Out<u64>) -> CuResult {
     place.set(0)
 }
 
-pub(crate) fn cuLaunchHostFunc(mode: StreamMode, handle: u64, function: usize, user_data: HostPtr) -> CuResult {
+pub(crate) fn cuLaunchHostFunc(
+    mode: StreamMode,
+    handle: u64,
+    function: usize,
+    user_data: HostPtr,
+) -> CuResult {
     if function == 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
     let stream = stream(mode, handle)?;
     let user_data = user_data.address();
     if let Some(capture) = stream.capturing()? {
-        return capture.add(stream.id, Node::HostFunction { function, user_data });
+        return capture.add(
+            stream.id,
+            Node::HostFunction {
+                function,
+                user_data,
+            },
+        );
     }
-    call_back(&stream, Callback::HostFunction { function, user_data })
+    call_back(
+        &stream,
+        Callback::HostFunction {
+            function,
+            user_data,
+        },
+    )
 }
 
-pub(crate) fn cuStreamAddCallback(mode: StreamMode, handle: u64, function: usize, user_data: HostPtr, flags: u32) -> CuResult {
+pub(crate) fn cuStreamAddCallback(
+    mode: StreamMode,
+    handle: u64,
+    function: usize,
+    user_data: HostPtr,
+    flags: u32,
+) -> CuResult {
     if function == 0 || flags != 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
     let stream = stream(mode, handle)?;
     stream.forbid_capture()?;
-    call_back(&stream, Callback::StreamCallback { function, stream: handle, user_data: user_data.address() })
+    call_back(
+        &stream,
+        Callback::StreamCallback {
+            function,
+            stream: handle,
+            user_data: user_data.address(),
+        },
+    )
 }
 
 /// Has the program called when the stream gets there.
@@ -136,5 +179,8 @@ pub(crate) fn call_back(stream: &Stream, callback: Callback) -> CuResult {
     let session = stream.session();
     let id = session.new_id();
     session.inbox.add_callback(id, callback);
-    stream.issue(&CuLaunchHostFunc { stream: stream.id, callback: id })
+    stream.issue(&CuLaunchHostFunc {
+        stream: stream.id,
+        callback: id,
+    })
 }

@@ -18,7 +18,11 @@ const NONE: u32 = 0;
 const ACTIVE: u32 = 1;
 const INVALIDATED: u32 = 2;
 
-pub(crate) fn cuStreamBeginCapture_v2(mode: StreamMode, handle: u64, capture_mode: u32) -> CuResult {
+pub(crate) fn cuStreamBeginCapture_v2(
+    mode: StreamMode,
+    handle: u64,
+    capture_mode: u32,
+) -> CuResult {
     let stream = stream(mode, handle)?;
     let graph = process()?.graphs.reserve();
     capture::begin(&stream, capture_mode, graph)
@@ -55,7 +59,12 @@ fn state(stream: &crate::stream::Stream) -> (u32, u64, u64) {
     }
 }
 
-pub(crate) fn cuStreamGetCaptureInfo(mode: StreamMode, handle: u64, status: Out<u32>, id: Out<u64>) -> CuResult {
+pub(crate) fn cuStreamGetCaptureInfo(
+    mode: StreamMode,
+    handle: u64,
+    status: Out<u32>,
+    id: Out<u64>,
+) -> CuResult {
     let stream = stream(mode, handle)?;
     let (now, number, _) = state(&stream);
     status.set(now)?;
@@ -74,7 +83,16 @@ pub(crate) fn cuStreamGetCaptureInfo_v2(
     dependencies: Out<*const u64>,
     count: Out<usize>,
 ) -> CuResult {
-    cuStreamGetCaptureInfo_v3(mode, handle, status, id, graph, dependencies, null_edges(), count)
+    cuStreamGetCaptureInfo_v3(
+        mode,
+        handle,
+        status,
+        id,
+        graph,
+        dependencies,
+        null_edges(),
+        count,
+    )
 }
 
 fn null_edges() -> Out<*const CUgraphEdgeData> {
@@ -95,7 +113,9 @@ pub(crate) fn cuStreamGetCaptureInfo_v3(
     let stream = stream(mode, handle)?;
     let (now, number, graph_handle) = state(&stream);
     status.set(now)?;
-    let Some(capture) = stream.capturing()? else { return Ok(()) };
+    let Some(capture) = stream.capturing()? else {
+        return Ok(());
+    };
     let (nodes, node_count) = capture.dependencies(stream.id, &process()?.graph_nodes);
     id.set_if(number);
     graph.set_if(graph_handle);
