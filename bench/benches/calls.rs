@@ -8,14 +8,21 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use farcall_bench::driver::Driver;
 use farcall_bench::measure::{BURST, burst};
+use farcall_bench::pin::{self, Side};
 use farcall_bench::raw::PingPong;
 use farcall_fixtures::Server;
 
 fn local(c: &mut Criterion, driver: &Driver) {
     let mut group = c.benchmark_group("local");
-    group.bench_function("cuCtxGetDevice", |b| b.iter(|| black_box(driver.context_device())));
-    group.bench_function("cuDeviceGetAttribute", |b| b.iter(|| black_box(driver.device_attribute())));
-    group.bench_function("cuPointerGetAttribute", |b| b.iter(|| black_box(driver.pointer_attribute())));
+    group.bench_function("cuCtxGetDevice", |b| {
+        b.iter(|| black_box(driver.context_device()))
+    });
+    group.bench_function("cuDeviceGetAttribute", |b| {
+        b.iter(|| black_box(driver.device_attribute()))
+    });
+    group.bench_function("cuPointerGetAttribute", |b| {
+        b.iter(|| black_box(driver.pointer_attribute()))
+    });
     group.finish();
 }
 
@@ -46,11 +53,15 @@ fn blocking(c: &mut Criterion, driver: &Driver) {
     group.bench_function("raw_tcp_8B", |b| {
         b.iter_custom(|messages| {
             let mut time = 0.0;
-            raw.play(usize::try_from(messages).unwrap_or(usize::MAX - 1), |ns| time += ns);
-            Duration::from_nanos(time as u64)
+            raw.play(usize::try_from(messages).unwrap_or(usize::MAX - 1), |ns| {
+                time += ns
+            });
+            Duration::from_secs_f64(time / 1e9)
         });
     });
-    group.bench_function("copy_to_host_8B", |b| b.iter(|| black_box(driver.copy_to_host())));
+    group.bench_function("copy_to_host_8B", |b| {
+        b.iter(|| black_box(driver.copy_to_host()))
+    });
     group.bench_function("launch_and_synchronize", |b| {
         b.iter(|| {
             driver.launch();
@@ -61,11 +72,11 @@ fn blocking(c: &mut Criterion, driver: &Driver) {
 }
 
 fn calls(c: &mut Criterion) {
-    let server = Server::start("null", &[]);
+    let server = pin::on(Side::Server, || Server::start("null", &[]));
     let driver = Driver::open(server.addr());
     local(c, &driver);
     launch(c, &driver);
-    blocking(c, &driver);
+    pin::on(Side::Client, || blocking(c, &driver));
 }
 
 criterion_group!(benches, calls);

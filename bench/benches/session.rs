@@ -22,10 +22,18 @@ fn session(c: &mut Criterion) {
     group.sample_size(10);
     // Process start, session, module, one kernel, end.
     group.bench_function("open_and_close", |b| {
-        b.iter(|| server.client().run(own, &["calls", "launch", "1"]).expect_success());
+        b.iter(|| {
+            server
+                .client()
+                .run(own, &["calls", "launch", "1"])
+                .expect_success()
+        });
     });
     group.finish();
-    assert!(figures.iter().all(|figure| figure.is_kept() != Some(false)), "a promise is not kept");
+    assert!(
+        figures.iter().all(|figure| figure.is_kept() != Some(false)),
+        "a promise is not kept"
+    );
 }
 
 criterion_group!(benches, session);

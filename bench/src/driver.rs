@@ -55,7 +55,10 @@ impl Driver {
     /// If the library has not been built, or the server cannot be used.
     #[must_use]
     pub fn open(server: SocketAddr) -> Self {
-        let vars = [("FARCALL_SERVER", server.to_string()), ("FARCALL_TRANSPORT", "tcp".to_owned())];
+        let vars = [
+            ("FARCALL_SERVER", server.to_string()),
+            ("FARCALL_TRANSPORT", "tcp".to_owned()),
+        ];
         for (name, value) in vars {
             // SAFETY: the threads that this crate starts before it opens the driver (those that collect a child's
             // output) never look at the environment, and the standard library guards its own accesses.
@@ -63,7 +66,8 @@ impl Driver {
         }
         let path = paths::farcall().with_file_name("libcuda.so");
         // SAFETY: the library of this project: its constructor reads the environment and nothing else.
-        let library = unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let library =
+            unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (function, memory) = prepare(&library);
         Self {
             context_device: symbol(&library, "cuCtxGetDevice"),
@@ -83,7 +87,9 @@ impl Driver {
     pub fn context_device(&self) -> i32 {
         let mut device = -1;
         // SAFETY: the signature of cuda.h; `device` is a place for the result.
-        check("cuCtxGetDevice", unsafe { (self.context_device)(&raw mut device) });
+        check("cuCtxGetDevice", unsafe {
+            (self.context_device)(&raw mut device)
+        });
         device
     }
 
@@ -118,7 +124,19 @@ impl Driver {
         // SAFETY: the signature of cuda.h; `params` points to three device pointers and an int, as the kernel
         // has it, which live until the call returns; vectors and grid have as many elements.
         let status = unsafe {
-            (self.launch_kernel)(self.function, 1, 1, 1, ELEMENTS, 1, 1, 0, 0, params.as_mut_ptr(), null_mut())
+            (self.launch_kernel)(
+                self.function,
+                1,
+                1,
+                1,
+                ELEMENTS,
+                1,
+                1,
+                0,
+                0,
+                params.as_mut_ptr(),
+                null_mut(),
+            )
         };
         check("cuLaunchKernel", status);
     }
@@ -136,7 +154,9 @@ impl Driver {
         let mut value = 1_u64;
         let place = (&raw mut value).cast();
         // SAFETY: the signature of cuda.h; `value` has eight bytes, and so has the device memory.
-        check("cuMemcpyDtoH_v2", unsafe { (self.copy_to_host)(place, self.memory, 8) });
+        check("cuMemcpyDtoH_v2", unsafe {
+            (self.copy_to_host)(place, self.memory, 8)
+        });
         value
     }
 }
@@ -144,25 +164,36 @@ impl Driver {
 /// Device 0, its primary context, the kernel, memory. Returns function and memory.
 fn prepare(library: &Library) -> (u64, u64) {
     let init: unsafe extern "C" fn(u32) -> u32 = symbol(library, "cuInit");
-    let retain: unsafe extern "C" fn(*mut u64, i32) -> u32 = symbol(library, "cuDevicePrimaryCtxRetain");
+    let retain: unsafe extern "C" fn(*mut u64, i32) -> u32 =
+        symbol(library, "cuDevicePrimaryCtxRetain");
     let set_current: unsafe extern "C" fn(u64) -> u32 = symbol(library, "cuCtxSetCurrent");
-    let load: unsafe extern "C" fn(*mut u64, *const c_void) -> u32 = symbol(library, "cuModuleLoadData");
-    let get: unsafe extern "C" fn(*mut u64, u64, *const c_char) -> u32 = symbol(library, "cuModuleGetFunction");
+    let load: unsafe extern "C" fn(*mut u64, *const c_void) -> u32 =
+        symbol(library, "cuModuleLoadData");
+    let get: unsafe extern "C" fn(*mut u64, u64, *const c_char) -> u32 =
+        symbol(library, "cuModuleGetFunction");
     let alloc: unsafe extern "C" fn(*mut u64, usize) -> u32 = symbol(library, "cuMemAlloc_v2");
     let image = CString::new(gpu::PTX).expect("text without NUL");
     let (mut context, mut module, mut function, mut memory) = (0, 0, 0, 0);
     // SAFETY: the signature of cuda.h.
     check("cuInit", unsafe { init(0) });
     // SAFETY: the signature of cuda.h; `context` is a place for the result.
-    check("cuDevicePrimaryCtxRetain", unsafe { retain(&raw mut context, 0) });
+    check("cuDevicePrimaryCtxRetain", unsafe {
+        retain(&raw mut context, 0)
+    });
     // SAFETY: the signature of cuda.h; the context is the one just made.
     check("cuCtxSetCurrent", unsafe { set_current(context) });
     // SAFETY: the signature of cuda.h; PTX text that ends with NUL.
-    check("cuModuleLoadData", unsafe { load(&raw mut module, image.as_ptr().cast()) });
+    check("cuModuleLoadData", unsafe {
+        load(&raw mut module, image.as_ptr().cast())
+    });
     // SAFETY: the signature of cuda.h; a name that ends with NUL.
-    check("cuModuleGetFunction", unsafe { get(&raw mut function, module, c"vecadd".as_ptr()) });
+    check("cuModuleGetFunction", unsafe {
+        get(&raw mut function, module, c"vecadd".as_ptr())
+    });
     // SAFETY: the signature of cuda.h; `memory` is a place for the result.
-    check("cuMemAlloc_v2", unsafe { alloc(&raw mut memory, ELEMENTS as usize * size_of::<f32>()) });
+    check("cuMemAlloc_v2", unsafe {
+        alloc(&raw mut memory, ELEMENTS as usize * size_of::<f32>())
+    });
     (function, memory)
 }
 

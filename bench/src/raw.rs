@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crate::pin::{self, Side};
+
 /// A socket pair on the loopback interface; the far side echoes on a thread of its own, which sleeps between
 /// rounds, so that it takes no core from what is measured beside it.
 #[derive(Debug)]
@@ -25,14 +27,15 @@ impl PingPong {
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let near = TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback");
+        let near =
+            TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback");
         let mut far = listener.accept().expect("loopback").0;
         for socket in [&near, &far] {
             socket.set_nodelay(true).expect("TCP_NODELAY");
             socket.set_nonblocking(true).expect("O_NONBLOCK");
         }
         let (rounds, orders) = mpsc::channel::<usize>();
-        let echo = std::thread::spawn(move || {
+        let answer = move || {
             let mut buffer = vec![0; bytes];
             for messages in orders {
                 for _ in 0..messages {
@@ -40,7 +43,8 @@ impl PingPong {
                     send(&mut far, &buffer);
                 }
             }
-        });
+        };
+        let echo = pin::on(Side::Server, || std::thread::spawn(answer));
         Self {
             near,
             rounds: Some(rounds),

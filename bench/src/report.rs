@@ -92,8 +92,13 @@ pub fn table(figures: &[Figure]) -> String {
         "figure", "value", "unit", "beside", "ratio", "target"
     );
     for figure in figures {
-        let beside = figure.beside.as_ref().map_or(String::new(), |b| shown(b.value));
-        let ratio = figure.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let beside = figure
+            .beside
+            .as_ref()
+            .map_or(String::new(), |b| shown(b.value));
+        let ratio = figure
+            .ratio()
+            .map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let target = match figure.target {
             None => String::new(),
             Some(Target::Value(most)) => format!("<= {most}"),
@@ -104,7 +109,10 @@ pub fn table(figures: &[Figure]) -> String {
             Some(true) => " kept",
             Some(false) => " MISSED",
         };
-        let of = figure.beside.as_ref().map_or(String::new(), |b| format!(" ({})", b.name));
+        let of = figure
+            .beside
+            .as_ref()
+            .map_or(String::new(), |b| format!(" ({})", b.name));
         let _ = writeln!(
             out,
             "{:<46} {:>10} {:<6} {beside:>10} {ratio:>7}  {target}{verdict}{of}",
@@ -131,10 +139,18 @@ mod tests {
     #[test]
     fn promises_are_judged_by_value_or_ratio() {
         let by_value = Figure::new("a", "ns", 151.0).target(Target::Value(150.0));
-        let by_ratio = Figure::new("b", "us", 14.0).beside("raw", 10.0).target(Target::Ratio(1.5));
-        assert_eq!((by_value.is_kept(), by_ratio.is_kept()), (Some(false), Some(true)));
+        let by_ratio = Figure::new("b", "us", 14.0)
+            .beside("raw", 10.0)
+            .target(Target::Ratio(1.5));
+        assert_eq!(
+            (by_value.is_kept(), by_ratio.is_kept()),
+            (Some(false), Some(true))
+        );
         assert_eq!(Figure::new("c", "", 1.0).is_kept(), None);
         let text = table(&[by_value, by_ratio]);
-        assert!(text.contains("<= 150 MISSED") && text.contains("1.40  <= 1.5 x kept (raw)"), "{text}");
+        assert!(
+            text.contains("<= 150 MISSED") && text.contains("1.40  <= 1.5 x kept (raw)"),
+            "{text}"
+        );
     }
 }

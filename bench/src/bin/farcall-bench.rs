@@ -4,10 +4,11 @@
 use std::hint::black_box;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use farcall_bench::driver::Driver;
+use farcall_bench::pin::{self, Side};
 use farcall_bench::report::{Figure, table};
 use farcall_bench::{clock, measure};
 use farcall_fixtures::Server;
@@ -70,8 +71,16 @@ enum Call {
 
 fn main() {
     match Cli::parse().command {
-        Command::MainJob { json, only, launches } => main_job(json, &only, launches),
-        Command::Calls { call, count, server } => calls(call, count, server),
+        Command::MainJob {
+            json,
+            only,
+            launches,
+        } => main_job(json, &only, launches),
+        Command::Calls {
+            call,
+            count,
+            server,
+        } => calls(call, count, server),
         Command::Idle { server } => idle(server),
     }
 }
@@ -86,7 +95,7 @@ fn main_job(json: bool, only: &[String], launches: u32) {
         figures.extend(measure::marshal());
     }
     if ["local", "launch", "blocking"].into_iter().any(wanted) {
-        let server = Server::start("null", &[]);
+        let server = pin::on(Side::Server, || Server::start("null", &[]));
         let driver = Driver::open(server.addr());
         if wanted("local") {
             figures.extend(measure::local(&driver));
@@ -99,7 +108,10 @@ fn main_job(json: bool, only: &[String], launches: u32) {
         }
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&figures).expect("figures are JSON"));
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&figures).expect("figures are JSON")
+        );
     } else {
         print!("{}", table(&figures));
     }
@@ -109,7 +121,7 @@ fn main_job(json: bool, only: &[String], launches: u32) {
 }
 
 /// The figures of other processes.
-fn others(figures: &mut Vec<Figure>, wanted: &dyn Fn(&str) -> bool, own: &PathBuf) {
+fn others(figures: &mut Vec<Figure>, wanted: &dyn Fn(&str) -> bool, own: &Path) {
     if wanted("trips") {
         figures.extend(measure::startup(own));
     }
@@ -145,7 +157,11 @@ fn calls(call: Call, count: u64, server: SocketAddr) {
         }
     });
     let each = |time: std::time::Duration| time.as_nanos() as f64 / count.max(1) as f64;
-    println!("{call:?}: {:.1} ns wall, {:.1} ns processor time", each(elapsed.wall), each(elapsed.cpu));
+    println!(
+        "{call:?}: {:.1} ns wall, {:.1} ns processor time",
+        each(elapsed.wall),
+        each(elapsed.cpu)
+    );
     driver.synchronize();
 }
 

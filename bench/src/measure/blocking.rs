@@ -1,9 +1,10 @@
 //! Calls that have to wait for the server, beside a raw spinning ping-pong.
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::driver::Driver;
+use crate::pin::{self, Side};
 use crate::raw::PingPong;
 use crate::report::{Figure, Target};
 use crate::spread::Spread;
@@ -12,6 +13,10 @@ use crate::spread::Spread;
 const BYTES: usize = 8;
 /// Calls of one kind in a row, before the turn of the next kind.
 const TURN: usize = 100;
+/// Turns that are played even on a machine so busy that they take longer than [`TIME_MAX`].
+const TURNS_MIN: usize = 10;
+/// When no further turn begins.
+const TIME_MAX: Duration = Duration::from_secs(20);
 /// The promise: a blocking call as a multiple of the raw round trip.
 const TARGET_RATIO: f64 = 1.5;
 
@@ -19,10 +24,18 @@ const TARGET_RATIO: f64 = 1.5;
 /// when nobody else takes the core. The kinds take turns, so that a disturbance meets them all.
 #[must_use]
 pub fn blocking(driver: &Driver, turns: usize) -> Vec<Figure> {
+    pin::on(Side::Client, || turn_by_turn(driver, turns))
+}
+
+fn turn_by_turn(driver: &Driver, turns: usize) -> Vec<Figure> {
     let mut raw = PingPong::new(BYTES);
     let mut samples: [Vec<f64>; 3] = std::array::from_fn(|_| Vec::with_capacity(turns * TURN));
     let [round_trips, copies, launches] = &mut samples;
-    for _ in 0..turns {
+    let began = Instant::now();
+    for turn in 0..turns {
+        if turn >= TURNS_MIN && began.elapsed() > TIME_MAX {
+            break;
+        }
         raw.play(TURN, |ns| round_trips.push(ns / 1000.0));
         driver.synchronize();
         times(copies, || {
@@ -58,6 +71,11 @@ fn times(samples: &mut Vec<f64>, mut call: impl FnMut()) {
 
 /// `trips/*`: how often one waiting call waits, from the statistics of two runs of `farcall-bench calls`.
 #[must_use]
-pub fn round_trips_per_call(trips_few: u64, calls_few: u64, trips_many: u64, calls_many: u64) -> f64 {
+pub fn round_trips_per_call(
+    trips_few: u64,
+    calls_few: u64,
+    trips_many: u64,
+    calls_many: u64,
+) -> f64 {
     (trips_many - trips_few) as f64 / (calls_many - calls_few) as f64
 }

@@ -4,7 +4,9 @@
 use std::hint::black_box;
 
 use farcall_marshal::record::{self, Head, Record};
-use farcall_marshal::wire::{CuEventRecordWithFlags, CuLaunchKernel, CuMemcpyHtoDAsyncV2, CuStreamSynchronize};
+use farcall_marshal::wire::{
+    CuEventRecordWithFlags, CuLaunchKernel, CuMemcpyHtoDAsyncV2, CuStreamSynchronize,
+};
 
 use super::per_call;
 use crate::report::Figure;
@@ -28,16 +30,29 @@ pub const RECORDS: [RecordBench; 4] = [
     RecordBench {
         name: "cuLaunchKernel_4_params",
         encode: |out| encode(&launch(), out),
-        decode: |body| CuLaunchKernel::decode_body(body).map_or(0, |r| r.function + r.params.len() as u64),
+        decode: |body| {
+            CuLaunchKernel::decode_body(body).map_or(0, |r| r.function + r.params.len() as u64)
+        },
     },
     RecordBench {
         name: "cuMemcpyHtoDAsync_1KiB",
         encode: |out| encode(&copy(), out),
-        decode: |body| CuMemcpyHtoDAsyncV2::decode_body(body).map_or(0, |r| r.dst + r.data.len() as u64),
+        decode: |body| {
+            CuMemcpyHtoDAsyncV2::decode_body(body).map_or(0, |r| r.dst + r.data.len() as u64)
+        },
     },
     RecordBench {
         name: "cuEventRecordWithFlags",
-        encode: |out| encode(&CuEventRecordWithFlags { event: 3, stream: 1, flags: 0 }, out),
+        encode: |out| {
+            encode(
+                &CuEventRecordWithFlags {
+                    event: 3,
+                    stream: 1,
+                    flags: 0,
+                },
+                out,
+            )
+        },
         decode: |body| CuEventRecordWithFlags::decode_body(body).map_or(0, |r| r.event),
     },
     RecordBench {
@@ -86,8 +101,16 @@ pub fn marshal() -> Vec<Figure> {
             black_box(bench.encode(black_box(&mut buffer)));
         });
         let decode = per_call(200, 2000, || bench.decode(black_box(&frame)));
-        figures.push(Figure::new(format!("marshal/encode/{}", bench.name), "ns", encode.p50));
-        figures.push(Figure::new(format!("marshal/decode/{}", bench.name), "ns", decode.p50));
+        figures.push(Figure::new(
+            format!("marshal/encode/{}", bench.name),
+            "ns",
+            encode.p50,
+        ));
+        figures.push(Figure::new(
+            format!("marshal/decode/{}", bench.name),
+            "ns",
+            decode.p50,
+        ));
     }
     figures
 }
@@ -117,7 +140,13 @@ fn launch() -> CuLaunchKernel<'static> {
 }
 
 fn copy() -> CuMemcpyHtoDAsyncV2<'static> {
-    CuMemcpyHtoDAsyncV2 { dst: 0x7000_0000, count: DATA.len() as u64, stream: 1, bulk: 0, data: &DATA }
+    CuMemcpyHtoDAsyncV2 {
+        dst: 0x7000_0000,
+        count: DATA.len() as u64,
+        stream: 1,
+        bulk: 0,
+        data: &DATA,
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,12 @@ pub struct IdleMemory {
 pub fn idle_memory(farcall_bench: &Path) -> Vec<Figure> {
     let server = Server::start("soft", &[]);
     let mut session = server.client().start(farcall_bench, &["idle"]);
-    assert_eq!(session.process.line(), "idle", "{}", session.process.output());
+    assert_eq!(
+        session.process.line(),
+        "idle",
+        "{}",
+        session.process.output()
+    );
     let idle = server
         .descendants()
         .into_iter()
@@ -66,7 +71,13 @@ mod tests {
     #[test]
     fn kibibytes_become_megabytes() {
         let text = "5580-7fff ---p 00 00:00 0 [rollup]\nRss:      10000 kB\nPss:       5000 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(parse(text), Some(IdleMemory { rss_mb: 10.24, pss_mb: 5.12 }));
+        assert_eq!(
+            parse(text),
+            Some(IdleMemory {
+                rss_mb: 10.24,
+                pss_mb: 5.12
+            })
+        );
         assert_eq!(parse("Rss: 1 kB\n"), None);
     }
 

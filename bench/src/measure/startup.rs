@@ -52,18 +52,33 @@ pub fn startup(farcall_bench: &Path) -> Vec<Figure> {
     let python = paths::python();
     let cudart = stats(&paths::program("vecadd-13-static"), &[]);
     let own = [
-        ("cudart_vecadd", cudart.blocking_round_trips.saturating_sub(waiting_calls(&cudart))),
-        ("cuda_python", stats(&python, &["-c", CUDA_PYTHON, ptx]).blocking_round_trips),
+        (
+            "cudart_vecadd",
+            cudart
+                .blocking_round_trips
+                .saturating_sub(waiting_calls(&cudart)),
+        ),
+        (
+            "cuda_python",
+            stats(&python, &["-c", CUDA_PYTHON, ptx]).blocking_round_trips,
+        ),
         ("cupy", stats(&python, &["-c", CUPY]).blocking_round_trips),
     ];
     let mut figures: Vec<Figure> = own
         .into_iter()
-        .map(|(name, trips)| Figure::new(format!("trips/startup_{name}"), "trips", trips as f64).target(Target::Value(TARGET_TRIPS)))
+        .map(|(name, trips)| {
+            Figure::new(format!("trips/startup_{name}"), "trips", trips as f64)
+                .target(Target::Value(TARGET_TRIPS))
+        })
         .collect();
     for call in ["copy", "synchronize"] {
-        let [few, many] = CALLS.map(|calls| stats(farcall_bench, &["calls", call, &calls.to_string()]).blocking_round_trips);
+        let [few, many] = CALLS.map(|calls| {
+            stats(farcall_bench, &["calls", call, &calls.to_string()]).blocking_round_trips
+        });
         let each = round_trips_per_call(few, CALLS[0], many, CALLS[1]);
-        figures.push(Figure::new(format!("trips/per_{call}"), "trips", each).target(Target::Value(1.0)));
+        figures.push(
+            Figure::new(format!("trips/per_{call}"), "trips", each).target(Target::Value(1.0)),
+        );
     }
     figures
 }
@@ -72,7 +87,12 @@ pub fn startup(farcall_bench: &Path) -> Vec<Figure> {
 /// check their results.
 fn stats(program: &Path, args: &[&str]) -> Stats {
     let server = Server::start("soft", &[]);
-    server.client().run(program, args).expect_success().stats().clone()
+    server
+        .client()
+        .run(program, args)
+        .expect_success()
+        .stats()
+        .clone()
 }
 
 /// Calls of the cudart program whose results or effects it must wait for.

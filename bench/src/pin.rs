@@ -1,0 +1,72 @@
+//! Which core a thread runs on. Client and server on a core each, as on two hosts: on a busy machine the scheduler
+//! otherwise puts both on one core, where each waits for the other to stop polling.
+#![forbid(unsafe_code)]
+
+use std::sync::OnceLock;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// One of the two sides of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// What measures.
+    Client,
+    /// What answers.
+    Server,
+}
+
+/// Runs `work` on the core of a side; threads and processes that it starts stay there. Without two cores to choose
+/// from, or the right to choose, just runs it.
+pub fn on<T>(side: Side, work: impl FnOnce() -> T) -> T {
+    let before = sched_getaffinity(own());
+    place(side);
+    let done = work();
+    if let Ok(before) = before {
+        let _ = sched_setaffinity(own(), &before);
+    }
+    done
+}
+
+fn place(side: Side) {
+    // Of the first call: within the work of one side, only its own core is allowed.
+    static CORES: OnceLock<Vec<usize>> = OnceLock::new();
+    let [first, second, ..] = CORES.get_or_init(cores)[..] else {
+        return;
+    };
+    let core = if side == Side::Client { first } else { second };
+    let mut set = CpuSet::new();
+    if set.set(core).is_ok() {
+        let _ = sched_setaffinity(own(), &set);
+    }
+}
+
+/// The cores that the calling thread may run on.
+fn cores() -> Vec<usize> {
+    let Ok(allowed) = sched_getaffinity(own()) else {
+        return Vec::new();
+    };
+    let is_allowed = |core: &usize| allowed.is_set(*core).unwrap_or(false);
+    (0..CpuSet::count()).filter(is_allowed).collect()
+}
+
+/// The calling thread.
+fn own() -> Pid {
+    Pid::from_raw(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Side, cores, on};
+
+    #[test]
+    fn the_sides_have_a_core_each_and_it_ends_with_the_work() {
+        let before = cores();
+        let (client, server) = on(Side::Client, || (cores(), on(Side::Server, cores)));
+        assert_eq!(cores(), before);
+        if before.len() >= 2 {
+            assert_eq!((client.len(), server.len()), (1, 1));
+            assert_ne!(client, server);
+        }
+    }
+}
