@@ -9,19 +9,18 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
-use farcall_marshal::record::{Head, encode, record_bytes};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::CuMemcpyDtoHAsyncV2Reply;
 use parking_lot::Mutex;
 
 use super::driver::{Landing, Region, Slab, receive, receive_staged};
-use super::issue::{Later, Progress, Shared, on};
+use super::issue::{Later, Progress, Shared};
 use super::op::Op;
+use super::perform::on;
+use super::sender::{Job, Payload, answer_read};
 use super::state::{ContextKey, Lane, LaneKey, State};
 use crate::executor::outbox::{Failure, Outbox, Reply};
-use crate::limits::{DISCARD_BYTES_MAX, STACK_BYTES, STAGING_BYTES_MAX};
+use crate::limits::{DISCARD_BYTES_MAX, STAGING_BYTES_MAX};
 use crate::sys::staging::Staging;
 
 /// Pinned memory of a context.
@@ -566,83 +565,4 @@ pub(crate) fn discard(outbox: &dyn Outbox, id: u64, count: u64) {
 /// Whether there is room for `len` bytes in plain memory; one transfer of any size always has.
 fn may_stage(state: &State, len: usize) -> bool {
     state.staged_bytes == 0 || state.staged_bytes.saturating_add(len) <= STAGING_BYTES_MAX
-}
-
-fn answer_read(outbox: &dyn Outbox, reply: Reply, data: &[u8]) {
-    let record = CuMemcpyDtoHAsyncV2Reply { data };
-    let head = Head::reply(reply.call, 0, reply.ticket);
-    outbox.append(record_bytes(&record), &mut |out| encode(head, &record, out));
-}
-
-/// Sends transfers to the client, one after another: sending blocks for as long as the client does not receive.
-pub(crate) struct Sender {
-    outbox: Arc<dyn Outbox>,
-    jobs: Mutex<Option<mpsc::Sender<Job>>>,
-}
-
-struct Job {
-    id: u64,
-    payload: Payload,
-    reply: Reply,
-    unanswered: Arc<AtomicUsize>,
-}
-
-enum Payload {
-    Landing(Landing),
-    Bytes(Vec<u8>),
-}
-
-impl std::fmt::Debug for Sender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sender").finish_non_exhaustive()
-    }
-}
-
-impl Sender {
-    /// Starts no thread.
-    pub(crate) fn new(outbox: Arc<dyn Outbox>) -> Self {
-        Self {
-            outbox,
-            jobs: Mutex::new(None),
-        }
-    }
-
-    /// Ends the thread behind what it has.
-    pub(crate) fn stop(&self) {
-        *self.jobs.lock() = None;
-    }
-
-    fn send(&self, job: Job) {
-        let mut jobs = self.jobs.lock();
-        let sender = jobs.get_or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel::<Job>();
-            let outbox = self.outbox.clone();
-            let builder = std::thread::Builder::new()
-                .name("sender".to_owned())
-                .stack_size(STACK_BYTES);
-            if let Err(error) =
-                builder.spawn(move || receiver.into_iter().for_each(|job| job.run(&*outbox)))
-            {
-                // Without it no long answer is ever given.
-                log::error!("the sender thread cannot be started: {error}");
-                std::process::abort();
-            }
-            sender
-        });
-        // Fails only when the session is over.
-        let _ = sender.send(job);
-    }
-}
-
-impl Job {
-    fn run(self, outbox: &dyn Outbox) {
-        let bytes = match &self.payload {
-            Payload::Landing(landing) => landing.bytes().unwrap_or_default(),
-            Payload::Bytes(bytes) => bytes,
-        };
-        outbox.bulk_send(self.id, bytes);
-        answer_read(outbox, self.reply, &[]);
-        self.unanswered.fetch_sub(1, Ordering::Release);
-        outbox.flush();
-    }
 }

@@ -17,9 +17,10 @@ use farcall_marshal::wire::{
 };
 
 use super::driver::{self, Region, Slab};
-use super::issue::{Later, Progress, Shared, on};
+use super::issue::{Later, Progress, Shared};
 use super::modules::Modules;
 use super::op::{Fill, Launch, Op};
+use super::perform::on;
 use super::state::{LaneKey, State};
 use crate::executor::outbox::{Failure, Reply};
 use crate::limits::GRAPH_NODES_MAX;

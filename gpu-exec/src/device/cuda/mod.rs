@@ -29,13 +29,20 @@ use crate::cache::Cache;
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::GRAPHS_MAX;
 
+mod after;
+mod alloc;
+mod answer;
 mod calls;
 mod completion;
 mod copies;
 mod graphs;
+mod hosted;
 mod issue;
+mod lane;
 mod modules;
 mod op;
+mod perform;
+mod sender;
 mod state;
 
 pub(crate) mod driver;

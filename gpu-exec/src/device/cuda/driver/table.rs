@@ -186,7 +186,7 @@ impl Driver {
             // SAFETY: the driver's initializers are what every CUDA program runs.
             match unsafe { Library::new(*name) } {
                 Ok(library) => return Self::start(library),
-                Err(error) => failures.push(error.to_string()),
+                Err(error) => failures.push(said(name, &error)),
             }
         }
         Err(LoadError::Library(failures.join("; ")))
@@ -285,6 +285,12 @@ impl Driver {
             _library: library,
         })
     }
+}
+
+/// What is wrong with a library: the loader's own words are the source of its error.
+fn said(name: &str, error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    source.unwrap_or_else(|| format!("{name}: {error}"))
 }
 
 /// A `CUresult` as a result.

@@ -1,0 +1,145 @@
+//! Operations as driver calls.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use farcall_marshal::status::{CuResult, CuStatus};
+
+use super::driver::{Event, Stream};
+use super::issue::{Later, Progress, Shared};
+use super::op::{Fill, Launch, Op};
+use super::state::{LaneKey, State};
+use crate::executor::outbox::{Failure, Reply};
+
+impl Shared {
+    pub(crate) fn perform<'a>(
+        &self,
+        state: &mut State,
+        later: &mut Later,
+        lane: LaneKey,
+        reply: Reply,
+        op: Op<'a>,
+    ) -> Progress<'a> {
+        match op {
+            Op::Nothing => Progress::Given(Ok(())),
+            Op::Record { handle, event } => {
+                Progress::Given(record(state, lane, handle, &event).map_err(Failure::from))
+            }
+            Op::Wait { event } => Progress::Given(
+                on(state, lane, |stream| stream.wait(&event)).map_err(Failure::from),
+            ),
+            Op::Write { dst, data } => self.write(state, lane, dst, data),
+            Op::Upload { dst, transfer, at } => self.upload(state, lane, dst, transfer, at),
+            Op::Read {
+                src,
+                count,
+                bulk,
+                at,
+                gathering,
+            } => self.read(state, lane, reply, src, count, (bulk, at, gathering)),
+            Op::Copy { dst, src, count } => Progress::Given(copy(state, lane, dst, src, count)),
+            Op::Fill(request) => {
+                Progress::Given(fill(state, lane, &request).map_err(Failure::from))
+            }
+            Op::Launch(launch) => self.launch(state, lane, launch),
+            Op::Graph { exec, from } => self.run_graph(state, later, lane, reply, exec, from),
+            Op::HostFunc { callback } => self.host(state, later, lane, reply, callback, None),
+            Op::Alloc { addr, bytes, kind } => self.retry_alloc(state, lane, addr, bytes, kind),
+            Op::Free { addr } => Progress::Given(self.free_in_order(state, lane, addr)),
+        }
+    }
+
+    pub(crate) fn launch<'a>(
+        &self,
+        state: &mut State,
+        lane: LaneKey,
+        launch: Launch<'a>,
+    ) -> Progress<'a> {
+        match launch.function.resolved() {
+            None => Progress::Blocked(Op::Launch(launch)),
+            Some(Err(failure)) => Progress::Given(Err(failure.clone())),
+            Some(Ok(function)) => {
+                let outcome = on(state, lane, |stream| {
+                    stream.launch(function, &launch.as_driver())
+                });
+                Progress::Given(outcome.map_err(|status| {
+                    Failure::new(status, format!("launch of {}", launch.function.name()))
+                }))
+            }
+        }
+    }
+}
+
+/// Gives something to the driver on a stream.
+pub(crate) fn on(
+    state: &mut State,
+    lane: LaneKey,
+    give: impl FnOnce(&Stream) -> CuResult,
+) -> CuResult {
+    state.use_lane(lane)?;
+    let lane = state.lanes.get(&lane).ok_or(CuStatus::INVALID_HANDLE)?;
+    give(&lane.stream)
+}
+
+/// Lets a stream wait for the zeroing of memory that it may be about to use.
+pub(crate) fn prepare(state: &mut State, at: LaneKey) -> CuResult {
+    let Some(lane) = state.lanes.get_mut(&at) else {
+        return Ok(());
+    };
+    let Some(context) = state.contexts.get(&lane.key) else {
+        return Ok(());
+    };
+    if lane.zeroed == context.zeroings {
+        return Ok(());
+    }
+    lane.zeroed = context.zeroings;
+    match context.zeroed.clone() {
+        Some(event) => on(state, at, |stream| stream.wait(&event)),
+        None => Ok(()),
+    }
+}
+
+fn record(state: &mut State, lane: LaneKey, handle: u64, event: &Arc<Event>) -> CuResult {
+    // Recorded again on another stream meanwhile, or destroyed: nobody asks for this record.
+    let is_last = state
+        .events
+        .get(handle)
+        .is_ok_and(|event| event.recorded.is_some_and(|wait| wait.lane == lane));
+    if is_last {
+        on(state, lane, |stream| stream.record(event))
+    } else {
+        Ok(())
+    }
+}
+
+fn copy(state: &mut State, lane: LaneKey, dst: u64, src: u64, count: u64) -> Result<(), Failure> {
+    let extents = state
+        .memory
+        .extent(dst, count)
+        .and_then(|dst| Ok((dst, state.memory.extent(src, count)?)));
+    let (to, from) = extents.map_err(|status| {
+        Failure::new(status, format!("no {count} bytes at {dst:#x} or {src:#x}"))
+    })?;
+    Ok(on(state, lane, |stream| stream.copy(to, from))?)
+}
+
+fn fill(state: &mut State, lane: LaneKey, fill: &Fill) -> CuResult {
+    let Some((extent, rows)) = fill.resolve(&state.memory)? else {
+        return Ok(());
+    };
+    if rows.count == 1 {
+        return on(state, lane, |stream| {
+            stream.fill(extent, fill.value, fill.width)
+        });
+    }
+    on(state, lane, |stream| {
+        stream.fill_rows(
+            extent,
+            rows.pitch,
+            rows.count,
+            rows.elements,
+            fill.value,
+            fill.width,
+        )
+    })
+}

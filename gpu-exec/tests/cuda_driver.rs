@@ -1,0 +1,576 @@
+//! The `cuda` device over a driver that is strict about what it is told (`fake_driver/libcuda.c`): memory at the
+//! client's addresses, order, waits, errors.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, IoSlice};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use farcall_gpu_exec::Inventory;
+use farcall_marshal::record::Record;
+use farcall_marshal::wire::*;
+
+use support::{CONTEXT, Client, PATIENCE, ServerProcess, eventually, launch};
+
+const MIB: u64 = 1 << 20;
+const STREAM: u64 = 11;
+const OTHER: u64 = 12;
+const MODULE: u64 = 20;
+const SET: u64 = 21;
+const HOLD: u64 = 22;
+const RELEASE: u64 = 23;
+const INVALID_VALUE: u32 = 1;
+const OUT_OF_MEMORY: u32 = 2;
+const NOT_READY: u32 = 600;
+const ILLEGAL_ADDRESS: u32 = 700;
+
+/// A server on the driver that is built from C here.
+fn server() -> (ServerProcess, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fake_driver/libcuda.c");
+    let mut compiler = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()));
+    compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]);
+    compiler.arg(folder.path().join("libcuda.so.1")).arg(source);
+    assert!(compiler.status().unwrap().success(), "{compiler:?}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
+    command.arg("cuda").env("LD_LIBRARY_PATH", folder.path());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let stdout = child.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    let address = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap()
+        .to_owned();
+    (ServerProcess { child, address }, folder)
+}
+
+/// A client with two streams that wait for nobody, and the fake's kernels.
+fn client(server: &ServerProcess) -> Client {
+    let client = Client::connect(&server.address);
+    for stream in [STREAM, OTHER] {
+        client.send(&CuStreamCreateWithPriority {
+            stream,
+            flags: 1,
+            priority: 0,
+        });
+    }
+    assert_eq!(client.load(MODULE, ".version 8.0 // set hold release").0, 0);
+    for (function, name) in [(SET, "set"), (HOLD, "hold"), (RELEASE, "release")] {
+        client.send(&CuModuleGetFunction {
+            function,
+            module: MODULE,
+            name,
+        });
+    }
+    assert!(
+        client.welcome().range_bytes > 0,
+        "the client chooses addresses"
+    );
+    client
+}
+
+fn set(addr: u64, value: u32, count: u32) -> Vec<u8> {
+    [
+        addr.to_le_bytes().to_vec(),
+        value.to_le_bytes().to_vec(),
+        count.to_le_bytes().to_vec(),
+    ]
+    .concat()
+}
+
+fn used(server: &ServerProcess) -> u64 {
+    Inventory::fetch(&server.address, None, PATIENCE)
+        .unwrap()
+        .devices[0]
+        .used_bytes
+}
+
+fn pattern(bytes: usize, seed: usize) -> Vec<u8> {
+    (0..bytes)
+        .map(|i| (i / 3 * 7 + seed).to_le_bytes()[0])
+        .collect()
+}
+
+fn read(src: u64, count: u64, stream: u64) -> CuMemcpyDtoHAsyncV2 {
+    CuMemcpyDtoHAsyncV2 {
+        src,
+        count,
+        stream,
+        bulk: 0,
+    }
+}
+
+#[test]
+fn the_device_is_described_as_its_driver_does() {
+    let (server, _folder) = server();
+    let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
+    let device = &inventory.devices[0];
+    assert_eq!(
+        (device.name.as_str(), device.sm, device.total_bytes),
+        ("fake GPU", 86, 64 * MIB)
+    );
+    assert_eq!(
+        inventory.driver_version, 13_000,
+        "an older driver than the catalogue's"
+    );
+    let client = Client::connect(&server.address);
+    let (_, body, _) = farcall_marshal::record::split(client.welcome().devices).unwrap();
+    let attributes = DeviceDescription::decode_body(body).unwrap().attributes;
+    let value = |at: usize| i32::from_le_bytes(attributes[4 * at..4 * at + 4].try_into().unwrap());
+    assert_eq!((value(16), value(75), value(150)), (16, 8, i32::MIN));
+    assert_eq!(
+        value(102),
+        0,
+        "virtual memory management is not the client's"
+    );
+}
+
+#[test]
+fn blocks_share_granules_and_fresh_memory_is_zero() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    for (offset, bytes) in [
+        (512, 512),
+        (1024, 512),
+        (2 * MIB - 512, 4 * MIB + 1024),
+        (6 * MIB + 512, 512),
+    ] {
+        assert_eq!(client.alloc(offset, bytes), 0, "{offset}");
+        let got = client
+            .download(base + offset, usize::try_from(bytes).unwrap())
+            .unwrap();
+        assert!(got.iter().all(|byte| *byte == 0), "{offset}");
+    }
+    assert_eq!(used(&server), 4 * MIB + 1024 + 3 * 512);
+    assert_eq!(client.alloc(1024, 1024), INVALID_VALUE, "overlapping");
+    assert_eq!(client.alloc(513, 512), INVALID_VALUE, "not aligned");
+    let data = pattern(512, 1);
+    assert_eq!(client.upload(base + 512, &data), 0);
+    assert_eq!(client.upload(base + 6 * MIB + 512, &data), 0);
+    client.send(&CuMemFreeV2 { addr: base + 1024 });
+    client.send(&CuMemFreeV2 {
+        addr: base + 2 * MIB - 512,
+    });
+    assert_eq!(client.synchronize(), 0);
+    // Their neighbours on the same granules live on.
+    assert_eq!(client.download(base + 512, 512).unwrap(), data);
+    assert_eq!(client.download(base + 6 * MIB + 512, 512).unwrap(), data);
+    assert_eq!(client.download(base + 1024, 4), Err(INVALID_VALUE));
+    assert_eq!(client.alloc(1024, 512), 0);
+    assert!(
+        client
+            .download(base + 1024, 512)
+            .unwrap()
+            .iter()
+            .all(|byte| *byte == 0)
+    );
+    for offset in [512, 1024, 6 * MIB + 512] {
+        client.send(&CuMemFreeV2 {
+            addr: base + offset,
+        });
+    }
+    assert_eq!(client.synchronize(), 0);
+    assert_eq!(used(&server), 0);
+    assert_eq!(client.alloc(0, 64 * MIB), 0, "all of it");
+    assert_eq!(client.alloc(80 * MIB, 512), OUT_OF_MEMORY);
+}
+
+#[test]
+fn copies_of_all_sizes_come_back_as_they_went() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, 48 * MIB), 0);
+    for (seed, bytes) in [1, 4096, 65_537, 5 << 20, (8 << 20) + 1, 45 << 20]
+        .into_iter()
+        .enumerate()
+    {
+        let data = pattern(bytes, seed);
+        assert_eq!(client.upload(base + 512, &data), 0, "{bytes}");
+        assert!(
+            client.download(base + 512, bytes).unwrap() == data,
+            "{bytes}"
+        );
+    }
+    client.send(&CuMemsetD2D8Async {
+        dst: base,
+        pitch: 1024,
+        row_count: 3,
+        row_elements: 4,
+        stream: STREAM,
+        value: 0x0201,
+        width: 2,
+    });
+    client.send(&CuMemcpyDtoDAsyncV2 {
+        dst: base + 16 * MIB,
+        src: base,
+        count: 4096,
+        stream: STREAM,
+    });
+    assert_eq!(client.call(&CuStreamSynchronize { stream: STREAM }).0, 0);
+    assert_eq!(
+        client.download(base + 16 * MIB + 2048, 8).unwrap(),
+        [1, 2, 1, 2, 1, 2, 1, 2]
+    );
+}
+
+#[test]
+fn a_stream_that_stands_still_holds_up_nobody_else() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, 40 * MIB), 0);
+    let event = 31;
+    client.send(&CuEventCreate { event, flags: 2 });
+    client.launch(HOLD, STREAM, 1, 1, &[]);
+    // Small ones that share pinned memory with others, and a transfer that has to cross it in pieces.
+    let small = pattern(600, 5);
+    client.send(&CuMemcpyHtoDAsyncV2 {
+        dst: base,
+        count: 600,
+        stream: STREAM,
+        bulk: 0,
+        data: &small,
+    });
+    let large = pattern(20 << 20, 6);
+    client.send(&CuMemcpyHtoDAsyncV2 {
+        dst: base + 4 * MIB,
+        count: 20 * MIB,
+        stream: STREAM,
+        bulk: 900,
+        data: &[],
+    });
+    client
+        .endpoint
+        .bulk_send(900, &[IoSlice::new(&large)])
+        .unwrap();
+    client.send(&CuEventRecordWithFlags {
+        event,
+        stream: STREAM,
+        flags: 0,
+    });
+    let answer = client.begin(&read(base, 600, STREAM));
+    assert_eq!(client.call(&CuEventQuery { event }).0, NOT_READY);
+    assert_eq!(client.call(&CuStreamQuery { stream: STREAM }).0, NOT_READY);
+    // Meanwhile another stream works through the same pinned memory.
+    for seed in 0..100 {
+        let data = pattern(60_000, seed);
+        client.send(&CuMemcpyHtoDAsyncV2 {
+            dst: base + 30 * MIB,
+            count: 60_000,
+            stream: OTHER,
+            bulk: 0,
+            data: &data,
+        });
+        let (status, body) = client.call(&read(base + 30 * MIB, 60_000, OTHER));
+        assert_eq!(status, 0);
+        assert!(
+            CuMemcpyDtoHAsyncV2Reply::decode_body(&body).unwrap().data == data,
+            "{seed}"
+        );
+    }
+    assert_eq!(client.call(&CuStreamSynchronize { stream: OTHER }).0, 0);
+    assert_eq!(client.call(&CuEventQuery { event }).0, NOT_READY);
+    client.launch(RELEASE, OTHER, 1, 1, &[]);
+    let (status, body) = client.wait(answer).unwrap();
+    assert_eq!(
+        (
+            status,
+            CuMemcpyDtoHAsyncV2Reply::decode_body(&body).unwrap().data
+        ),
+        (0, &*small)
+    );
+    assert_eq!(client.call(&CuEventSynchronize { event }).0, 0);
+    assert_eq!(client.call(&CuStreamQuery { stream: STREAM }).0, 0);
+    assert!(client.download(base + 4 * MIB, 20 << 20).unwrap() == large);
+}
+
+#[test]
+fn freed_memory_goes_when_the_device_has_got_there() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, 40 * MIB), 0);
+    client.send(&CuLaunchHostFunc {
+        stream: STREAM,
+        callback: 3,
+    });
+    client.launch(SET, STREAM, 1, 1, &set(base, 7, 1024));
+    client.send(&CuMemFreeV2 { addr: base });
+    // Does not fit beside the memory that is being freed, so it comes after that; so does what uses it.
+    let fresh = base + 48 * MIB;
+    let allocated = client.begin(&CuMemAllocV2 {
+        addr: fresh,
+        bytes: 40 * MIB,
+    });
+    client.send(&CuMemsetD8Async {
+        dst: fresh,
+        count: 64,
+        stream: OTHER,
+        value: 9,
+        width: 1,
+    });
+    client.push(HostFuncDue::NUMBER);
+    assert_eq!(used(&server), 40 * MIB);
+    client.send(&HostFuncDone {
+        callback: 3,
+        stream: STREAM,
+    });
+    assert_eq!(client.wait(allocated).unwrap().0, 0);
+    assert_eq!(client.call(&CuStreamSynchronize { stream: OTHER }).0, 0);
+    assert_eq!(client.download(fresh, 4).unwrap(), [9; 4]);
+    // In the order of a stream too.
+    client.launch(HOLD, STREAM, 1, 1, &[]);
+    client.send(&CuMemFreeAsync {
+        addr: fresh,
+        stream: STREAM,
+    });
+    let (status, _) = client.call(&CuMemAllocAsync {
+        addr: base,
+        bytes: 512,
+        stream: OTHER,
+    });
+    assert_eq!(status, 0, "fits beside it");
+    assert_eq!(used(&server), 40 * MIB + 512);
+    client.launch(RELEASE, OTHER, 1, 1, &[]);
+    assert_eq!(client.call(&CuStreamSynchronize { stream: STREAM }).0, 0);
+    assert_eq!(used(&server), 512);
+}
+
+#[test]
+fn a_host_function_stops_its_stream_alone() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, MIB), 0);
+    client.launch(SET, STREAM, 1, 1, &set(base, 1, 4));
+    client.send(&CuLaunchHostFunc {
+        stream: STREAM,
+        callback: 77,
+    });
+    client.launch(SET, STREAM, 1, 1, &set(base, 2, 4));
+    let behind = client.begin(&CuStreamSynchronize { stream: STREAM });
+    let due = client.push(HostFuncDue::NUMBER);
+    let due = HostFuncDue::decode_body(&due).unwrap();
+    assert_eq!((due.callback, due.stream), (77, STREAM));
+    let (status, body) = client.call(&read(base, 4, OTHER));
+    assert_eq!(
+        (
+            status,
+            CuMemcpyDtoHAsyncV2Reply::decode_body(&body).unwrap().data
+        ),
+        (0, &[1, 0, 0, 0][..])
+    );
+    assert_eq!(client.call(&CuStreamQuery { stream: STREAM }).0, NOT_READY);
+    client.send(&HostFuncDone {
+        callback: 77,
+        stream: STREAM,
+    });
+    assert_eq!(client.wait(behind).unwrap().0, 0);
+    assert_eq!(client.download(base, 4).unwrap(), [2, 0, 0, 0]);
+    client.send(&HostFuncDone {
+        callback: 77,
+        stream: STREAM,
+    });
+    assert!(
+        client.closed().contains("closed"),
+        "a host function that is not due ends the session"
+    );
+}
+
+#[test]
+fn kernels_use_pinned_memory_at_the_programs_address() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let host = client.welcome().host_range_base;
+    assert!(client.welcome().host_range_bytes > MIB);
+    assert_eq!(
+        client
+            .call(&CuMemHostAlloc {
+                addr: host + 4096,
+                bytes: 8192,
+                flags: 0
+            })
+            .0,
+        0
+    );
+    assert_eq!(
+        client
+            .call(&CuMemAllocManaged {
+                addr: host + 32_768,
+                bytes: 5000,
+                flags: 1
+            })
+            .0,
+        0
+    );
+    assert_eq!(
+        client
+            .call(&CuMemHostAlloc {
+                addr: host + 4096,
+                bytes: 4096,
+                flags: 0
+            })
+            .0,
+        INVALID_VALUE
+    );
+    for addr in [host + 4096, host + 32_768] {
+        assert_eq!(client.download(addr, 16).unwrap(), [0; 16]);
+        client.launch(SET, 0, 1, 1, &set(addr + 8, 0x0403_0201, 1));
+        assert_eq!(client.download(addr + 8, 4).unwrap(), [1, 2, 3, 4]);
+        assert_eq!(client.call(&CuMemFreeHost { addr }).0, 0);
+        assert_eq!(client.download(addr, 4), Err(INVALID_VALUE));
+    }
+}
+
+#[test]
+fn a_fault_is_told_once_and_every_ticket_gets_it() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, MIB), 0);
+    client.launch(SET, STREAM, 1, 1, &set(base + 100 * MIB, 1, 1));
+    assert_eq!(client.synchronize(), ILLEGAL_ADDRESS);
+    let notice = client.push(ErrorNotice::NUMBER);
+    let notice = ErrorNotice::decode_body(&notice).unwrap();
+    assert_eq!((notice.status, notice.sticky), (ILLEGAL_ADDRESS, 1));
+    assert_eq!(
+        client.call(&CuStreamQuery { stream: STREAM }).0,
+        ILLEGAL_ADDRESS
+    );
+    assert_eq!(client.alloc(MIB, MIB), ILLEGAL_ADDRESS);
+    assert_eq!(client.download(base, 4), Err(ILLEGAL_ADDRESS));
+    assert_eq!(client.upload(base, &pattern(100_000, 1)), ILLEGAL_ADDRESS);
+    // Another session is not concerned.
+    let second = Client::connect(&server.address);
+    assert_eq!(second.alloc(0, MIB), 0);
+    assert_eq!(second.download(second.base(), 4).unwrap(), [0; 4]);
+    drop(client);
+    eventually("memory of the lost session is free", || {
+        used(&server) == MIB
+    });
+}
+
+#[test]
+fn what_the_compiler_says_comes_back_and_launches_wait_for_their_module() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let (status, message) = client.load(50, ".version 8.0 .broken");
+    assert_eq!((status, message.as_str()), (218, "line 3: it is broken"));
+    let base = client.base();
+    assert_eq!(client.alloc(0, MIB), 0);
+    // One way, and used before it can be there.
+    let image = ".version 8.0 // set, again";
+    let packed = farcall_marshal::image::compress_for_wire(image.as_bytes());
+    let hash = farcall_marshal::image::content_hash(image.as_bytes());
+    let total_bytes = packed.len() as u64;
+    client.send(&CuModuleLoadData {
+        module: 51,
+        kind: 1,
+        total_bytes,
+        bulk: 0,
+        hash: &hash,
+        image: &packed,
+    });
+    client.send(&CuModuleGetFunction {
+        function: 52,
+        module: 51,
+        name: "set",
+    });
+    client.send(&CuFuncSetAttribute {
+        function: 52,
+        attribute: 8,
+        value: 1000,
+    });
+    client.launch(52, STREAM, 1, 1, &set(base, 5, 1));
+    client.send(&CuModuleUnload { module: 51 });
+    assert_eq!(client.synchronize(), 0);
+    assert_eq!(client.download(base, 4).unwrap(), [5, 0, 0, 0]);
+    assert_eq!(client.call(&launch(52, STREAM, 1, 1, &[])).0, 400);
+}
+
+#[test]
+fn a_graph_is_cut_at_its_host_function() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, MIB), 0);
+    let (first, second) = (set(base, 3, 2), set(base, 4, 1));
+    let node = |record: &[u8]| record.to_vec();
+    let head = |number| farcall_marshal::record::Head::request(number, CONTEXT, 0);
+    let nodes = [
+        node(&farcall_marshal::record::to_vec(
+            head(CuLaunchKernel::NUMBER),
+            &launch(SET, 0, 1, 1, &first),
+        )),
+        node(&farcall_marshal::record::to_vec(
+            head(CuLaunchHostFunc::NUMBER),
+            &CuLaunchHostFunc {
+                stream: 0,
+                callback: 5,
+            },
+        )),
+        node(&farcall_marshal::record::to_vec(
+            head(CuLaunchKernel::NUMBER),
+            &launch(SET, 0, 1, 1, &second),
+        )),
+    ]
+    .concat();
+    let data = [
+        nodes.clone(),
+        [0_u32, 1, 1, 2]
+            .into_iter()
+            .flat_map(u32::to_le_bytes)
+            .collect(),
+    ]
+    .concat();
+    let node_bytes = nodes.len() as u64;
+    let record = CuGraphInstantiateWithFlags {
+        exec: 60,
+        flags: 0,
+        node_count: 3,
+        node_bytes,
+        edge_count: 2,
+        bulk: 0,
+        data: &data,
+    };
+    assert_eq!(client.call(&record).0, 0);
+    for _ in 0..2 {
+        let done = client.begin(&CuGraphLaunch {
+            exec: 60,
+            stream: STREAM,
+        });
+        client.push(HostFuncDue::NUMBER);
+        let (_, body) = client.call(&read(base, 8, OTHER));
+        assert_eq!(
+            CuMemcpyDtoHAsyncV2Reply::decode_body(&body).unwrap().data,
+            [3, 0, 0, 0, 3, 0, 0, 0]
+        );
+        client.send(&HostFuncDone {
+            callback: 5,
+            stream: STREAM,
+        });
+        assert_eq!(client.wait(done).unwrap().0, 0);
+        assert_eq!(client.download(base, 8).unwrap(), [4, 0, 0, 0, 3, 0, 0, 0]);
+    }
+    assert_eq!(client.call(&CuGraphExecDestroy { exec: 60 }).0, 0);
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    assert_eq!(client.alloc(0, 8 * MIB), 0);
+    client.launch(HOLD, STREAM, 1, 1, &[]);
+    client.send(&CuMemFreeV2 {
+        addr: client.base(),
+    });
+    let _ = client.begin(&CuCtxSynchronize {});
+    drop(client);
+    eventually("memory is free", || used(&server) == 0);
+}
