@@ -81,16 +81,17 @@ build_programs() {
         compile_cu "$PROGRAMS/threads_ptds-13-static" --default-stream per-thread "$SOURCES/threads.cu"
     newer "$PROGRAMS/demo_kernels.cubin" "$SOURCES/demo_kernels.cu" "${common[@]}" ||
         compile_cu "$PROGRAMS/demo_kernels.cubin" -cubin -arch=sm_90 "$SOURCES/demo_kernels.cu"
-    build_lifecycle
+    build_plain lifecycle
+    build_plain handles
 }
 
-# build_lifecycle: a program that loads the driver by itself and needs no CUDA header.
-build_lifecycle() {
-    newer "$PROGRAMS/lifecycle" "$SOURCES/lifecycle.c" "$REPO/scripts/lib/cuda.sh" && return
-    note "gcc lifecycle"
-    quietly "$CACHE/log/gcc-lifecycle.log" gcc -O1 -Wall -Wextra -Werror -o "$PROGRAMS/lifecycle.new" \
-        "$SOURCES/lifecycle.c" -ldl -lpthread
-    mv "$PROGRAMS/lifecycle.new" "$PROGRAMS/lifecycle"
+# build_plain NAME: a program that loads the driver by itself and needs no CUDA header.
+build_plain() {
+    newer "$PROGRAMS/$1" "$SOURCES/$1.c" "$REPO/scripts/lib/cuda.sh" && return
+    note "gcc $1"
+    quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -o "$PROGRAMS/$1.new" \
+        "$SOURCES/$1.c" -ldl -lpthread
+    mv "$PROGRAMS/$1.new" "$PROGRAMS/$1"
 }
 
 # build_demo: the one program that needs no nvcc, only NVIDIA's runtime library and g++.
