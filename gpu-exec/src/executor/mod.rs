@@ -180,7 +180,10 @@ fn adopt<D: Device + 'static>(
 
 /// `areas`: base and size of what is for device memory, and for pinned and managed memory.
 fn welcome(order: &OpenOrder, areas: [(u64, u64); 2], cache: &Cache) -> Vec<u8> {
-    let [(range_base, range_bytes), (host_range_base, host_range_bytes)] = areas;
+    let [
+        (range_base, range_bytes),
+        (host_range_base, host_range_bytes),
+    ] = areas;
     let (devices, cached) = (descriptions(order.kind, &order.devices), cache.hashes());
     let record = SessionWelcome {
         range_base,

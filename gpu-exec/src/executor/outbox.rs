@@ -105,7 +105,15 @@ impl dyn Outbox + '_ {
     pub(crate) fn trace_step(&self, head: &Head, ns: u64, step: &str, detail: &str) {
         let number = u32::from(head.number);
         let detail = clipped(detail);
-        self.push(head.context, &TraceStep { number, ns, step, detail });
+        self.push(
+            head.context,
+            &TraceStep {
+                number,
+                ns,
+                step,
+                detail,
+            },
+        );
     }
 
     /// Sends what kernels printed.

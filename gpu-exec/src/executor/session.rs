@@ -76,9 +76,14 @@ fn tell_traced(outbox: &dyn Outbox, frame: &[u8]) {
     while let Ok((head, body, after)) = split(rest) {
         if head.is_traced() {
             let began = Instant::now();
-            let fields = describe(head.number, false, body).unwrap_or_else(|error| error.to_string());
+            let fields =
+                describe(head.number, false, body).unwrap_or_else(|error| error.to_string());
             let ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let detail = format!("by executor process {}, context {}: {fields}", std::process::id(), head.context);
+            let detail = format!(
+                "by executor process {}, context {}: {fields}",
+                std::process::id(),
+                head.context
+            );
             outbox.trace_step(&head, ns, "decoded", &detail);
         }
         rest = after;

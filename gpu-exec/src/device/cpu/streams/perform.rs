@@ -62,13 +62,7 @@ impl Streams {
         }
     }
 
-    fn perform(
-        &self,
-        turn: &mut Turn,
-        reply: Reply,
-        key: StreamKey,
-        work: Work<'_>,
-    ) -> Progress {
+    fn perform(&self, turn: &mut Turn, reply: Reply, key: StreamKey, work: Work<'_>) -> Progress {
         let memory = &self.memory;
         let done = |outcome: Result<(), CuStatus>| Progress::Done(outcome.map_err(Failure::from));
         match work {
@@ -196,14 +190,7 @@ impl Streams {
     }
 
     /// Device to host: the answer is written straight from device memory.
-    fn read(
-        &self,
-        turn: &mut Turn,
-        reply: Reply,
-        src: u64,
-        count: u64,
-        bulk: u64,
-    ) -> Progress {
+    fn read(&self, turn: &mut Turn, reply: Reply, src: u64, count: u64, bulk: u64) -> Progress {
         let sent = self.memory.with_bytes(turn, src, count, |bytes| {
             let inline = if bulk == 0 { bytes } else { &[] };
             if bulk != 0 {
