@@ -236,6 +236,7 @@ fn fetch(context: &'static Context, to: &mut [u8], from: u64) -> CuResult {
         to: HostPtr::from_address(to.as_mut_ptr() as u64),
         len: to.len(),
         bulk,
+        later: false,
     };
     let pending = session.request(context.id, &record, sink)?;
     session.wait(&pending)?;

@@ -156,12 +156,17 @@ impl Session {
     ) -> CuResult<Arc<Pending>> {
         let (ticket, pending) = self.inbox.tickets.issue(sink)?;
         // The destination is known before the server can send to it.
-        if let Sink::Copy { to, len, bulk } = sink
+        if let Sink::Copy { to, len, bulk, .. } = sink
             && bulk != 0
         {
             landing::expect(&self.endpoint, bulk, to, len, Arc::clone(&pending))?;
         }
-        self.post(Head::request(R::NUMBER, context, ticket), body)?;
+        let head = Head::request(R::NUMBER, context, ticket);
+        match sink {
+            // Bytes that land later may leave with what follows.
+            Sink::Copy { later: true, .. } => self.post(head, body)?,
+            _ => self.post_now(head, body)?,
+        }
         Ok(pending)
     }
 
@@ -195,6 +200,18 @@ impl Session {
         let sent = self
             .endpoint
             .append(len, |out| record::encode(head, body, out));
+        sent.map(|_| ()).map_err(|_| self.ended())
+    }
+
+    /// The same for a record whose reply is waited for next: it leaves now.
+    fn post_now<'a, R: Record<'a>>(&self, head: Head, body: &R) -> CuResult {
+        if observe::is_on() {
+            return self.post_observed(head, body);
+        }
+        let len = record::record_bytes(body);
+        let sent = self
+            .endpoint
+            .append_now(len, |out| record::encode(head, body, out));
         sent.map(|_| ()).map_err(|_| self.ended())
     }
 

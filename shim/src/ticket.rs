@@ -26,6 +26,8 @@ pub(crate) enum Sink {
         len: usize,
         /// Transfer number, 0 = in the reply.
         bulk: u64,
+        /// Whether the program goes on before they are there.
+        later: bool,
     },
 }
 
@@ -71,10 +73,12 @@ impl Pending {
                 *self.body.lock() = body.to_vec();
                 status
             }
-            Sink::Copy { to, len, bulk } if status == 0 && bulk == 0 => match land(to, len, body) {
-                Ok(()) => 0,
-                Err(error) => error.0,
-            },
+            Sink::Copy { to, len, bulk, .. } if status == 0 && bulk == 0 => {
+                match land(to, len, body) {
+                    Ok(()) => 0,
+                    Err(error) => error.0,
+                }
+            }
             Sink::Copy { .. } => status,
         };
         if status != 0 {
@@ -192,6 +196,7 @@ mod tests {
                 to,
                 len: 4,
                 bulk: 0,
+                later: false,
             })
             .unwrap();
         assert!(!pending.is_done());
@@ -213,6 +218,7 @@ mod tests {
                 to,
                 len: 4,
                 bulk: 0,
+                later: false,
             })
             .unwrap();
         assert!(tickets.reply(ticket, 0, &encoded(&[9; 8])));

@@ -1,8 +1,8 @@
 /* A CUDA driver whose device is this process' memory, for tests of the `cuda` device on machines without a GPU.
  *
  * It is strict and lazy where a real one may be: fresh memory is full of garbage, what is not mapped cannot be touched,
- * a mapping is undone as a whole or not at all, and work is done when its stream gets there and not before, so that memory
- * which is taken away or used again too early shows. Kernels, by name:
+ * a mapping is undone as a whole or not at all, and work is done as late as can be: when somebody asks whether it is done,
+ * the oldest streams first. So memory that is taken away, used again or zeroed at the wrong time shows. Kernels, by name:
  *   set    {u64 address, u32 value, u32 count}   writes words; an address outside of all memory is a fault
  *   hold   {}                                    its stream stands still until `release` runs on another one
  *   release {}
@@ -118,7 +118,6 @@ static u32 submit(u64 stream, struct op value) {
     streams[stream].issued++;
     if (streams[stream].tail) streams[stream].tail->next = op; else streams[stream].head = op;
     streams[stream].tail = op;
-    pump();
     return OK;
 }
 
@@ -138,19 +137,19 @@ EXPORT u32 cuCtxCreate_v2(u64 *c, u32 f, int d) { (void)f; (void)d; *c = 2; retu
 EXPORT u32 cuCtxDestroy_v2(u64 c) { return c == 2 ? OK : INVALID_HANDLE; }
 EXPORT u32 cuCtxSetCurrent(u64 c) { return c == 1 || c == 2 ? OK : 201; }
 EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return fault; }
-EXPORT u32 cuCtxSynchronize(void) { LOCKED; return fault; }
+EXPORT u32 cuCtxSynchronize(void) { LOCKED; pump(); return fault; }
 EXPORT u32 cuStreamCreateWithPriority(u64 *out, u32 flags, int p) {
     LOCKED; (void)p;
     for (u64 s = 1; s < 64; s++) if (!streams[s].alive && !streams[s].head) { streams[s].alive = 1; streams[s].blocking = !flags; *out = s; return OK; }
     return OUT_OF_MEMORY;
 }
 EXPORT u32 cuStreamDestroy_v2(u64 s) { LOCKED; CHECK(s && s < 64 && streams[s].alive); streams[s].alive = 0; return OK; }
-EXPORT u32 cuStreamQuery(u64 s) { LOCKED; if (fault) return fault; if (s == 0) { for (int i = 0; i < 64; i++) if (streams[i].head && (i == 0 || streams[i].blocking)) return NOT_READY; return OK; } return streams[s].head ? NOT_READY : OK; }
+EXPORT u32 cuStreamQuery(u64 s) { LOCKED; pump(); if (fault) return fault; if (s == 0) { for (int i = 0; i < 64; i++) if (streams[i].head && (i == 0 || streams[i].blocking)) return NOT_READY; return OK; } return streams[s].head ? NOT_READY : OK; }
 EXPORT u32 cuStreamWaitEvent(u64 s, struct event *e, u32 f) { LOCKED; (void)f; return submit(s, (struct op){.kind = WAIT, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventCreate(struct event **e, u32 f) { (void)f; *e = calloc(1, sizeof **e); return OK; }
 /* Kept: operations may still name it. */
 EXPORT u32 cuEventDestroy_v2(struct event *e) { return e ? OK : INVALID_HANDLE; }
-EXPORT u32 cuEventQuery(struct event *e) { LOCKED; if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
+EXPORT u32 cuEventQuery(struct event *e) { LOCKED; pump(); if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
 EXPORT u32 cuEventRecord(struct event *e, u64 s) { LOCKED; e->recorded++; return submit(s, (struct op){.kind = RECORD, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventElapsedTime(float *ms, struct event *a, struct event *b) { LOCKED; *ms = 1.5f; return a->reached < a->recorded || b->reached < b->recorded ? NOT_READY : OK; }
 

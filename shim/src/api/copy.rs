@@ -145,6 +145,7 @@ pub(crate) fn to_host(
             to: dst,
             len: bytes,
             bulk,
+            later: lands_later,
         },
     )?;
     if lands_later {

@@ -116,6 +116,41 @@ impl Endpoint {
         len_max: usize,
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<Seq, SendError> {
+        let (end, leave) = self.commit(len_max, fill)?;
+        match leave {
+            Leave::Gather { first: false } => {}
+            Leave::Gather { first: true } => self.trailing_edge(),
+            Leave::Now(why) => self.transmit(why),
+        }
+        Ok(Seq(end))
+    }
+
+    /// As [`Endpoint::append`], and everything appended leaves now: for a record whose reply is waited
+    /// for next. Cheaper than [`Endpoint::flush`] behind the append, which would first have made
+    /// arrangements for a record that gathers.
+    ///
+    /// # Errors
+    /// As [`Endpoint::append`].
+    #[inline]
+    pub fn append_now(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Seq, SendError> {
+        let (end, leave) = self.commit(len, |bytes| {
+            fill(bytes);
+            len
+        })?;
+        self.transmit(match leave {
+            Leave::Now(why) => why,
+            Leave::Gather { .. } => Flush::Forced,
+        });
+        Ok(Seq(end))
+    }
+
+    /// Writes a record behind the others; its end, and what is to be done about it.
+    #[inline]
+    fn commit(
+        &self,
+        len_max: usize,
+        fill: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(u64, Leave), SendError> {
         let shared = &*self.shared;
         let limit = shared.frame_bytes_max as usize;
         if len_max > limit {
@@ -132,12 +167,7 @@ impl Endpoint {
         let (end, opened) = tx.sender.commit(at, len);
         let leave = shared.leave(&tx, end, opened);
         drop(tx);
-        match leave {
-            Leave::Gather { first: false } => {}
-            Leave::Gather { first: true } => self.trailing_edge(),
-            Leave::Now(why) => self.transmit(why),
-        }
-        Ok(Seq(end))
+        Ok((end, leave))
     }
 
     /// Makes everything appended leave now.

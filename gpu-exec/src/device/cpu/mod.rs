@@ -1,11 +1,11 @@
 //! The CPU devices, `soft` and `null`: they differ in what a kernel does and in nothing else.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use farcall_marshal::record::Head;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::HostFuncDone;
+use rustc_hash::FxHashMap;
 
 use self::graph::GraphExec;
 use self::kernels::Kernels;
@@ -55,7 +55,7 @@ pub(crate) struct CpuDevice {
     streams: Arc<Streams>,
     modules: Arc<Modules>,
     outbox: Arc<dyn Outbox>,
-    contexts: HashMap<u32, ContextEntry>,
+    contexts: FxHashMap<u32, ContextEntry>,
     graphs: HandleTable<Arc<GraphExec>>,
     device_count: usize,
 }
@@ -90,7 +90,7 @@ impl CpuDevice {
             streams,
             modules,
             outbox,
-            contexts: HashMap::new(),
+            contexts: FxHashMap::default(),
             graphs: HandleTable::new(GRAPHS_MAX),
             device_count,
         }

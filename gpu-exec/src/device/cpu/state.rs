@@ -5,7 +5,9 @@
 //! legacy stream waits for the positions of the blocking streams, a free for those of all streams.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
@@ -122,8 +124,8 @@ pub(crate) struct State {
     pub(crate) queued_bytes: usize,
     pub(crate) staged_bytes: usize,
     pub(crate) stopping: bool,
-    streams: HashMap<StreamKey, Stream>,
-    contexts: HashMap<ContextKey, Context>,
+    streams: FxHashMap<StreamKey, Stream>,
+    contexts: FxHashMap<ContextKey, Context>,
     handles: HandleTable<StreamKey>,
     waiters: Vec<Waiter>,
     active: Vec<StreamKey>,
@@ -144,8 +146,8 @@ impl State {
             queued_bytes: 0,
             staged_bytes: 0,
             stopping: false,
-            streams: HashMap::new(),
-            contexts: HashMap::new(),
+            streams: FxHashMap::default(),
+            contexts: FxHashMap::default(),
             handles: HandleTable::new(STREAMS_MAX),
             waiters: Vec::new(),
             active: Vec::new(),

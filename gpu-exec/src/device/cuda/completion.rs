@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use farcall_marshal::status::CuStatus;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::driver::Fence;
 use crate::executor::outbox::Outbox;
@@ -103,6 +103,11 @@ impl Completion {
         loop {
             let mut inbox = self.inbox.lock();
             while waiting.is_empty() && inbox.tasks.is_empty() && !inbox.is_stopping {
+                // Who waited once mostly waits again soon: waking up takes longer than a short wait.
+                if since.elapsed() < SPIN {
+                    MutexGuard::unlocked(&mut inbox, std::thread::yield_now);
+                    continue;
+                }
                 self.changed.wait(&mut inbox);
                 since = Instant::now();
             }
