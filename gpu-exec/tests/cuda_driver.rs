@@ -347,18 +347,27 @@ fn what_waits_for_the_context_waits_for_every_stream() {
     let (server, _folder) = server();
     let client = client(&server);
     let base = client.base();
-    assert_eq!(client.alloc(0, MIB), 0);
-    client.launch(HOLD, STREAM, 1, 1, &[]);
-    client.launch(SET, STREAM, 1, 1, &set(base, 1, 1));
-    // Destroyed: its work goes on all the same.
-    client.send(&CuStreamDestroyV2 { stream: STREAM });
-    client.send(&CuMemFreeV2 { addr: base });
-    let all = client.begin(&CuCtxSynchronize {});
-    assert_eq!(client.call(&CuStreamSynchronize { stream: OTHER }).0, 0);
-    assert_eq!(used(&server), MIB, "the device may still use it");
-    client.launch(RELEASE, OTHER, 1, 1, &[]);
-    assert_eq!(client.wait(all).unwrap().0, 0);
-    assert_eq!(used(&server), 0);
+    // A stream that is destroyed goes on with its work all the same.
+    for (stream, is_destroyed) in [(40, false), (41, true)] {
+        client.send(&CuStreamCreateWithPriority {
+            stream,
+            flags: 1,
+            priority: 0,
+        });
+        assert_eq!(client.alloc(0, MIB), 0);
+        client.launch(HOLD, stream, 1, 1, &[]);
+        client.launch(SET, stream, 1, 1, &set(base, 1, 1));
+        if is_destroyed {
+            client.send(&CuStreamDestroyV2 { stream });
+        }
+        client.send(&CuMemFreeV2 { addr: base });
+        let all = client.begin(&CuCtxSynchronize {});
+        assert_eq!(client.call(&CuStreamSynchronize { stream: OTHER }).0, 0);
+        assert_eq!(used(&server), MIB, "the device may still use it");
+        client.launch(RELEASE, OTHER, 1, 1, &[]);
+        assert_eq!(client.wait(all).unwrap().0, 0);
+        assert_eq!(used(&server), 0);
+    }
 }
 
 #[test]
