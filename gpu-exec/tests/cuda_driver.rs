@@ -527,24 +527,23 @@ fn a_graph_is_cut_at_its_host_function() {
     let base = client.base();
     assert_eq!(client.alloc(0, MIB), 0);
     let (first, second) = (set(base, 3, 2), set(base, 4, 1));
-    let node = |record: &[u8]| record.to_vec();
     let head = |number| farcall_marshal::record::Head::request(number, CONTEXT, 0);
     let nodes = [
-        node(&farcall_marshal::record::to_vec(
+        farcall_marshal::record::to_vec(
             head(CuLaunchKernel::NUMBER),
             &launch(SET, 0, 1, 1, &first),
-        )),
-        node(&farcall_marshal::record::to_vec(
+        ),
+        farcall_marshal::record::to_vec(
             head(CuLaunchHostFunc::NUMBER),
             &CuLaunchHostFunc {
                 stream: 0,
                 callback: 5,
             },
-        )),
-        node(&farcall_marshal::record::to_vec(
+        ),
+        farcall_marshal::record::to_vec(
             head(CuLaunchKernel::NUMBER),
             &launch(SET, 0, 1, 1, &second),
-        )),
+        ),
     ]
     .concat();
     let data = [
