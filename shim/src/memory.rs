@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use farcall_marshal::record::Record as _;
 use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::{CuMemAllocV2, CuMemAllocV2Reply};
 use parking_lot::{Mutex, RwLock};
 
 use crate::context::Context;
@@ -114,16 +116,18 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
         .ok_or(CuStatus::OUT_OF_MEMORY)?;
     charge(device, reserved_bytes)?;
     let session = context.session();
-    let start = session
-        .device_memory
-        .lock()
-        .take(reserved_bytes, |stamp| session.has_finished(stamp));
-    let Some(start) = start else {
+    let start = if session.places_memory() {
+        place_there(context, reserved_bytes)
+    } else {
+        let mut range = session.device_memory.lock();
+        let start = range.take(reserved_bytes, |stamp| session.has_finished(stamp));
+        start.ok_or(CuStatus::OUT_OF_MEMORY)
+    };
+    let start = start.inspect_err(|_| {
         device
             .used_bytes
             .fetch_sub(reserved_bytes, Ordering::Relaxed);
-        return Err(CuStatus::OUT_OF_MEMORY);
-    };
+    })?;
     Ok(Allocation {
         start,
         bytes,
@@ -136,6 +140,15 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
     })
 }
 
+/// Asks a server that chooses addresses itself; the memory is there when it answers.
+fn place_there(context: &'static Context, bytes: u64) -> CuResult<u64> {
+    let session = context.session();
+    let reply = session.ask(context.id, &CuMemAllocV2 { addr: 0, bytes })?;
+    CuMemAllocV2Reply::decode_body(&reply)
+        .map(|reply| reply.addr)
+        .map_err(|_| CuStatus::UNKNOWN)
+}
+
 /// Gives back what an allocation took on the client.
 pub(crate) fn release(allocation: &Allocation) {
     let session = allocation.context.session();
@@ -146,6 +159,9 @@ pub(crate) fn release(allocation: &Allocation) {
                 .device
                 .used_bytes
                 .fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
+            if session.places_memory() {
+                return;
+            }
             session.device_memory.lock().give(
                 allocation.start,
                 allocation.reserved_bytes,

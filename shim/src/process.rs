@@ -272,6 +272,10 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
 /// was proposed. Where it is taken, device pointers still work; only the promise that no host pointer looks like
 /// one is lost.
 fn settle(proposed: Option<Range>, device: Range, host: Range) {
+    if device.bytes == 0 && host.bytes == 0 {
+        // The server's driver places memory where it likes: there is nothing to keep free for it.
+        return;
+    }
     let end = host.start.saturating_add(host.bytes);
     if let Some(range) = proposed {
         if range.start == device.start && end <= range.start + range.bytes {

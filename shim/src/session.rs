@@ -44,6 +44,7 @@ pub(crate) struct Session {
     pub(crate) driver_version: u32,
     pub(crate) device_memory: Mutex<DeviceRange>,
     pub(crate) host_range: Range,
+    is_placing: bool,
     /// Modules that the server has.
     pub(crate) known_modules: Mutex<HashSet<[u8; 32]>>,
     /// Stamp of the last stream operation sent.
@@ -81,6 +82,7 @@ impl Session {
             inbox: opened.inbox,
             kind: opened.kind,
             driver_version: opened.driver_version,
+            is_placing: opened.device_range.bytes == 0,
             device_memory: Mutex::new(DeviceRange::new(opened.device_range)),
             host_range: opened.host_range,
             known_modules: Mutex::new(opened.known_modules),
@@ -94,6 +96,13 @@ impl Session {
             barrier_event: Mutex::new(None),
             has_non_blocking: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the server chooses the addresses of device memory: its driver cannot map memory where
+    /// it is told to.
+    #[inline]
+    pub(crate) fn places_memory(&self) -> bool {
+        self.is_placing
     }
 
     /// A number for a new object on the server.

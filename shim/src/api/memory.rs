@@ -41,7 +41,15 @@ fn tell(
     allocation: &Allocation,
     send: impl FnOnce(&'static crate::context::Context) -> CuResult,
 ) -> CuResult {
-    match send(allocation.context) {
+    // Where the server places memory, it is real by now.
+    let is_there =
+        allocation.kind == AllocationKind::Device && allocation.context.session().places_memory();
+    let told = if is_there {
+        Ok(())
+    } else {
+        send(allocation.context)
+    };
+    match told {
         Ok(()) => {
             process()?.memory.insert(*allocation);
             Ok(())
