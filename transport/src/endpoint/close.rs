@@ -34,6 +34,7 @@ impl Endpoint {
             if self.check().is_ok() {
                 shared.goodbye.store(true, SeqCst);
                 self.send_control(CTL_CLOSE);
+                self.await_handover(deadline);
                 // A peer that takes nothing does not get the goodbye either.
                 let mut left = || !shared.want_write.load(SeqCst);
                 let _ = self.wait_core(&mut left, false, Some(deadline));
@@ -43,6 +44,18 @@ impl Endpoint {
         }
         if !shared.rx.is_mine() {
             self.stop_flusher(FLUSHER_PATIENCE);
+        }
+    }
+
+    /// Another thread may be the one that sends the goodbye: it holds the wire for one push, which does
+    /// not block. Without this the connection could be shut down before the goodbye is on it, and the
+    /// peer would take an orderly end for a loss.
+    fn await_handover(&self, deadline: Instant) {
+        let shared = &*self.shared;
+        let is_pending = || shared.control.load(SeqCst) & CTL_CLOSE != 0 || shared.wire.is_locked();
+        while is_pending() && Instant::now() < deadline && !shared.want_write.load(SeqCst) {
+            self.transmit(Flush::Forced);
+            std::thread::yield_now();
         }
     }
 

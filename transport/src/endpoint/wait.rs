@@ -17,6 +17,10 @@ const FOLLOW_SPIN: Duration = Duration::from_micros(5);
 /// How often a sleeping follower that waits for bulk room looks whether it may lead.
 const FOLLOW_BULK: Duration = Duration::from_millis(1);
 
+/// How long a server polls for more before it acknowledges alone: about what that acknowledgement's system
+/// call would take.
+const ACK_DELAY: Duration = Duration::from_micros(3);
+
 /// The end of an added delay is polled for: a timer would come too late.
 const DELAY_SPIN: Duration = Duration::from_micros(120);
 
@@ -140,17 +144,12 @@ impl Endpoint {
                 idle = Idle::default();
                 continue;
             }
-            if idle.since.is_none() && shared.prompt_ack {
-                self.flush_for(Flush::Forced);
-                self.acknowledge();
-            } else {
-                self.flush_stale(&mut idle);
-            }
             let now = Instant::now();
             if deadline.is_some_and(|at| now >= at) {
                 return Turn::TimedOut;
             }
             let since = *idle.since.get_or_insert(now);
+            self.tell_peer(&mut idle, now - since);
             if now - since < shared.spin.time() {
                 self.relax();
                 continue;
@@ -165,6 +164,21 @@ impl Endpoint {
                 since: Some(woken),
                 ..idle
             };
+        }
+    }
+
+    /// Nothing arrives at the moment: sends what gathered. A server acknowledges then, but not in the same
+    /// moment: the peer's next record is often a call that waits, and its reply carries the acknowledgement
+    /// without a system call of its own.
+    fn tell_peer(&self, idle: &mut Idle, quiet: Duration) {
+        if !self.shared.prompt_ack || idle.acknowledged {
+            self.flush_stale(idle);
+            return;
+        }
+        self.flush_for(Flush::Forced);
+        if quiet >= ACK_DELAY {
+            self.acknowledge();
+            idle.acknowledged = true;
         }
     }
 
@@ -312,4 +326,6 @@ impl Endpoint {
 struct Idle {
     since: Option<Instant>,
     gathering: Option<Instant>,
+    /// Whether what arrived before has been acknowledged.
+    acknowledged: bool,
 }
