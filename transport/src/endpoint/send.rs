@@ -210,15 +210,7 @@ impl Endpoint {
         let shared = &*self.shared;
         shared.counters.add(&shared.counters.blocked, 1);
         self.transmit(Flush::Full);
-        // A quarter of the ring, not the one record: who fills a ring faster than it empties would
-        // otherwise wait again at every record.
-        let first = shared.tx.lock().sender.acked();
-        let enough = first + to_u64(shared.tx_ring.bytes() / 4);
-        let mut has_room = || {
-            let mut tx = shared.tx.lock();
-            let is_worth_it = tx.sender.acked() >= enough || !tx.sender.in_flight();
-            is_worth_it && shared.try_claim(&mut tx, len).is_some()
-        };
+        let mut has_room = || shared.try_claim(&mut shared.tx.lock(), len).is_some();
         // SYNC: Dekker with `transmit`: either it sees a starved appender, or the first look at
         // `sent` that follows sees what it sent.
         shared.starved.fetch_add(1, SeqCst);
