@@ -6,7 +6,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use farcall_config::{SizeError, parse_devices, parse_server, parse_size};
+use farcall_config::{
+    SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_local_end,
+    parse_server, parse_size, vars,
+};
+use farcall_transport::LocalEnd;
 
 /// Runs unmodified CUDA programs on machines without a GPU.
 #[derive(Debug, Parser)]
@@ -57,6 +61,48 @@ pub(crate) struct ServerArgs {
     /// File that holds the token which the server asks for
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+}
+
+/// The way to the server. Each is checked here and handed on as it was typed, as the variable of the same name.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NetworkArgs {
+    /// How calls travel: auto takes the best that both sides have [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<TransportName>,
+    /// Address or network interface of this machine that connections leave from
+    #[arg(long, value_name = "ADDRESS|NAME", value_parser = checked(parse_local_end))]
+    pub(crate) bind: Option<String>,
+    /// Mark packets with this DSCP: a number, or a name such as af31
+    #[arg(long, value_name = "DSCP", value_parser = checked(parse_dscp))]
+    pub(crate) dscp: Option<String>,
+    /// Microseconds that a system call polls the network card
+    #[arg(long, value_name = "US", value_parser = checked(parse_busy_poll))]
+    pub(crate) busy_poll_us: Option<String>,
+    /// Microseconds added to every round trip, to try a program over a longer way
+    #[arg(long, value_name = "US", value_parser = checked(parse_added_rtt))]
+    pub(crate) added_rtt_us: Option<String>,
+}
+
+/// What is typed must parse, and stays a text.
+fn checked<T>(
+    parse: impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
+    move |text| parse(text).map(|_| text.to_owned())
+}
+
+impl NetworkArgs {
+    /// What was typed, by the names of the variables that mean the same.
+    pub(crate) fn variables(&self) -> [(&'static str, Option<&str>); 5] {
+        [
+            (vars::TRANSPORT, self.transport.map(TransportName::name)),
+            (vars::BIND, self.bind.as_deref()),
+            (vars::DSCP, self.dscp.as_deref()),
+            (vars::BUSY_POLL_US, self.busy_poll_us.as_deref()),
+            (vars::ADDED_RTT_US, self.added_rtt_us.as_deref()),
+        ]
+    }
 }
 
 /// What the program gets of the server.
@@ -68,9 +114,6 @@ pub(crate) struct ShareArgs {
     /// Device memory that the program may use, per device: 8GiB, 512M [default: all]
     #[arg(short = 'm', long = "memory", value_name = "SIZE", value_parser = size)]
     pub(crate) memory_bytes: Option<u64>,
-    /// How calls travel: auto takes the best that both sides have [default: auto]
-    #[arg(long, value_enum)]
-    pub(crate) transport: Option<TransportName>,
     /// Do not ask the server first whether it can be used
     #[arg(long)]
     pub(crate) no_check: bool,
@@ -129,6 +172,18 @@ pub(crate) struct ServeArgs {
     /// Address to listen on; port 0 takes any free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7474", value_parser = listen_address)]
     pub(crate) listen: String,
+    /// Path of a further socket, for clients on this host or in containers that mount it: they get shared memory
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) socket: Option<PathBuf>,
+    /// Take connections of this network interface only
+    #[arg(long, value_name = "NAME", value_parser = interface)]
+    pub(crate) interface: Option<String>,
+    /// Mark packets with this DSCP: a number, or a name such as af31
+    #[arg(long, value_name = "DSCP", value_parser = parse_dscp)]
+    pub(crate) dscp: Option<u8>,
+    /// Microseconds that a system call polls the network card
+    #[arg(long, value_name = "US", value_parser = parse_busy_poll)]
+    pub(crate) busy_poll_us: Option<u32>,
     /// Which device serves
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
@@ -156,6 +211,13 @@ pub(crate) struct ServeArgs {
     /// Most bytes of modules kept there
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) cache_size: Option<u64>,
+}
+
+fn interface(text: &str) -> Result<String, String> {
+    match parse_local_end(text)? {
+        LocalEnd::Interface(name) => Ok(name),
+        LocalEnd::Address(_) => Err("an address goes to --listen".to_owned()),
+    }
 }
 
 /// A listening address may have port 0; otherwise it is written like a server's.

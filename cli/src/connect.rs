@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use farcall_config::SOCKET_PREFIX;
 use farcall_config::{ClientConfig, ConfigError, Origin, vars};
 use farcall_gpu_exec::{FetchError, Inventory};
 use farcall_transport::{ConnectError, RefuseCode};
@@ -21,19 +22,27 @@ pub(crate) fn configuration(args: &ServerArgs) -> Result<ClientConfig, Failure> 
         .token_file
         .as_ref()
         .map(|path| path.to_string_lossy().into_owned());
+    let typed = |name: &str| {
+        let variables = args.network.variables();
+        let found = variables
+            .into_iter()
+            .find(|(variable, _)| *variable == name);
+        found.and_then(|(_, value)| value.map(str::to_owned))
+    };
     ClientConfig::load(|name| match name {
         vars::SERVER if args.server.is_some() => args.server.clone(),
         vars::TOKEN if token_file.is_some() => None,
         vars::TOKEN_FILE if token_file.is_some() => token_file.clone(),
-        _ => from_process(name),
+        _ => typed(name).or_else(|| from_process(name)),
     })
     .map_err(|error| config_failure(&error))
 }
 
 /// Asks the server for its devices. Blocks for a few seconds at most.
 pub(crate) fn ask(config: &ClientConfig, args: &ServerArgs) -> Result<Inventory, Failure> {
-    let token = config.token.as_ref().map(farcall_config::Secret::expose);
-    Inventory::fetch(&config.server, token, ASK_TIMEOUT).map_err(|error| {
+    let mut options = config.connect_options();
+    options.connect_timeout = ASK_TIMEOUT;
+    Inventory::fetch_with(options).map_err(|error| {
         let origin = match (&args.server, &config.server_origin) {
             (Some(_), _) => "--server".to_owned(),
             (None, origin) => origin.to_string(),
@@ -72,6 +81,13 @@ fn advice(error: &FetchError, config: &ClientConfig) -> String {
                 "check the name; {} says which server to use",
                 where_to_change(config)
             )
+        }
+        ConnectError::Transport { .. } if config.server.starts_with(SOCKET_PREFIX) => {
+            "start a server there with `farcall serve --socket PATH`; in a container the socket must be mounted"
+                .to_owned()
+        }
+        ConnectError::Transport { .. } => {
+            "use --transport auto, or see FARCALL_LOG=debug for what was tried".to_owned()
         }
         ConnectError::Connect { server, .. } => format!(
             "start a server there (`farcall serve --listen {server}`), or name another with --server HOST:PORT"

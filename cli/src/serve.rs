@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use farcall_config::{LogLevel, read_token_file, vars};
 use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions};
+use farcall_transport::{LocalEnd, SocketOptions};
 
 use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
+use crate::run::absolute;
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     start_log();
@@ -49,6 +51,12 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         .map_err(|error| config_failure(&error))?;
     Ok(ServeOptions {
         listen: args.listen.clone(),
+        socket_path: args.socket.as_deref().map(absolute).transpose()?,
+        socket: SocketOptions {
+            dscp: args.dscp,
+            local: args.interface.clone().map(LocalEnd::Interface),
+            busy_poll_us: args.busy_poll_us.filter(|us| *us > 0),
+        },
         device: match args.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cuda => DeviceChoice::Cuda,

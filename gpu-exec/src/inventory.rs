@@ -51,6 +51,17 @@ impl Inventory {
     /// # Errors
     /// No connection, refused, or an answer that does not decode.
     pub fn fetch(server: &str, token: Option<&str>, timeout: Duration) -> Result<Self, FetchError> {
+        let mut options = ConnectOptions::new(server);
+        options.token = token.map(str::to_owned);
+        options.connect_timeout = timeout;
+        Self::fetch_with(options)
+    }
+
+    /// As [`Inventory::fetch`], with everything that a connection can be told; the payload is ours.
+    ///
+    /// # Errors
+    /// No connection, refused, or an answer that does not decode.
+    pub fn fetch_with(mut options: ConnectOptions) -> Result<Self, FetchError> {
         let question = SessionOpen {
             range_base: 0,
             range_bytes: 0,
@@ -60,9 +71,6 @@ impl Inventory {
             host_name: "",
             program: "inventory",
         };
-        let mut options = ConnectOptions::new(server);
-        options.token = token.map(str::to_owned);
-        options.connect_timeout = timeout;
         options.payload = to_vec(Head::request(SessionOpen::NUMBER, 0, 0), &question);
         let (endpoint, answer) = connect(&options, Arc::new(Deaf))?;
         drop(endpoint);

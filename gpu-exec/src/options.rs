@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use farcall_transport::SocketOptions;
+
 /// Which device the administrator asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -85,6 +87,11 @@ impl fmt::Display for DeviceKind {
 pub struct ServeOptions {
     /// `host:port`; port 0 takes any free one.
     pub listen: String,
+    /// Path of a further socket, for clients on this host and in containers that have it mounted:
+    /// they get shared memory.
+    pub socket_path: Option<PathBuf>,
+    /// What TCP sockets are told.
+    pub socket: SocketOptions,
     /// Which device serves.
     pub device: DeviceChoice,
     /// How many devices: all GPUs, or one soft or null device, where it is `None`.
@@ -113,6 +120,8 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:7474".to_owned(),
+            socket_path: None,
+            socket: SocketOptions::default(),
             device: DeviceChoice::Auto,
             device_count: None,
             memory_bytes: None,

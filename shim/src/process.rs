@@ -8,7 +8,7 @@ use farcall_config::ClientConfig;
 use farcall_marshal::record::{self, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{DeviceDescription, SessionOpen, SessionWelcome};
-use farcall_transport::{ConnectOptions, TransportChoice, connect};
+use farcall_transport::{ConnectOptions, connect};
 use parking_lot::Mutex;
 
 use crate::attributes::LaunchLimits;
@@ -304,18 +304,8 @@ fn options(config: &ClientConfig, proposed: Option<Range>) -> ConnectOptions {
         host_name: host.trim(),
         program: &program,
     };
-    let mut options = ConnectOptions::new(config.server.clone());
+    let mut options = config.connect_options();
     options.payload = record::to_vec(record::Head::request(SessionOpen::NUMBER, 0, 0), &open);
-    options.token = config.token.as_ref().map(|token| token.expose().to_owned());
-    options.transport = match config.transport {
-        farcall_config::Transport::Auto => TransportChoice::Auto,
-        farcall_config::Transport::Tcp => TransportChoice::Tcp,
-        farcall_config::Transport::Shm => TransportChoice::Shm,
-        farcall_config::Transport::Verbs => TransportChoice::Verbs,
-    };
-    if let Some(spin) = config.spin {
-        options.tuning.spin = spin;
-    }
     options
 }
 

@@ -25,7 +25,9 @@ pub use error::{
 };
 pub use handshake::{SessionId, constant_time_eq};
 pub use listener::{Incoming, IncomingKind, Listener};
-pub use options::{ConnectOptions, Limits, ListenOptions, TransportChoice, Tuning};
+pub use options::{
+    ConnectOptions, Limits, ListenOptions, LocalEnd, SocketOptions, TransportChoice, Tuning,
+};
 
 /// Version of the handshake and of the frames.
 pub const PROTOCOL_VERSION: u16 = 1;

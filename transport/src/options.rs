@@ -1,6 +1,7 @@
 //! What the two sides can choose, and the limits that they negotiate.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Which backend a client takes.
@@ -84,6 +85,36 @@ impl Default for Tuning {
     }
 }
 
+/// Where the connections of this side begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalEnd {
+    /// An address of this host.
+    Address(IpAddr),
+    /// A network interface, by name: what routing says is not asked.
+    Interface(String),
+}
+
+/// What the TCP sockets of one side are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Differentiated services code point of every packet sent, 0 to 63 (RFC 2474).
+    pub dscp: Option<u8>,
+    /// Where connections begin; the system's routing decides where it is `None`. A listener
+    /// heeds an interface only: its address is its own.
+    pub local: Option<LocalEnd>,
+    /// How long a system call polls the network card's queue, in microseconds (`SO_BUSY_POLL`).
+    /// A system that does not allow it is no error: it is logged.
+    pub busy_poll_us: Option<u32>,
+}
+
+impl SocketOptions {
+    /// Checks that the numbers are possible.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.dscp.is_none_or(|dscp| dscp < 64)
+    }
+}
+
 /// What a client needs to open a session.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -102,6 +133,8 @@ pub struct ConnectOptions {
     pub limits: Limits,
     /// Waiting and gathering.
     pub tuning: Tuning,
+    /// What its TCP sockets are told.
+    pub socket: SocketOptions,
 }
 
 impl ConnectOptions {
@@ -116,12 +149,13 @@ impl ConnectOptions {
             transport: TransportChoice::default(),
             limits: Limits::default(),
             tuning: Tuning::default(),
+            socket: SocketOptions::default(),
         }
     }
 }
 
 /// What a listener allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// A client that has not sent its hello by then is dropped.
     pub handshake_timeout: Duration,
@@ -131,6 +165,8 @@ pub struct ListenOptions {
     pub limits: Limits,
     /// Whether clients on this host get shared memory instead of TCP.
     pub shm: bool,
+    /// What TCP sockets are told.
+    pub socket: SocketOptions,
 }
 
 impl Default for ListenOptions {
@@ -140,6 +176,7 @@ impl Default for ListenOptions {
             pending_max: 256,
             limits: Limits::default(),
             shm: true,
+            socket: SocketOptions::default(),
         }
     }
 }

@@ -48,8 +48,10 @@ pub(crate) fn set(
     if let Some(bytes) = share.memory_bytes {
         command.env(vars::MEMORY, bytes.to_string());
     }
-    if let Some(transport) = share.transport {
-        command.env(vars::TRANSPORT, transport.name());
+    for (variable, typed) in server.network.variables() {
+        if let Some(value) = typed {
+            command.env(variable, value);
+        }
     }
     Ok(())
 }

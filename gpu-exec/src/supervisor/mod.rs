@@ -76,11 +76,17 @@ impl Server {
     /// No such device, address taken.
     pub fn bind(options: &ServeOptions) -> Result<Self, ServeError> {
         let plan = Plan::new(options)?;
-        let listener = Listener::bind(&*options.listen, ListenOptions::default());
-        let listener = listener.map_err(|source| ServeError::Listen {
-            address: options.listen.clone(),
-            source,
-        })?;
+        let listen = ListenOptions {
+            socket: options.socket.clone(),
+            ..ListenOptions::default()
+        };
+        let failed = |address: String| move |source| ServeError::Listen { address, source };
+        let mut listener =
+            Listener::bind(&*options.listen, listen).map_err(failed(options.listen.clone()))?;
+        if let Some(path) = &options.socket_path {
+            let failed = failed(path.display().to_string());
+            listener.listen_at(path).map_err(failed)?;
+        }
         let inbox = Inbox::new().map_err(ServeError::system("make an event descriptor"))?;
         Ok(Self {
             listener: Arc::new(listener),

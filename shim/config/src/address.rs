@@ -1,4 +1,4 @@
-//! Where a server is: `HOST`, `HOST:PORT`, `[IPV6]:PORT`.
+//! Where a server is: `HOST`, `HOST:PORT`, `[IPV6]:PORT`, `unix:/PATH`.
 #![forbid(unsafe_code)]
 
 /// Port of a server where none is said.
@@ -6,19 +6,29 @@ pub const DEFAULT_PORT: u16 = 7474;
 /// The server where none is said: the one on this machine.
 pub const DEFAULT_SERVER: &str = "127.0.0.1:7474";
 
-/// `text` as `HOST:PORT`, with [`DEFAULT_PORT`] where it names none. Resolves nothing.
+/// What the path of a server's socket is written behind.
+pub const SOCKET_PREFIX: &str = "unix:";
+
+/// `text` as `HOST:PORT`, with [`DEFAULT_PORT`] where it names none, or `unix:/PATH`. Resolves nothing.
 ///
 /// # Errors
 /// The message says what is allowed.
 pub fn parse_server(text: &str) -> Result<String, String> {
     let bad = |why: &str| {
         Err(format!(
-            "{text:?} is not a server address ({why}); write HOST:PORT, for example gpu1:7474 or [fd00::1]:7474"
+            "{text:?} is not a server address ({why}); write HOST:PORT, for example gpu1:7474 or [fd00::1]:7474, or unix:/PATH"
         ))
     };
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return bad("it is empty");
+    }
+    if let Some(path) = trimmed.strip_prefix(SOCKET_PREFIX) {
+        return if path.starts_with('/') && !path.contains(char::is_control) {
+            Ok(trimmed.to_owned())
+        } else {
+            bad("the path of a socket begins with /")
+        };
     }
     if trimmed.contains("://") {
         return bad("it is a URL");
@@ -72,6 +82,7 @@ mod tests {
             ("[::1]", "[::1]:7474"),
             ("[fd00::1]:80", "[fd00::1]:80"),
             (" gpu1.example:7474\n", "gpu1.example:7474"),
+            ("unix:/run/farcall.sock", "unix:/run/farcall.sock"),
         ] {
             assert_eq!(parse_server(text).as_deref(), Ok(server), "{text}");
         }
@@ -92,6 +103,7 @@ mod tests {
             ("[::1]x", "brackets"),
             ("[]:1", "no host"),
             ("a b:1", "spaces"),
+            ("unix:farcall.sock", "begins with /"),
         ] {
             let error = parse_server(text).err().unwrap_or_default();
             assert!(error.contains(reason), "{text}: {error}");

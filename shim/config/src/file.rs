@@ -19,6 +19,10 @@ pub(crate) struct ConfigFile {
     pub(crate) memory: Option<NumberOrText>,
     pub(crate) spin_us: Option<NumberOrText>,
     pub(crate) transport: Option<String>,
+    pub(crate) bind: Option<String>,
+    pub(crate) dscp: Option<NumberOrText>,
+    pub(crate) busy_poll_us: Option<NumberOrText>,
+    pub(crate) added_rtt_us: Option<NumberOrText>,
     pub(crate) log: Option<String>,
 }
 

@@ -12,12 +12,14 @@ mod address;
 mod error;
 mod file;
 mod load;
+mod network;
 mod size;
 mod values;
 pub mod vars;
 
-pub use address::{DEFAULT_PORT, DEFAULT_SERVER, parse_server};
+pub use address::{DEFAULT_PORT, DEFAULT_SERVER, SOCKET_PREFIX, parse_server};
 pub use error::ConfigError;
 pub use load::{ClientConfig, Origin};
+pub use network::{parse_added_rtt, parse_busy_poll, parse_dscp, parse_local_end};
 pub use size::{SizeError, format_size, parse_size};
 pub use values::{LogLevel, Secret, TraceTarget, Transport, parse_devices, read_token_file};

@@ -5,7 +5,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use farcall_transport::SocketOptions;
+
 use crate::file::{self, ConfigFile, NumberOrText};
+use crate::network::{self, parse_added_rtt, parse_busy_poll, parse_dscp, parse_local_end};
 use crate::{
     ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
     parse_server, parse_size, read_token_file, vars,
@@ -29,6 +32,10 @@ pub struct ClientConfig {
     pub spin: Option<Duration>,
     /// Which transport.
     pub transport: Transport,
+    /// What TCP sockets are told.
+    pub socket: SocketOptions,
+    /// Delay added to every round trip.
+    pub added_rtt: Duration,
     /// What is logged.
     pub log: LogLevel,
     /// Where statistics go at exit.
@@ -94,6 +101,24 @@ impl ClientConfig {
             server.unwrap_or((DEFAULT_SERVER.to_owned(), Origin::Default));
         let number = |value: Option<NumberOrText>| value.map(NumberOrText::into_text);
         let size = |text: &str| parse_size(text).map_err(|error| error.to_string());
+        let socket = network::socket_options(
+            read.value(vars::BIND, "bind", file.bind, parse_local_end)?,
+            read.value(vars::DSCP, "dscp", number(file.dscp), parse_dscp)?,
+            read.value(
+                vars::BUSY_POLL_US,
+                "busy_poll_us",
+                number(file.busy_poll_us),
+                parse_busy_poll,
+            )?,
+        );
+        let added_rtt = read
+            .value(
+                vars::ADDED_RTT_US,
+                "added_rtt_us",
+                number(file.added_rtt_us),
+                parse_added_rtt,
+            )?
+            .unwrap_or_default();
         Ok(Self {
             server,
             server_origin,
@@ -116,6 +141,8 @@ impl ClientConfig {
                     parse_transport,
                 )?
                 .unwrap_or_default(),
+            socket,
+            added_rtt,
             log: read
                 .value(vars::LOG, "log", file.log, parse_log)?
                 .unwrap_or_default(),

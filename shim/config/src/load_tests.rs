@@ -2,6 +2,7 @@
 use std::fs;
 use std::time::Duration;
 
+use farcall_transport::LocalEnd;
 use tempfile::TempDir;
 
 use crate::{ClientConfig, ConfigError, LogLevel, Origin, Secret, TraceTarget, Transport};
@@ -94,6 +95,25 @@ fn file_and_variables() {
 }
 
 #[test]
+fn the_way_to_the_server() {
+    let toml = "server = 'unix:/run/farcall.sock'\nbind = 'eth1'\ndscp = 'af31'\nbusy_poll_us = 50\nadded_rtt_us = 100\n";
+    let options = load(&[("FARCALL_BIND", "10.0.0.7")], Some(toml))
+        .0
+        .unwrap()
+        .connect_options();
+    assert_eq!(options.server, "unix:/run/farcall.sock");
+    assert_eq!(
+        options.socket.local,
+        Some(LocalEnd::Address("10.0.0.7".parse().unwrap()))
+    );
+    assert_eq!(
+        (options.socket.dscp, options.socket.busy_poll_us),
+        (Some(26), Some(50))
+    );
+    assert_eq!(options.tuning.added_rtt, Duration::from_micros(100));
+}
+
+#[test]
 fn only_variables_turn_tracing_on() {
     let config = load(
         &[
@@ -125,6 +145,10 @@ fn errors_name_the_place_and_what_is_allowed() {
         ("FARCALL_SPIN_US", "-1", "from 0 to 1000000"),
         ("FARCALL_TRANSPORT", "pigeon", "auto, tcp, shm or verbs"),
         ("FARCALL_LOG", "loud", "off, error, warn"),
+        ("FARCALL_BIND", "a/b", "network interface"),
+        ("FARCALL_DSCP", "64", "0 to 63"),
+        ("FARCALL_BUSY_POLL_US", "x", "from 0 to 10000"),
+        ("FARCALL_ADDED_RTT_US", "1.5", "from 0 to 1000000"),
     ] {
         let message = error(&[(variable, value)], None);
         assert!(

@@ -17,6 +17,14 @@ pub const MEMORY: &str = "FARCALL_MEMORY";
 pub const SPIN_US: &str = "FARCALL_SPIN_US";
 /// `auto`, `tcp`, `shm` or `verbs`.
 pub const TRANSPORT: &str = "FARCALL_TRANSPORT";
+/// Local address or network interface that connections leave from.
+pub const BIND: &str = "FARCALL_BIND";
+/// DSCP of the packets, by number or name.
+pub const DSCP: &str = "FARCALL_DSCP";
+/// How long a system call polls the network card, in microseconds.
+pub const BUSY_POLL_US: &str = "FARCALL_BUSY_POLL_US";
+/// Delay added to every round trip, in microseconds: to try a program over a longer way.
+pub const ADDED_RTT_US: &str = "FARCALL_ADDED_RTT_US";
 /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
 pub const LOG: &str = "FARCALL_LOG";
 /// File that gets the statistics, as JSON, at exit.

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use farcall_config::{ClientConfig, Secret};
+use farcall_config::{ClientConfig, SOCKET_PREFIX};
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{DeviceDescription, DeviceUsage, SessionOpen, SessionWelcome};
-use farcall_transport::{ConnectOptions, Endpoint, Handler, TransportChoice, connect};
+use farcall_transport::{Endpoint, Handler, TransportChoice, connect};
 
 use crate::device::Device;
 
@@ -36,12 +36,13 @@ pub(crate) fn ask(config: &ClientConfig) -> Result<Inventory, String> {
         host_name: "",
         program: "",
     };
-    let mut options = ConnectOptions::new(config.server.as_str());
-    options.token = config.token.as_ref().map(Secret::expose).map(str::to_owned);
+    let mut options = config.connect_options();
     options.payload = to_vec(Head::request(SessionOpen::NUMBER, 0, 0), &question);
     options.connect_timeout = ASK_TIMEOUT;
     // One question and one answer: nothing to gain from another.
-    options.transport = TransportChoice::Tcp;
+    if !config.server.starts_with(SOCKET_PREFIX) {
+        options.transport = TransportChoice::Tcp;
+    }
     let (endpoint, answer) =
         connect(&options, Arc::new(Deaf)).map_err(|error| error.to_string())?;
     endpoint.close();

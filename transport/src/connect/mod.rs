@@ -10,7 +10,7 @@ use crate::PAYLOAD_BYTES_MAX;
 use crate::endpoint::{Agreed, BulkConnector, Endpoint, Handler};
 use crate::error::{ConnectError, HelloError, RefuseCode};
 use crate::handshake::{ClientHead, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX};
-use crate::options::{ConnectOptions, TransportChoice};
+use crate::options::{ConnectOptions, SocketOptions, TransportChoice};
 use crate::stream::Stream;
 use crate::stream::tcp::TcpStream;
 use crate::sys::poll::{OUT, PollSet};
@@ -55,7 +55,12 @@ pub fn connect(
         options.server,
         call.name()
     );
-    let connector = address.map(|address| BulkConnector { address, agreed });
+    let socket = options.socket.clone();
+    let connector = address.map(|address| BulkConnector {
+        address,
+        agreed,
+        socket,
+    });
     let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, connector, true)
         .map_err(ConnectError::System)?;
     if let Some(bulk) = bulk {
@@ -105,6 +110,10 @@ fn check(options: &ConnectOptions) -> Result<(), ConnectError> {
             options.limits
         )));
     }
+    if !options.socket.is_valid() {
+        let text = format!("impossible socket options {:?}", options.socket);
+        return Err(ConnectError::Option(text));
+    }
     if options.payload.len() > PAYLOAD_BYTES_MAX {
         let text = format!("payload of {} bytes is too long", options.payload.len());
         return Err(ConnectError::Option(text));
@@ -145,7 +154,7 @@ fn open(
         // What is left is shared by the addresses that are left.
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(addresses.len() - n).unwrap_or(u32::MAX);
-        match open_one(address, Instant::now() + share) {
+        match open_one(address, &options.socket, Instant::now() + share) {
             Ok(stream) => return Ok((stream, *address)),
             Err(error) => last = error,
         }
@@ -159,8 +168,12 @@ fn open(
     })
 }
 
-fn open_one(address: &SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
-    let fd = socket::connect_start(address)?;
+fn open_one(
+    address: &SocketAddr,
+    options: &SocketOptions,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
+    let fd = socket::connect_start(address, options)?;
     let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

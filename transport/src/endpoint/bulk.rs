@@ -20,6 +20,7 @@ use crate::handshake::{
     ClientHead, Handover, HandoverKind, HelloKind, SERVER_HEAD_BYTES, ServerHead,
 };
 use crate::num::{to_u64, to_usize};
+use crate::options::SocketOptions;
 use crate::stream::tcp::TcpStream;
 use crate::stream::{Stream, recv_into};
 use crate::sys::poll::PollSet;
@@ -33,6 +34,7 @@ const SCRATCH_BYTES: usize = 64 << 10;
 pub(crate) struct BulkConnector {
     pub(crate) address: SocketAddr,
     pub(crate) agreed: Agreed,
+    pub(crate) socket: SocketOptions,
 }
 
 /// The sending half.
@@ -319,7 +321,7 @@ impl Endpoint {
             ..
         } = connector.agreed;
         let head = ClientHead::new(HelloKind::Bulk, &local, 0, 0).with_session(session, key);
-        let fd = crate::sys::socket::connect_start(&connector.address)?;
+        let fd = crate::sys::socket::connect_start(&connector.address, &connector.socket)?;
         let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, Some(connector.address))?);
         out.stream = Some(Arc::clone(&stream));
         out.prelude = head.bytes().to_vec();

@@ -5,17 +5,17 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::error::AcceptError;
-use crate::options::ListenOptions;
+use crate::options::{ListenOptions, SocketOptions};
 use crate::sys::event::EventFd;
 use crate::sys::poll::{self, IN};
-use crate::sys::unix;
+use crate::sys::{netopt, unix};
 
 mod incoming;
 mod pending;
@@ -32,6 +32,8 @@ pub struct Listener {
     address: SocketAddr,
     /// Doors for clients on this host, which get shared memory.
     local: Vec<UnixListener>,
+    /// Their sockets in the file system, removed in the end.
+    paths: Vec<PathBuf>,
     wake: EventFd,
     closed: AtomicBool,
     pending: Mutex<Vec<Pending>>,
@@ -51,20 +53,30 @@ fn listen_local(address: SocketAddr) -> Option<UnixListener> {
     }
 }
 
+fn bind_first(addresses: impl ToSocketAddrs, options: &SocketOptions) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses.to_socket_addrs()? {
+        match netopt::listen(&address, options) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 impl Listener {
     /// Listens on the first of the addresses that can be bound. Port 0 takes a free one.
     ///
     /// # Errors
     /// The system's; `InvalidInput` for limits that cannot work.
     pub fn bind(address: impl ToSocketAddrs, options: ListenOptions) -> io::Result<Self> {
-        if !options.limits.is_valid() || options.pending_max == 0 {
+        if !options.limits.is_valid() || options.pending_max == 0 || !options.socket.is_valid() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "impossible limits",
             ));
         }
-        let socket = TcpListener::bind(address)?;
-        socket.set_nonblocking(true)?;
+        let socket = bind_first(address, &options.socket)?;
         let address = socket.local_addr()?;
         let local = if options.shm {
             listen_local(address)
@@ -74,6 +86,7 @@ impl Listener {
         Ok(Self {
             socket,
             local: local.into_iter().collect(),
+            paths: Vec::new(),
             options,
             address,
             wake: EventFd::new()?,
@@ -90,6 +103,7 @@ impl Listener {
     /// The system's.
     pub fn listen_at(&mut self, path: &Path) -> io::Result<()> {
         self.local.push(unix::listen_at(path)?);
+        self.paths.push(path.to_owned());
         Ok(())
     }
 
@@ -207,6 +221,15 @@ impl Listener {
                     }
                 },
             }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            // Gone already, or no longer ours to remove.
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod fdpass;
 pub(crate) mod fork;
 pub(crate) mod lead;
 pub(crate) mod mirror;
+pub(crate) mod netopt;
 pub(crate) mod poll;
 pub(crate) mod random;
 pub(crate) mod sharedring;

@@ -3,8 +3,10 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+
+use crate::options::SocketOptions;
 
 /// Sends what the socket takes now, without SIGPIPE.
 pub(crate) fn send(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -79,24 +81,32 @@ pub(crate) fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Re
     }
 }
 
-/// Reads and clears the pending error of a socket.
-pub(crate) fn take_error(fd: RawFd) -> io::Result<()> {
+/// Reads an integer option.
+pub(crate) fn get_option(fd: RawFd, level: i32, name: i32) -> io::Result<i32> {
     let mut value = 0i32;
     let mut size = libc::socklen_t::try_from(size_of::<i32>()).map_err(io::Error::other)?;
     // SAFETY: `value` is `size` writable bytes.
     let result = unsafe {
         libc::getsockopt(
             fd,
-            libc::SOL_SOCKET,
-            libc::SO_ERROR,
+            level,
+            name,
             ptr::from_mut(&mut value).cast(),
             ptr::from_mut(&mut size),
         )
     };
-    match (result, value) {
-        (0, 0) => Ok(()),
-        (0, error) => Err(io::Error::from_raw_os_error(error)),
-        _ => Err(io::Error::last_os_error()),
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Reads and clears the pending error of a socket.
+pub(crate) fn take_error(fd: RawFd) -> io::Result<()> {
+    match get_option(fd, libc::SOL_SOCKET, libc::SO_ERROR)? {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
@@ -135,20 +145,8 @@ pub(crate) fn abandon(fd: RawFd) {
 }
 
 /// Starts connecting without waiting; the socket becomes writable when it is done.
-pub(crate) fn connect_start(address: &SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(family, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just created, owned by nobody else.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+pub(crate) fn connect_start(address: &SocketAddr, options: &SocketOptions) -> io::Result<OwnedFd> {
+    let fd = super::netopt::open(address, options)?;
     let (storage, size) = sockaddr(address);
     // SAFETY: `size` initialised bytes of a socket address of this family.
     let result = unsafe { libc::connect(fd.as_raw_fd(), ptr::from_ref(&storage).cast(), size) };
@@ -168,7 +166,7 @@ fn family_of(family: i32) -> libc::sa_family_t {
     libc::sa_family_t::try_from(family).unwrap_or(0)
 }
 
-fn sockaddr(address: &SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+pub(super) fn sockaddr(address: &SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
     // SAFETY: an all-zero sockaddr_storage is a valid empty one.
     let mut storage: libc::sockaddr_storage = unsafe { MaybeUninit::zeroed().assume_init() };
     let size = match address {

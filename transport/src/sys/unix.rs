@@ -8,6 +8,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::ptr;
 
+use super::socket::get_option;
+
 /// The abstract name that goes with a TCP address.
 pub(crate) fn name_of(address: std::net::SocketAddr) -> String {
     format!("farcall-{address}")
@@ -69,19 +71,5 @@ pub(crate) fn peer_is_trusted(fd: &OwnedFd) -> bool {
 
 /// Whether a socket is a Unix socket.
 pub(crate) fn is_unix(fd: RawFd) -> bool {
-    let mut domain = 0i32;
-    let Ok(mut size) = libc::socklen_t::try_from(size_of::<i32>()) else {
-        return false;
-    };
-    // SAFETY: `domain` is `size` writable bytes.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            ptr::from_mut(&mut domain).cast(),
-            &raw mut size,
-        )
-    };
-    result == 0 && domain == libc::AF_UNIX
+    get_option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX)
 }
