@@ -25,6 +25,8 @@ pub(crate) const GRAPH_NODES_MAX: usize = 1 << 18;
 pub(crate) const GRAPH_BYTES_MAX: usize = 64 << 20;
 /// Allocations of a session.
 pub(crate) const BLOCKS_MAX: usize = 1 << 20;
+/// Pieces of physical memory that a session maps itself.
+pub(crate) const PHYSICALS_MAX: usize = 1 << 16;
 /// Operations that may wait in the streams of a session; more make the loop wait for the device.
 pub(crate) const QUEUED_MAX: usize = 1 << 16;
 /// Bytes that queued operations may hold.

@@ -123,10 +123,82 @@ fn the_device_is_described_as_its_driver_does() {
     let value = |at: usize| i32::from_le_bytes(attributes[4 * at..4 * at + 4].try_into().unwrap());
     assert_eq!((value(16), value(75), value(150)), (16, 8, i32::MIN));
     assert_eq!(
-        value(102),
-        0,
-        "virtual memory management is not the client's"
+        (value(102), value(103)),
+        (102, 0),
+        "virtual memory management is the client's, exporting is nobody's"
     );
+}
+
+#[test]
+fn memory_that_the_client_maps() {
+    const PIECE: u64 = 2 * MIB;
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    let map = |addr, bytes, handle| CuMemMap {
+        addr,
+        bytes,
+        offset: 0,
+        handle,
+        access: 3,
+    };
+    for handle in [1, 2] {
+        let (bytes, device) = (PIECE, 0);
+        let made = client.call(&CuMemCreate {
+            handle,
+            bytes,
+            device,
+        });
+        assert_eq!(made.0, 0);
+        let at = base + (handle - 1) * PIECE;
+        assert_eq!(client.call(&map(at, PIECE, handle)).0, 0);
+    }
+    assert_eq!(used(&server), 2 * PIECE);
+    let data = pattern(64 << 10, 3);
+    assert_eq!(
+        client.upload(base + PIECE - 1000, &data),
+        0,
+        "across the edge"
+    );
+    assert_eq!(
+        client.download(base + PIECE - 1000, 64 << 10).unwrap(),
+        data
+    );
+    assert_eq!(client.call(&map(base, PIECE, 2)).0, INVALID_VALUE, "taken");
+    client.send(&CuMemRelease { handle: 1 });
+    assert_eq!(client.upload(base, &data), 0, "released, but mapped");
+    // Unmapped behind work that is not done: a mapping at the same addresses waits for it.
+    client.launch(HOLD, STREAM, 1, 1, &[]);
+    client.send(&CuMemUnmap {
+        addr: base,
+        bytes: PIECE,
+    });
+    assert_eq!(
+        client.upload(base, &data),
+        INVALID_VALUE,
+        "nothing new uses it"
+    );
+    client.send(&CuMemCreate {
+        handle: 3,
+        bytes: 62 * MIB,
+        device: 0,
+    });
+    let again = client.begin(&map(base + 16 * MIB, 62 * MIB, 3));
+    client.launch(RELEASE, OTHER, 1, 1, &[]);
+    assert_eq!(client.wait(again).unwrap().0, 0);
+    assert_eq!(client.download(base, 4), Err(INVALID_VALUE));
+    assert_eq!(
+        client.download(base + PIECE, 4).unwrap(),
+        data[1000..1004],
+        "the other piece"
+    );
+    for (addr, bytes) in [(base + PIECE, PIECE), (base + 16 * MIB, 62 * MIB)] {
+        assert_eq!(client.call(&CuMemUnmap { addr, bytes }).0, 0);
+    }
+    client.send(&CuMemRelease { handle: 2 });
+    client.send(&CuMemRelease { handle: 3 });
+    assert_eq!(client.synchronize(), 0);
+    assert_eq!(used(&server), 0);
 }
 
 #[test]

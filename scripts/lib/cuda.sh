@@ -12,6 +12,8 @@ SOURCES=$REPO/fixtures/programs
 # The programs made with each runtime, static and dynamic, and those made once.
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
 PROGRAMS_ONCE="bad_launch hostmem oob threads"
+# Those that call the driver API.
+PROGRAMS_DRIVER="driver_virtual"
 
 # newer FILE SOURCE...: FILE is there and newer than each SOURCE.
 newer() {
@@ -83,6 +85,18 @@ build_programs() {
         compile_cu "$PROGRAMS/demo_kernels.cubin" -cubin -arch=sm_90 "$SOURCES/demo_kernels.cu"
     build_plain lifecycle
     build_plain handles
+    for name in $PROGRAMS_DRIVER; do
+        build_driver "$name" "$cuda13/include"
+    done
+}
+
+# build_driver NAME INCLUDES: a program that loads the driver by itself, with the types of NVIDIA's header.
+build_driver() {
+    newer "$PROGRAMS/$1" "$SOURCES/$1.c" "$SOURCES/driver.h" "$REPO/scripts/lib/cuda.sh" && return
+    note "gcc $1"
+    quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -I"$2" -o "$PROGRAMS/$1.new" \
+        "$SOURCES/$1.c" -ldl
+    mv "$PROGRAMS/$1.new" "$PROGRAMS/$1"
 }
 
 # build_plain NAME: a program that loads the driver by itself and needs no CUDA header.

@@ -101,6 +101,17 @@ pub(crate) struct CUmemAccessDesc {
     pub(crate) flags: u32,
 }
 
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUmemAllocationProp {
+    pub(crate) type_: u32,
+    pub(crate) requestedHandleTypes: u32,
+    pub(crate) location: CUmemLocation,
+    pub(crate) win32HandleMetaData: u64,
+    pub(crate) allocFlags: [u8; 8],
+}
+
 /// `CUmemPoolProps`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -118,4 +129,5 @@ const _: () = assert!(size_of::<CUlaunchAttribute>() == 72);
 const _: () = assert!(size_of::<CUlaunchConfig>() == 56);
 const _: () = assert!(size_of::<CUDA_GRAPH_INSTANTIATE_PARAMS>() == 32);
 const _: () = assert!(size_of::<CUmemPoolProps>() == 88);
+const _: () = assert!(size_of::<CUmemAllocationProp>() == 32);
 const _: () = assert!(size_of::<CUdevprop>() == 56);

@@ -19,6 +19,7 @@ mod pointer;
 mod pool;
 mod stream;
 mod stream_capture;
+mod virtual_memory;
 
 pub(crate) use context::*;
 pub(crate) use copy::*;
@@ -37,3 +38,4 @@ pub(crate) use pointer::*;
 pub(crate) use pool::*;
 pub(crate) use stream::*;
 pub(crate) use stream_capture::*;
+pub(crate) use virtual_memory::*;

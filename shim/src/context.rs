@@ -302,6 +302,24 @@ pub(crate) fn destroy(handle: u64) -> CuResult {
     Ok(())
 }
 
+/// A context of this device for what belongs to no context: the current one, or the primary one, which is made if there is
+/// none and counts as used by nobody.
+pub(crate) fn of_device(device: &'static Device) -> CuResult<&'static Context> {
+    if let Ok(context) = current()
+        && std::ptr::eq(context.device, device)
+    {
+        return Ok(context);
+    }
+    let mut primary = device.primary.lock();
+    let context = match primary.context {
+        Some(context) => context,
+        None => create(process()?, device, primary.flags, 3020, true)?,
+    };
+    primary.context = Some(context);
+    context.check()?;
+    Ok(context)
+}
+
 /// One more user of the primary context.
 pub(crate) fn retain_primary(ordinal: i32) -> CuResult<&'static Context> {
     let process = process()?;

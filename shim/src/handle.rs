@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     GraphExec,
     Pool,
     LogCallback,
+    Physical,
 }
 
 const KIND_SHIFT: u32 = 40;

@@ -36,3 +36,4 @@ mod steps;
 mod stream;
 mod tables;
 mod ticket;
+mod virtual_memory;

@@ -34,6 +34,8 @@ pub(crate) enum AllocationKind {
     Managed,
     /// A variable of a module, on the device.
     Global,
+    /// On the device, mapped by the program.
+    Mapped,
 }
 
 /// One allocation.
@@ -55,7 +57,10 @@ pub(crate) struct Allocation {
 
 impl Allocation {
     pub(crate) fn is_on_device(&self) -> bool {
-        matches!(self.kind, AllocationKind::Device | AllocationKind::Global)
+        matches!(
+            self.kind,
+            AllocationKind::Device | AllocationKind::Global | AllocationKind::Mapped
+        )
     }
 }
 
@@ -79,6 +84,24 @@ impl Allocations {
         (address - allocation.start < allocation.bytes.max(1)).then_some(*allocation)
     }
 
+    /// The allocation that contains a range: one, or mapped ones without a gap, of which it is the first.
+    pub(crate) fn covering(&self, start: u64, bytes: u64) -> Option<Allocation> {
+        let end = start.checked_add(bytes)?;
+        let first = self.find(start)?;
+        if end <= first.start + first.bytes {
+            return Some(first);
+        }
+        let map = self.map.read();
+        let mut reached = start;
+        for (at, allocation) in map.range(first.start..) {
+            if reached >= end || *at > reached || allocation.kind != AllocationKind::Mapped {
+                break;
+            }
+            reached = at + allocation.bytes;
+        }
+        (reached >= end).then_some(first)
+    }
+
     /// Forgets the allocation that starts exactly here, if it is of one of these kinds.
     pub(crate) fn remove(&self, start: u64, kinds: &[AllocationKind]) -> CuResult<Allocation> {
         let mut map = self.map.write();
@@ -93,7 +116,8 @@ impl Allocations {
     pub(crate) fn forget_context(&self, context: &'static Context) {
         let mut gone = Vec::new();
         self.map.write().retain(|_, allocation| {
-            let stays = !std::ptr::eq(allocation.context, context);
+            let stays = !std::ptr::eq(allocation.context, context)
+                || allocation.kind == AllocationKind::Mapped;
             if !stays {
                 gone.push(*allocation);
             }
@@ -175,11 +199,12 @@ pub(crate) fn release(allocation: &Allocation) {
                 allocation.reserved_bytes,
             );
         }
-        AllocationKind::Registered | AllocationKind::Global => {}
+        AllocationKind::Registered | AllocationKind::Global | AllocationKind::Mapped => {}
     }
 }
 
-fn charge(device: &Device, bytes: u64) -> CuResult {
+/// Counts memory as used; `OUT_OF_MEMORY` over the device's limit.
+pub(crate) fn charge(device: &Device, bytes: u64) -> CuResult {
     let charged = device
         .used_bytes
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -187,6 +212,11 @@ fn charge(device: &Device, bytes: u64) -> CuResult {
                 .filter(|total| *total <= device.limit_bytes)
         });
     charged.map(|_| ()).map_err(|_| CuStatus::OUT_OF_MEMORY)
+}
+
+/// Counts memory as free again.
+pub(crate) fn uncharge(device: &Device, bytes: u64) {
+    device.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
 }
 
 /// Opens pinned memory in the host range: zeroed pages at an address that the server can use too.
@@ -261,17 +291,29 @@ impl DeviceRange {
     }
 
     fn take(&mut self, bytes: u64, has_finished: impl Fn(u64) -> bool) -> Option<u64> {
+        let align = if bytes >= LARGE { LARGE } else { GRANULE };
+        self.take_aligned(bytes, align, has_finished)
+    }
+
+    /// Addresses that are a multiple of `align`.
+    pub(crate) fn take_aligned(
+        &mut self,
+        bytes: u64,
+        align: u64,
+        has_finished: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
         let best = self
             .free
             .iter()
-            .filter(|(_, (len, stamp))| *len == bytes && has_finished(*stamp))
+            .filter(|(start, (len, stamp))| {
+                *len == bytes && start.is_multiple_of(align) && has_finished(*stamp)
+            })
             .map(|(start, _)| *start)
             .next();
         if let Some(start) = best {
             self.free.remove(&start);
             return Some(start);
         }
-        let align = if bytes >= LARGE { LARGE } else { GRANULE };
         let start = self.fresh.checked_next_multiple_of(align)?;
         let end = start.checked_add(bytes)?;
         if end <= self.range.start.checked_add(self.range.bytes)? {
@@ -316,7 +358,8 @@ impl DeviceRange {
         Some(at)
     }
 
-    fn give(&mut self, start: u64, bytes: u64, stamp: u64) {
+    /// Gives addresses back; `stamp`: of the last work that may use them.
+    pub(crate) fn give(&mut self, start: u64, bytes: u64, stamp: u64) {
         self.free.insert(start, (bytes, stamp));
     }
 }

@@ -23,9 +23,11 @@ use crate::observe;
 use crate::reserve::{self, Range};
 use crate::session::{DeviceKind, Inbox, Opened, Session};
 use crate::stream::Stream;
+use crate::virtual_memory::VirtualMemory;
 
-/// Addresses reserved for device and pinned memory: more than any GPU has, so that freed ranges need not be reused soon.
-const DEVICE_RANGE_BYTES: u64 = 1 << 40;
+/// Addresses reserved for device and pinned memory: far more than any GPU has. Freed ranges need not be reused soon, and programs
+/// reserve a GPU's size of addresses several times over (PyTorch's expandable segments).
+const DEVICE_RANGE_BYTES: u64 = 4 << 40;
 
 /// One device, as the program numbers it.
 pub(crate) struct Device {
@@ -74,6 +76,7 @@ pub(crate) struct Process {
     pub(crate) graph_execs: Table<GraphExec>,
     pub(crate) pools: Table<Pool>,
     pub(crate) memory: Allocations,
+    pub(crate) space: VirtualMemory,
 }
 
 /// What this process has, or `NOT_INITIALIZED`.
@@ -192,6 +195,7 @@ fn connect_process() -> Result<Process, Failure> {
         graph_execs: Table::new(Kind::GraphExec),
         pools,
         memory: Allocations::default(),
+        space: VirtualMemory::new(),
     })
 }
 

@@ -64,6 +64,7 @@ const FIXED: &[(usize, i32)] = &[
     (83, 1),                                       // managed memory
     (87, 2),                                       // single to double performance
     (95, 1),                                       // cooperative launch
+    (102, 1),                                      // virtual memory management
     (111, 1 << 10),                                // reserved shared memory
     (115, 1),                                      // stream-ordered allocation
     (126, 1),                                      // memory synchronization domains
@@ -83,6 +84,10 @@ mod tests {
             (7, 33, 9, 232_448)
         );
         assert_eq!((values[0], values[159]), (UNKNOWN, UNKNOWN));
-        assert_eq!(values[102], 0, "no virtual memory management yet");
+        assert_eq!(
+            (values[102], values[103]),
+            (1, 0),
+            "virtual memory, not to be exported"
+        );
     }
 }

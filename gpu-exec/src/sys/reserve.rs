@@ -3,9 +3,12 @@
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use nix::unistd::ftruncate;
 
 /// Addresses that nothing else in this process will be given. Inaccessible but where committed.
 #[derive(Debug)]
@@ -63,6 +66,40 @@ impl Reservation {
         Ok(())
     }
 
+    /// Lets pages of a memory file appear, readable and writable.
+    ///
+    /// # Errors
+    /// Outside of the reservation or the file, not page-aligned, or too many mappings.
+    ///
+    /// # Safety
+    /// Nobody uses these pages: they are not committed.
+    pub(crate) unsafe fn map_file(
+        &self,
+        start: u64,
+        end: u64,
+        file: &MemoryFile,
+        offset: u64,
+    ) -> io::Result<()> {
+        let (at, bytes) = self.part(start, end)?;
+        let fits = offset
+            .checked_add(end - start)
+            .is_some_and(|end| end <= file.bytes);
+        let (Some(address), Some(length), true) = (
+            NonZeroUsize::new(at.as_ptr().addr()),
+            NonZeroUsize::new(bytes),
+            fits,
+        ) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the pages belong to this reservation and the caller promises that nobody uses them; the file is
+        // as long as the mapping and nobody else has it, so it is never shortened.
+        unsafe { mmap(Some(address), length, prot, flags, &file.file, offset) }?;
+        Ok(())
+    }
+
     /// Gives the pages back to the system; they stay reserved.
     ///
     /// # Errors
@@ -115,6 +152,25 @@ impl Drop for Reservation {
     }
 }
 
+/// Memory that can appear at several addresses. Pages take memory when they are first written.
+#[derive(Debug)]
+pub(crate) struct MemoryFile {
+    file: OwnedFd,
+    bytes: u64,
+}
+
+impl MemoryFile {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// No descriptors, or the system refuses the size.
+    pub(crate) fn create(bytes: u64) -> io::Result<Self> {
+        let file = memfd_create(c"farcall-memory", MFdFlags::MFD_CLOEXEC)?;
+        ftruncate(&file, i64::try_from(bytes).map_err(io::Error::other)?)?;
+        Ok(Self { file, bytes })
+    }
+}
+
 fn to_usize(value: u64) -> io::Result<usize> {
     usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
@@ -122,7 +178,7 @@ fn to_usize(value: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::Reservation;
+    use super::{MemoryFile, Reservation};
     use crate::sys::raw;
 
     #[test]
@@ -144,6 +200,25 @@ mod tests {
         // SAFETY: the pages were committed and are this test's alone.
         let bytes = unsafe { raw::bytes(start, 8192) };
         assert!(bytes.iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn a_file_appears_at_two_addresses_and_is_the_same_bytes() {
+        let range = Reservation::anywhere(1 << 20).unwrap();
+        let file = MemoryFile::create(8192).unwrap();
+        let (first, second) = (range.base(), range.base() + 65536);
+        for at in [first, second] {
+            // SAFETY: nobody uses the pages of a fresh reservation.
+            unsafe { range.map_file(at, at + 8192, &file, 0) }.unwrap();
+        }
+        // SAFETY: mapped just now, this test's alone.
+        unsafe { raw::fill(first, 8192, 0x5a, 1) };
+        // SAFETY: as above.
+        let bytes = unsafe { raw::bytes(second, 8192) };
+        assert!(bytes.iter().all(|b| *b == 0x5a));
+        // SAFETY: as above; the bytes are not looked at any more.
+        let beyond = unsafe { range.map_file(first, first + 8192, &file, 4096) };
+        assert!(beyond.is_err(), "past the end of the file");
     }
 
     #[test]

@@ -43,12 +43,8 @@ fn place(address: u64) -> CuResult<Place> {
 pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult {
     let allocation = process()?
         .memory
-        .find(start)
+        .covering(start, bytes)
         .ok_or(CuStatus::INVALID_VALUE)?;
-    let end = start.checked_add(bytes).ok_or(CuStatus::INVALID_VALUE)?;
-    if end > allocation.start + allocation.bytes {
-        return Err(CuStatus::INVALID_VALUE);
-    }
     if allocation.is_on_device() {
         Ok(())
     } else {

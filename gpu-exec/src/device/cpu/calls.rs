@@ -19,6 +19,7 @@ use crate::executor::outbox::{Failure, Reply};
 use crate::limits::{ALLOCATION_GRAIN, GRAPH_BYTES_MAX};
 
 mod helpers;
+mod mapped;
 
 type Answer = Result<(), Violation>;
 
@@ -222,6 +223,7 @@ impl Dispatch for CpuDevice {
                     kind: BlockKind::Device,
                     context: context.key.0,
                     device: context.device,
+                    readable: true,
                     writable: true,
                 };
                 self.define_graph(head, &record, &exec, bytes, owner);
@@ -294,6 +296,26 @@ impl Dispatch for CpuDevice {
 
     fn cu_mem_alloc_v2(&mut self, head: &Head, record: CuMemAllocV2) -> Answer {
         self.allocate(head, None, record.addr, record.bytes, BlockKind::Device)
+    }
+
+    fn cu_mem_create(&mut self, head: &Head, record: CuMemCreate) -> Answer {
+        self.create_physical(head, &record)
+    }
+
+    fn cu_mem_release(&mut self, head: &Head, record: CuMemRelease) -> Answer {
+        self.release_physical(head, &record)
+    }
+
+    fn cu_mem_map(&mut self, head: &Head, record: CuMemMap) -> Answer {
+        self.map_physical(head, &record)
+    }
+
+    fn cu_mem_unmap(&mut self, head: &Head, record: CuMemUnmap) -> Answer {
+        self.unmap_physical(head, &record)
+    }
+
+    fn cu_mem_set_access(&mut self, head: &Head, record: CuMemSetAccess) -> Answer {
+        self.set_access(head, &record)
     }
 
     fn cu_mem_free_async(&mut self, head: &Head, record: CuMemFreeAsync) -> Answer {

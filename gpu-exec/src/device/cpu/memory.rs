@@ -13,6 +13,9 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_ptx::{MemoryMap, Region};
 use parking_lot::RwLock;
 
+use self::physical::Physicals;
+pub(crate) use self::physical::access_bits;
+
 use crate::ledger::Account;
 use crate::limits::{
     ALLOCATION_GRAIN, BLOCKS_MAX, MAPPING_GRAIN, RANGE_BYTES_MAX, RANGE_BYTES_MIN,
@@ -46,6 +49,13 @@ pub(crate) enum BlockKind {
     Managed,
     /// A module's variable, placed by [`Memory::place`].
     Global,
+    /// Physical memory of its own, mapped where the client said.
+    Mapped {
+        /// The client's handle of the physical memory.
+        physical: u64,
+        /// First byte of it that is mapped.
+        offset: u64,
+    },
 }
 
 /// One allocation.
@@ -59,7 +69,9 @@ pub(crate) struct Block {
     pub(crate) context: u64,
     /// The client's ordinal of the device that is charged.
     pub(crate) device: usize,
-    /// Whether kernels may write.
+    /// Whether anything may read.
+    pub(crate) readable: bool,
+    /// Whether anything may write.
     pub(crate) writable: bool,
 }
 
@@ -71,6 +83,7 @@ pub(crate) struct Memory {
     globals: Area,
     host: Area,
     blocks: RwLock<BTreeMap<u64, Block>>,
+    physicals: Physicals,
     account: Account,
     host_bytes_max: u64,
     host_bytes: AtomicUsize,
@@ -116,6 +129,7 @@ impl Memory {
             },
             range,
             blocks: RwLock::new(BTreeMap::new()),
+            physicals: Physicals::default(),
             account,
             host_bytes_max,
             host_bytes: AtomicUsize::new(0),
@@ -144,15 +158,18 @@ impl Memory {
     /// `INVALID_VALUE`: outside of its area, not aligned, or overlapping. `OUT_OF_MEMORY`.
     pub(crate) fn insert(&self, addr: u64, block: Block) -> CuResult {
         let area = match block.kind {
-            BlockKind::Device => self.device,
+            BlockKind::Device | BlockKind::Mapped { .. } => self.device,
             BlockKind::Host | BlockKind::Managed => self.host,
             BlockKind::Global => self.globals,
         };
         let end = addr
             .checked_add(block.bytes)
             .ok_or(CuStatus::INVALID_VALUE)?;
-        let aligned =
-            addr.is_multiple_of(ALLOCATION_GRAIN) && block.bytes.is_multiple_of(ALLOCATION_GRAIN);
+        let grain = match block.kind {
+            BlockKind::Mapped { .. } => MAPPING_GRAIN,
+            _ => ALLOCATION_GRAIN,
+        };
+        let aligned = addr.is_multiple_of(grain) && block.bytes.is_multiple_of(grain);
         if block.bytes == 0 || !aligned || addr < area.base || end > area.base + area.bytes {
             return Err(CuStatus::INVALID_VALUE);
         }
@@ -242,13 +259,13 @@ impl Memory {
         }
     }
 
-    /// Whether `addr..addr + bytes` lies in one block.
+    /// Whether `addr..addr + bytes` lies in one block, or in mapped ones without a gap.
     ///
     /// # Errors
     /// `INVALID_VALUE` if not.
     pub(crate) fn check(&self, addr: u64, bytes: u64) -> CuResult {
         let region = self.find(addr).ok_or(CuStatus::INVALID_VALUE)?;
-        if bytes <= region.end - addr {
+        if bytes <= region.end - addr || self.spans(addr, bytes, false) {
             Ok(())
         } else {
             Err(CuStatus::INVALID_VALUE)
@@ -260,7 +277,7 @@ impl Memory {
     /// # Errors
     /// `INVALID_VALUE`: not inside one block.
     pub(crate) fn write(&self, _turn: &mut Turn, dst: u64, data: &[u8]) -> CuResult {
-        self.check(dst, data.len() as u64)?;
+        self.check_writable(dst, data.len() as u64)?;
         // SAFETY: checked to be in one block, whose pages are committed; blocks go only with the turn, which we
         // hold; references into device memory live only in `with_bytes`, which holds the turn too.
         unsafe { raw::write(dst, data) };
@@ -272,7 +289,7 @@ impl Memory {
     /// # Errors
     /// `INVALID_VALUE`: source or destination is not inside one block.
     pub(crate) fn copy(&self, _turn: &mut Turn, dst: u64, src: u64, bytes: u64) -> CuResult {
-        self.check(dst, bytes)?;
+        self.check_writable(dst, bytes)?;
         self.check(src, bytes)?;
         let bytes = usize::try_from(bytes).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: as in `write`, for both ranges.
@@ -298,7 +315,7 @@ impl Memory {
         let bytes = count
             .checked_mul(u64::from(width))
             .ok_or(CuStatus::INVALID_VALUE)?;
-        self.check(dst, bytes)?;
+        self.check_writable(dst, bytes)?;
         let count = usize::try_from(count).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: as in `write`.
         unsafe { raw::fill(dst, count, value, width) };
@@ -348,9 +365,14 @@ impl Memory {
             return Err(CuStatus::OUT_OF_MEMORY);
         }
         let pages = Pages::of(addr, end, before, after);
-        if pages.start < pages.end && self.range.commit(pages.start, pages.end).is_err() {
+        let made = match block.kind {
+            BlockKind::Mapped { physical, offset } => self.map(&pages, physical, offset),
+            _ if pages.start < pages.end => self.commit(&pages),
+            _ => Ok(()),
+        };
+        if let Err(status) = made {
             self.release(&block);
-            return Err(CuStatus::OUT_OF_MEMORY);
+            return Err(status);
         }
         // What lies on pages shared with a neighbour may hold bytes of a block that was there before.
         for (start, stop) in [(addr, end.min(pages.start)), (addr.max(pages.end), end)] {
@@ -396,7 +418,15 @@ impl Memory {
         self.release(&block);
     }
 
+    fn commit(&self, pages: &Pages) -> CuResult {
+        let committed = self.range.commit(pages.start, pages.end);
+        committed.map_err(|_| CuStatus::OUT_OF_MEMORY)
+    }
+
     fn charge(&self, block: &Block) -> bool {
+        if let BlockKind::Mapped { physical, offset } = block.kind {
+            return self.hold_physical(physical, offset, block.bytes);
+        }
         if block.kind != BlockKind::Host {
             return self.account.charge(block.device, block.bytes);
         }
@@ -410,6 +440,9 @@ impl Memory {
     }
 
     fn release(&self, block: &Block) {
+        if let BlockKind::Mapped { physical, .. } = block.kind {
+            return self.let_go_physical(physical);
+        }
         if block.kind == BlockKind::Host {
             self.host_bytes
                 .fetch_sub(usize::try_from(block.bytes).unwrap_or(0), Ordering::Relaxed);
@@ -427,7 +460,7 @@ unsafe impl MemoryMap for Memory {
         let blocks = self.blocks.read();
         let (start, block) = blocks.range(..=addr).next_back()?;
         let end = start + block.bytes;
-        (addr < end).then_some(Region {
+        (addr < end && block.readable).then_some(Region {
             start: *start,
             end,
             writable: block.writable,
@@ -458,6 +491,8 @@ impl Pages {
         }
     }
 }
+
+mod physical;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -196,6 +196,7 @@ impl CpuDevice {
                     kind,
                     context: context.key.0,
                     device: context.device,
+                    readable: true,
                     writable: true,
                 };
                 self.streams

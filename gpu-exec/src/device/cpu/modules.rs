@@ -465,6 +465,7 @@ impl Modules {
                 kind: BlockKind::Global,
                 context: load.context.0,
                 device: load.device,
+                readable: true,
                 writable,
             };
             match self.memory.place(block, global.align_bytes) {
@@ -510,6 +511,7 @@ impl Modules {
                 kind: BlockKind::Global,
                 context: load.context.0,
                 device: load.device,
+                readable: true,
                 writable: true,
             };
             match self.memory.place(block, 1) {

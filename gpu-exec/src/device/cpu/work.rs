@@ -42,6 +42,8 @@ pub(crate) enum Work<'a> {
     Insert { addr: u64, block: Block },
     /// Freed memory; whether pinned or managed memory is meant.
     Remove { addr: u64, host: bool },
+    /// Mappings that tile a range.
+    Unmap { addr: u64, bytes: u64 },
     /// A module's variables.
     RemoveGlobals { addrs: Vec<u64> },
     /// Frees all that a context has.
@@ -95,6 +97,7 @@ impl Work<'_> {
             Self::HostFunc { callback, stream } => Work::HostFunc { callback, stream },
             Self::Insert { addr, block } => Work::Insert { addr, block },
             Self::Remove { addr, host } => Work::Remove { addr, host },
+            Self::Unmap { addr, bytes } => Work::Unmap { addr, bytes },
             Self::RemoveGlobals { addrs } => Work::RemoveGlobals { addrs },
             Self::EndContext { context } => Work::EndContext { context },
         }
@@ -135,7 +138,8 @@ impl Work<'_> {
             | Self::Record { .. }
             | Self::HostFunc { .. }
             | Self::Insert { .. }
-            | Self::Remove { .. } => true,
+            | Self::Remove { .. }
+            | Self::Unmap { .. } => true,
             Self::Write { data, .. } => data.len() as u64 <= QUICK_BYTES_MAX,
             Self::Read { count, bulk, .. } => *bulk == 0 && *count <= QUICK_BYTES_MAX,
             Self::Copy { count, .. } => *count <= QUICK_BYTES_MAX,
@@ -169,7 +173,7 @@ impl Work<'_> {
                 fill.pitch.saturating_mul(fill.row_count).max(1 << 20),
             ),
             Self::Remove { addr, .. } => *addr <= start,
-            Self::EndContext { .. } | Self::RemoveGlobals { .. } => true,
+            Self::EndContext { .. } | Self::RemoveGlobals { .. } | Self::Unmap { .. } => true,
             Self::Graph { exec, .. } => exec.nodes().iter().any(|node| node.is_held_by(start, end)),
             Self::Nothing
             | Self::Record { .. }
@@ -240,6 +244,6 @@ pub(crate) fn may_free(block: &Block, host: bool) -> bool {
         BlockKind::Host => host,
         // cuMemFree takes managed memory too.
         BlockKind::Managed => true,
-        BlockKind::Global => false,
+        BlockKind::Global | BlockKind::Mapped { .. } => false,
     }
 }

@@ -75,7 +75,10 @@ impl Shared {
 
     pub(crate) fn detach(&self, state: &mut State, later: &mut Later, detached: Detached) {
         let Detached {
-            key, reply, after, ..
+            key,
+            reply,
+            mut after,
+            ..
         } = detached;
         if let After::Event(event) = after {
             return self.answer_at(key, reply, vec![Fence::of(event)]);
@@ -93,6 +96,21 @@ impl Shared {
             if let Err(status) = state.memory.condemn(addr, host) {
                 let failure = Failure::new(status, format!("nothing to free at {addr:#x}"));
                 return later.outcomes.push((reply, Err(failure)));
+            }
+            state.frees += 1;
+        }
+        if let After::Unmap {
+            addr,
+            bytes,
+            marked,
+        } = &mut after
+        {
+            match state.memory.condemn_mapped(*addr, *bytes) {
+                Ok(tiles) => *marked = tiles,
+                Err(status) => {
+                    let failure = Failure::new(status, format!("nothing to unmap at {addr:#x}"));
+                    return later.outcomes.push((reply, Err(failure)));
+                }
             }
             state.frees += 1;
         }
@@ -117,6 +135,16 @@ impl Shared {
                 let block = state.memory.take(addr);
                 drop(state);
                 drop(block);
+            }
+            After::Unmap { marked, .. } => {
+                let mut state = self.state();
+                state.frees -= 1;
+                let blocks: Vec<_> = marked
+                    .into_iter()
+                    .filter_map(|addr| state.memory.take(addr))
+                    .collect();
+                drop(state);
+                drop(blocks);
             }
             After::Drop(value) => drop(value),
             After::EndContext => {

@@ -316,6 +316,26 @@ impl Dispatch for CudaDevice {
         self.allocate(head, None, record.addr, record.bytes, BlockKind::Device)
     }
 
+    fn cu_mem_create(&mut self, head: &Head, record: CuMemCreate) -> Answer {
+        self.create_physical(head, &record)
+    }
+
+    fn cu_mem_release(&mut self, head: &Head, record: CuMemRelease) -> Answer {
+        self.release_physical(head, &record)
+    }
+
+    fn cu_mem_map(&mut self, head: &Head, record: CuMemMap) -> Answer {
+        self.map_physical(head, &record)
+    }
+
+    fn cu_mem_unmap(&mut self, head: &Head, record: CuMemUnmap) -> Answer {
+        self.unmap_physical(head, &record)
+    }
+
+    fn cu_mem_set_access(&mut self, head: &Head, record: CuMemSetAccess) -> Answer {
+        self.set_access(head, &record)
+    }
+
     fn cu_mem_free_async(&mut self, head: &Head, record: CuMemFreeAsync) -> Answer {
         self.submit(head, record.stream, Ok(Op::Free { addr: record.addr }))
     }

@@ -21,8 +21,8 @@ const MINOR: i32 = 76;
 /// its coherence with the host's page tables, registered host pointers, direct managed access, memory operations of streams
 /// (both numbers), IPC events.
 const REFUSED: [i32; 12] = [88, 89, 91, 92, 93, 94, 99, 100, 101, 122, 123, 125];
-/// Virtual memory management, exportable handles, GPUDirect and multicast: the client's calls for them are not implemented.
-const REFUSED_MEMORY: [i32; 11] = [102, 103, 104, 105, 107, 110, 116, 119, 124, 128, 132];
+/// Exportable handles, GPUDirect and multicast: the client's calls for them are not implemented.
+const REFUSED_MEMORY: [i32; 10] = [103, 104, 105, 107, 110, 116, 119, 124, 128, 132];
 
 /// All devices of this host; each session may have all of its memory.
 ///

@@ -12,13 +12,14 @@ use std::sync::{Arc, Weak};
 use farcall_marshal::status::{CuResult, CuStatus};
 
 use super::driver::{Context, Driver, Extent, HostBlock, Mapping, PlainBlock, VirtualRange};
+use super::mapped::Physicals;
 use super::state::ContextKey;
 use crate::ledger::Account;
 use crate::limits::{ALLOCATION_GRAIN, BLOCKS_MAX, RANGE_BYTES_MAX, RANGE_BYTES_MIN};
 use crate::sys::reserve::Reservation;
 
 /// Size and alignment of what the driver maps.
-const GRANULE: u64 = 2 << 20;
+pub(super) const GRANULE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 /// Tries to find addresses that are free on both sides.
 const ATTEMPTS: u32 = 4;
@@ -38,15 +39,26 @@ pub(crate) enum BlockKind {
     Host,
     Managed,
     Global,
+    /// Physical memory of its own, mapped where the client said.
+    Mapped {
+        /// The client's handle of the physical memory.
+        physical: u64,
+        /// First byte of it that is mapped.
+        offset: u64,
+        /// `CUmemAccess_flags` of its device.
+        access: u32,
+    },
 }
 
 /// What a block is made of.
 #[derive(Debug)]
-enum Backing {
+pub(super) enum Backing {
     /// The mappings that it touches.
     Virtual {
         _mappings: Vec<Arc<Mapping>>,
     },
+    /// Memory that the client mapped itself.
+    Mapped(Mapping),
     Plain(PlainBlock),
     Host(HostBlock),
 }
@@ -54,13 +66,13 @@ enum Backing {
 /// One allocation.
 #[derive(Debug)]
 pub(crate) struct Block {
-    bytes: u64,
-    kind: BlockKind,
+    pub(super) bytes: u64,
+    pub(super) kind: BlockKind,
     context: ContextKey,
     device: usize,
     /// Freed by the client; goes when the device has got there.
-    is_dying: bool,
-    backing: Backing,
+    pub(super) is_dying: bool,
+    pub(super) backing: Backing,
 }
 
 /// Who allocates.
@@ -77,14 +89,15 @@ pub(crate) struct Owner {
 /// The session's memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    range: Option<Arc<VirtualRange>>,
+    pub(super) range: Option<Arc<VirtualRange>>,
     device: Area,
     host_range: Option<Arc<Reservation>>,
     host: Area,
-    blocks: BTreeMap<u64, Block>,
+    pub(super) blocks: BTreeMap<u64, Block>,
     /// Granules at edges, by address: of which device, and while some block holds it.
     shared: BTreeMap<u64, (u32, Weak<Mapping>)>,
-    account: Account,
+    pub(super) physicals: Physicals,
+    pub(super) account: Account,
     host_bytes_max: u64,
     host_bytes: u64,
 }
@@ -116,6 +129,7 @@ impl Memory {
             host: Area::default(),
             blocks: BTreeMap::new(),
             shared: BTreeMap::new(),
+            physicals: Physicals::default(),
             account,
             host_bytes_max,
             host_bytes: 0,
@@ -181,13 +195,20 @@ impl Memory {
                 addr,
                 bytes,
                 if on_host { self.host } else { self.device },
-                if on_host { PAGE } else { ALLOCATION_GRAIN },
+                match kind {
+                    BlockKind::Mapped { .. } => GRANULE,
+                    _ if on_host => PAGE,
+                    _ => ALLOCATION_GRAIN,
+                },
             )?;
         }
         if self.blocks.len() >= BLOCKS_MAX || !self.charge(kind, owner.device, bytes) {
             return Err(CuStatus::OUT_OF_MEMORY);
         }
         let made = match (&self.host_range, on_host) {
+            _ if matches!(kind, BlockKind::Mapped { .. }) => self
+                .map_physical(kind, addr, bytes)
+                .map(|mapping| (addr, Backing::Mapped(mapping))),
             (Some(range), true) => HostBlock::new(&owner.context, range, addr, bytes)
                 .map(|block| (addr, Backing::Host(block))),
             (None, true) => Err(CuStatus::NOT_SUPPORTED),
@@ -251,7 +272,7 @@ impl Memory {
             BlockKind::Host => host,
             // cuMemFree takes managed memory too.
             BlockKind::Managed => true,
-            BlockKind::Global => false,
+            BlockKind::Global | BlockKind::Mapped { .. } => false,
         };
         block.is_dying = allowed;
         if allowed {
@@ -273,7 +294,9 @@ impl Memory {
         let gone: Vec<u64> = self
             .blocks
             .iter()
-            .filter(|(_, block)| block.context == context)
+            .filter(|(_, block)| {
+                block.context == context && !matches!(block.kind, BlockKind::Mapped { .. })
+            })
             .map(|(addr, _)| *addr)
             .collect();
         gone.into_iter()
@@ -292,11 +315,14 @@ impl Memory {
             .next_back()
             .filter(|(_, block)| !block.is_dying);
         let (start, block) = found.ok_or(CuStatus::INVALID_VALUE)?;
+        if matches!(block.kind, BlockKind::Mapped { .. }) {
+            return self.mapped_extent(addr, bytes);
+        }
         if bytes > (start + block.bytes).saturating_sub(addr) {
             return Err(CuStatus::INVALID_VALUE);
         }
         let extent = match &block.backing {
-            Backing::Virtual { .. } => self
+            Backing::Virtual { .. } | Backing::Mapped(_) => self
                 .range
                 .as_ref()
                 .and_then(|range| range.extent(addr, bytes)),
@@ -365,6 +391,7 @@ impl Memory {
     fn charge(&mut self, kind: BlockKind, device: usize, bytes: u64) -> bool {
         match kind {
             BlockKind::Global => true,
+            BlockKind::Mapped { physical, .. } => self.hold_physical(physical),
             BlockKind::Host => {
                 let sum = self
                     .host_bytes
@@ -380,6 +407,7 @@ impl Memory {
     fn release(&mut self, kind: BlockKind, device: usize, bytes: u64) {
         match kind {
             BlockKind::Global => {}
+            BlockKind::Mapped { physical, .. } => self.let_go_physical(physical),
             BlockKind::Host => self.host_bytes = self.host_bytes.saturating_sub(bytes),
             BlockKind::Device | BlockKind::Managed => self.account.release(device, bytes),
         }

@@ -39,6 +39,7 @@ mod graphs;
 mod hosted;
 mod issue;
 mod lane;
+mod mapped;
 mod modules;
 mod op;
 mod perform;

@@ -67,6 +67,12 @@ pub(crate) enum After {
     Event(Arc<Event>),
     /// Freed memory; whether pinned or managed memory is meant.
     Free { addr: u64, host: bool },
+    /// Mappings that tile a range, and where they begin once they were marked.
+    Unmap {
+        addr: u64,
+        bytes: u64,
+        marked: Vec<u64>,
+    },
     /// Something that the driver may still use.
     Drop(DropLater),
     /// A context: its memory, streams and events.

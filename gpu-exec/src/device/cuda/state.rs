@@ -431,9 +431,12 @@ impl State {
                 .any(|queued| matches!(queued.op, Op::Free { .. }))
         };
         let detached = || {
-            self.detached
-                .iter()
-                .any(|detached| matches!(detached.after, After::Free { .. } | After::EndContext))
+            self.detached.iter().any(|detached| {
+                matches!(
+                    detached.after,
+                    After::Free { .. } | After::Unmap { .. } | After::EndContext
+                )
+            })
         };
         self.frees > 0 || detached() || queued()
     }

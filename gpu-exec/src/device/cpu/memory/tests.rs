@@ -28,6 +28,7 @@ fn block(bytes: u64) -> Block {
         kind: BlockKind::Device,
         context: 1,
         device: 0,
+        readable: true,
         writable: true,
     }
 }

@@ -103,6 +103,7 @@ impl Streams {
             Work::Remove { addr, host } => {
                 done(memory.remove(turn, addr, |block| may_free(block, host)))
             }
+            Work::Unmap { addr, bytes } => done(memory.unmap(turn, addr, bytes)),
             Work::RemoveGlobals { addrs } => {
                 for addr in addrs {
                     let _ = memory.remove(turn, addr, |block| block.kind == BlockKind::Global);

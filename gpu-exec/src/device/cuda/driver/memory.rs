@@ -9,6 +9,9 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use super::context::{Context, Stream};
 use super::table::{Driver, check};
 
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
+const READ_WRITE: u32 = 3;
+
 /// A piece of memory that device operations may name: device memory, or pinned memory made by [`super::HostBlock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
@@ -96,6 +99,11 @@ impl VirtualRange {
         self.base
     }
 
+    /// The driver that it is of.
+    pub(crate) fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
     /// A piece of the range: on the device or nothing at all, never memory of this process.
     pub(crate) fn extent(&self, addr: u64, bytes: u64) -> Option<Extent> {
         Extent::inside(self.base, self.bytes as u64, addr, bytes, false)
@@ -111,13 +119,52 @@ impl Drop for VirtualRange {
     }
 }
 
-/// Physical memory of one device at some addresses.
+/// Physical memory of one device, which may appear at several addresses.
+#[derive(Debug)]
+pub(crate) struct Physical {
+    driver: &'static Driver,
+    ordinal: u32,
+    bytes: usize,
+    handle: u64,
+}
+
+impl Physical {
+    /// `bytes` bytes, a multiple of 2 MiB, of the device `ordinal`. Their contents are anything.
+    ///
+    /// # Errors
+    /// As the driver.
+    pub(crate) fn create(driver: &'static Driver, ordinal: u32, bytes: u64) -> CuResult<Self> {
+        let create = driver.table.cuMemCreate.ok_or(CuStatus::NOT_SUPPORTED)?;
+        let bytes = usize::try_from(bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
+        let properties = properties(location(driver.device(ordinal)?));
+        let mut handle = 0;
+        // SAFETY: valid properties, a place for one handle.
+        check(unsafe { create(&raw mut handle, bytes, &raw const properties, 0) })?;
+        Ok(Self {
+            driver,
+            ordinal,
+            bytes,
+            handle,
+        })
+    }
+}
+
+impl Drop for Physical {
+    fn drop(&mut self) {
+        if let Some(release) = self.driver.table.cuMemRelease {
+            // SAFETY: made by `create`, released once; mappings hold this value.
+            unsafe { release(self.handle) };
+        }
+    }
+}
+
+/// Physical memory at some addresses.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     range: Arc<VirtualRange>,
     addr: u64,
     bytes: usize,
-    handle: u64,
+    physical: Arc<Physical>,
 }
 
 impl Mapping {
@@ -132,45 +179,70 @@ impl Mapping {
         addr: u64,
         bytes: u64,
     ) -> CuResult<Self> {
-        let driver = range.driver;
-        let bytes = range
-            .extent(addr, bytes)
-            .ok_or(CuStatus::INVALID_VALUE)?
-            .bytes;
-        let (Some(create), Some(map), Some(set_access)) = (
-            driver.table.cuMemCreate,
-            driver.table.cuMemMap,
-            driver.table.cuMemSetAccess,
-        ) else {
-            return Err(CuStatus::NOT_SUPPORTED);
-        };
-        let location = location(driver.device(ordinal)?);
-        let properties = properties(location);
-        let mut handle = 0;
-        // SAFETY: valid properties, a place for one handle.
-        check(unsafe { create(&raw mut handle, bytes, &raw const properties, 0) })?;
-        // SAFETY: the addresses are of our range, the handle has that size. If something is mapped there the driver refuses.
-        if let Err(status) = check(unsafe { map(addr, bytes, 0, handle, 0) }) {
-            if let Some(release) = driver.table.cuMemRelease {
-                // SAFETY: just made, mapped nowhere.
-                unsafe { release(handle) };
-            }
-            return Err(status);
+        let outside = range.extent(addr, bytes).is_none();
+        if outside {
+            return Err(CuStatus::INVALID_VALUE);
         }
-        // From here on drop undoes it.
-        let mapping = Self {
+        let physical = Arc::new(Physical::create(range.driver, ordinal, bytes)?);
+        let mapping = Self::of(range, &physical, addr, 0, bytes)?;
+        mapping.allow(ordinal, READ_WRITE)?;
+        Ok(mapping)
+    }
+
+    /// Makes a part of `physical` appear at `addr`, for no device yet.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: outside of the range or of the memory, or something is there; else as the driver.
+    pub(crate) fn of(
+        range: &Arc<VirtualRange>,
+        physical: &Arc<Physical>,
+        addr: u64,
+        offset: u64,
+        bytes: u64,
+    ) -> CuResult<Self> {
+        let extent = range.extent(addr, bytes).ok_or(CuStatus::INVALID_VALUE)?;
+        let offset = usize::try_from(offset).map_err(|_| CuStatus::INVALID_VALUE)?;
+        let end = offset.checked_add(extent.bytes);
+        if end.is_none_or(|end| end > physical.bytes) {
+            return Err(CuStatus::INVALID_VALUE);
+        }
+        let map = range.driver.table.cuMemMap.ok_or(CuStatus::NOT_SUPPORTED)?;
+        // SAFETY: the addresses are of our range, the handle has these bytes. If something is mapped there the driver
+        // refuses.
+        check(unsafe { map(addr, extent.bytes, offset, physical.handle, 0) })?;
+        Ok(Self {
             range: range.clone(),
             addr,
-            bytes,
-            handle,
+            bytes: extent.bytes,
+            physical: physical.clone(),
+        })
+    }
+
+    /// Sets what the device `ordinal` may do there, as `CUmemAccess_flags`.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: no such access; else as the driver.
+    pub(crate) fn allow(&self, ordinal: u32, access: u32) -> CuResult {
+        use sys::CUmemAccess_flags as Flags;
+        let driver = self.range.driver;
+        let set = driver.table.cuMemSetAccess.ok_or(CuStatus::NOT_SUPPORTED)?;
+        let flags = match access {
+            0 => Flags::CU_MEM_ACCESS_FLAGS_PROT_NONE,
+            1 => Flags::CU_MEM_ACCESS_FLAGS_PROT_READ,
+            READ_WRITE => Flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+            _ => return Err(CuStatus::INVALID_VALUE),
         };
         let access = sys::CUmemAccessDesc {
-            location,
-            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+            location: location(driver.device(ordinal)?),
+            flags,
         };
-        // SAFETY: one valid description for addresses that we have just mapped.
-        check(unsafe { set_access(addr, bytes, &raw const access, 1) })?;
-        Ok(mapping)
+        // SAFETY: one valid description for addresses that this value has mapped.
+        check(unsafe { set(self.addr, self.bytes, &raw const access, 1) })
+    }
+
+    /// The device whose memory it is.
+    pub(crate) fn ordinal(&self) -> u32 {
+        self.physical.ordinal
     }
 }
 
@@ -178,12 +250,8 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let table = &self.range.driver.table;
         if let Some(unmap) = table.cuMemUnmap {
-            // SAFETY: mapped as a whole by `new`. A device that still uses it gets a fault, nothing else.
+            // SAFETY: mapped as a whole by `of`. A device that still uses it gets a fault, nothing else.
             unsafe { unmap(self.addr, self.bytes) };
-        }
-        if let Some(release) = table.cuMemRelease {
-            // SAFETY: made by `new`, released once.
-            unsafe { release(self.handle) };
         }
     }
 }
