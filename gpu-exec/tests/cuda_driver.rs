@@ -183,9 +183,9 @@ fn memory_that_the_client_maps() {
         bytes: 62 * MIB,
         device: 0,
     });
-    let again = client.begin(&map(base + 16 * MIB, 62 * MIB, 3));
     client.launch(RELEASE, OTHER, 1, 1, &[]);
-    assert_eq!(client.wait(again).unwrap().0, 0);
+    let again = client.call(&map(base + 16 * MIB, 62 * MIB, 3));
+    assert_eq!(again.0, 0);
     assert_eq!(client.download(base, 4), Err(INVALID_VALUE));
     assert_eq!(
         client.download(base + PIECE, 4).unwrap(),
