@@ -8,8 +8,9 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use farcall_bench::driver::Driver;
 use farcall_bench::measure::{BURST, burst};
+use farcall_bench::net::Transport;
 use farcall_bench::pin::{self, Side};
-use farcall_bench::raw::PingPong;
+use farcall_bench::raw::tcp::PingPong;
 use farcall_fixtures::Server;
 
 fn local(c: &mut Criterion, driver: &Driver) {
@@ -73,7 +74,7 @@ fn blocking(c: &mut Criterion, driver: &Driver) {
 
 fn calls(c: &mut Criterion) {
     let server = pin::on(Side::Server, || Server::start("null", &[]));
-    let driver = Driver::open(server.addr());
+    let driver = Driver::open(server.addr(), Transport::TCP);
     local(c, &driver);
     launch(c, &driver);
     pin::on(Side::Client, || blocking(c, &driver));

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use farcall_bench::figure::table;
 use farcall_bench::measure;
-use farcall_bench::report::table;
 use farcall_fixtures::Server;
 
 const FARCALL_BENCH: &str = env!("CARGO_BIN_EXE_farcall-bench");

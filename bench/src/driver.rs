@@ -10,6 +10,8 @@ use std::ptr::null_mut;
 use farcall_fixtures::{gpu, paths};
 use libloading::Library;
 
+use crate::net::Transport;
+
 /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
 const MULTIPROCESSOR_COUNT: u32 = 16;
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`.
@@ -49,15 +51,16 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Loads the library, which connects to `server` over TCP. A process has one server: the first call decides.
+    /// Loads the library, which connects to `server` over that transport. A process has one server: the first call
+    /// decides.
     ///
     /// # Panics
     /// If the library has not been built, or the server cannot be used.
     #[must_use]
-    pub fn open(server: SocketAddr) -> Self {
+    pub fn open(server: SocketAddr, transport: Transport) -> Self {
         let vars = [
             ("FARCALL_SERVER", server.to_string()),
-            ("FARCALL_TRANSPORT", "tcp".to_owned()),
+            ("FARCALL_TRANSPORT", transport.name().to_owned()),
         ];
         for (name, value) in vars {
             // SAFETY: the threads that this crate starts before it opens the driver (those that collect a child's

@@ -1,17 +1,23 @@
 //! What the call path costs, each figure beside its limit, measured in one run.
 //!
 //! - [`driver`] calls the exported functions of the built `libcuda.so.1`, as a program would;
-//! - [`raw`] is the limit of a blocking call: a spinning TCP ping-pong;
-//! - [`clock`] is the time of a thread, [`pin`] its core; [`spread`] the distribution of samples;
-//! - [`measure`] makes the figures; [`report`] prints them.
+//! - [`net`] measures the transport, [`raw`] the limits: bare TCP, bare shared memory, `memcpy`;
+//! - [`clock`] is the time of a thread, [`pin`] its core; [`spread`] the distribution of samples, [`latency`] that
+//!   of latencies;
+//! - [`measure`] makes the main job's figures; [`figure`] prints them, [`run`] keeps them with commit and [`machine`].
 //!
 //! The criterion benches and the command `farcall-bench` share all of it. Like the tests' helpers, what cannot
 //! do its work panics and says why.
 
 pub mod clock;
 pub mod driver;
+pub mod figure;
+pub mod latency;
+pub mod machine;
 pub mod measure;
+pub mod net;
+pub mod peers;
 pub mod pin;
 pub mod raw;
-pub mod report;
+pub mod run;
 pub mod spread;

@@ -28,9 +28,25 @@ pub fn on<T>(side: Side, work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// Chooses the cores, before the first [`on`]; without it they are the first two that this process may use.
+///
+/// # Errors
+/// A core that this process may not use, or a choice that comes too late.
+pub fn choose(client: usize, server: usize) -> Result<(), String> {
+    let allowed = cores();
+    if let Some(core) = [client, server].iter().find(|core| !allowed.contains(core)) {
+        return Err(format!(
+            "core {core} is not among those that this process may use: {allowed:?}"
+        ));
+    }
+    let chosen = CORES.set(vec![client, server]);
+    chosen.map_err(|_| "the cores were chosen before".to_owned())
+}
+
+// Of the first call: within the work of one side, only its own core is allowed.
+static CORES: OnceLock<Vec<usize>> = OnceLock::new();
+
 fn place(side: Side) {
-    // Of the first call: within the work of one side, only its own core is allowed.
-    static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     let [first, second, ..] = CORES.get_or_init(cores)[..] else {
         return;
     };

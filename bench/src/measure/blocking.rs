@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::driver::Driver;
+use crate::figure::{Figure, Target};
 use crate::pin::{self, Side};
-use crate::raw::PingPong;
-use crate::report::{Figure, Target};
+use crate::raw::tcp::PingPong;
 use crate::spread::Spread;
 
 /// Bytes of the copy, and of the raw ping-pong's messages.

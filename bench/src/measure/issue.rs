@@ -3,7 +3,7 @@
 
 use crate::clock::{Elapsed, timed};
 use crate::driver::Driver;
-use crate::report::{Figure, Target};
+use crate::figure::{Figure, Target};
 use crate::spread::Spread;
 
 /// Launches of a burst, between two waits for the device.

@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use super::per_call;
 use crate::driver::Driver;
-use crate::report::Figure;
+use crate::figure::Figure;
 
 /// `local/*`: nanoseconds per call, the median over batches.
 #[must_use]

@@ -9,7 +9,7 @@ use farcall_marshal::wire::{
 };
 
 use super::per_call;
-use crate::report::Figure;
+use crate::figure::Figure;
 
 /// Parameters of a kernel of four: three pointers and an int.
 static PARAMS: [u8; 28] = [7; 28];

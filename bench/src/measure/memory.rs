@@ -6,7 +6,7 @@ use std::path::Path;
 
 use farcall_fixtures::Server;
 
-use crate::report::{Figure, Target};
+use crate::figure::{Figure, Target};
 
 /// The promise, in MB (1e6 bytes).
 const TARGET_MB: f64 = 30.0;

@@ -6,7 +6,7 @@ use std::path::Path;
 use farcall_fixtures::{Server, Stats, paths};
 
 use super::round_trips_per_call;
-use crate::report::{Figure, Target};
+use crate::figure::{Figure, Target};
 
 /// The promise.
 const TARGET_TRIPS: f64 = 12.0;

@@ -1,0 +1,176 @@
+//! The figures of the project on the command line.
+#![forbid(unsafe_code)]
+
+mod calls;
+mod main_job;
+mod net;
+mod output;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use farcall_bench::net::Transport;
+
+use self::calls::Call;
+use self::net::{Common, Pace, Way, size};
+use self::output::Output;
+
+/// Measures the call path and the transport, each figure beside its limit from the same run.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Round trips of small records; beside them the raw spinning ping-pong of the same size.
+    Rtt {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        pace: Pace,
+        /// Sizes, in bytes or with a unit.
+        #[arg(long, value_delimiter = ',', value_parser = size, default_value = "8,64,1KiB,64KiB")]
+        size: Vec<usize>,
+    },
+    /// Large buffers; beside them bare TCP, or memcpy.
+    Bulk {
+        #[command(flatten)]
+        common: Common,
+        /// Sizes, in bytes or with a unit.
+        #[arg(long, value_delimiter = ',', value_parser = size, default_value = "1MiB,64MiB")]
+        size: Vec<usize>,
+        /// Which way.
+        #[arg(long, value_enum, default_value_t = Way::Both)]
+        way: Way,
+    },
+    /// Records one way, as many as go.
+    Flood {
+        #[command(flatten)]
+        common: Common,
+        /// Sizes, in bytes or with a unit.
+        #[arg(long, value_delimiter = ',', value_parser = size, default_value = "64,96")]
+        size: Vec<usize>,
+        /// Records of a run.
+        #[arg(long, default_value_t = 100_000)]
+        records: u64,
+    },
+    /// Many clients at once, each at its pace, with records of 64 bytes to 64 KiB.
+    Mix {
+        #[command(flatten)]
+        common: Common,
+        /// How many.
+        #[arg(long, default_value_t = 16)]
+        clients: usize,
+        /// Trips a second of all clients together.
+        #[arg(long, default_value_t = 5000.0)]
+        rate: f64,
+    },
+    /// Kernel launches through the built library: issuing, and with a wait for each.
+    Launch {
+        #[command(flatten)]
+        common: Common,
+        /// Launches in the long run.
+        #[arg(long, default_value_t = 1_000_000)]
+        launches: u32,
+    },
+    /// The far side of two hosts: serves until it is stopped.
+    Server {
+        /// Where.
+        #[arg(long, default_value = "0.0.0.0:7480")]
+        listen: String,
+    },
+    /// The near side of two hosts: everything against a `farcall-bench server`.
+    Client {
+        /// Its address.
+        host: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Every figure that the main job promises; the exit code is 1 if a promise is not kept.
+    MainJob {
+        #[command(flatten)]
+        output: Output,
+        /// Only figures whose group (marshal, local, launch, blocking, trips, memory) is named.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Launches in the long run.
+        #[arg(long, default_value_t = 1_000_000)]
+        launches: u32,
+    },
+    /// Makes so many calls of one kind and prints the time of each: for profilers, and under `farcall run`.
+    Calls {
+        /// Which.
+        call: Call,
+        /// How many.
+        count: u64,
+        /// Waits for the device after so many calls.
+        #[arg(long, default_value_t = u64::MAX)]
+        burst: u64,
+        /// Where the server is.
+        #[arg(long, env = "FARCALL_SERVER")]
+        server: SocketAddr,
+        /// Backend.
+        #[arg(long, default_value = "tcp")]
+        transport: Transport,
+    },
+    /// Opens a session, runs a kernel, prints `idle` and waits until standard input ends.
+    Idle {
+        /// Where the server is.
+        #[arg(long, env = "FARCALL_SERVER")]
+        server: SocketAddr,
+        /// Backend.
+        #[arg(long, default_value = "tcp")]
+        transport: Transport,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Rtt { common, pace, size } => net::rtt(&common, &pace, &size),
+        Command::Bulk { common, size, way } => net::bulk(&common, &size, way),
+        Command::Flood {
+            common,
+            size,
+            records,
+        } => net::flood(&common, &size, records),
+        Command::Mix {
+            common,
+            clients,
+            rate,
+        } => net::mix(&common, clients, rate),
+        Command::Launch { common, launches } => main_job::launch(&common, launches),
+        Command::Server { listen } => net::server(&listen),
+        Command::Client { host, common } => net::client(&common.at(host)),
+        Command::MainJob {
+            output,
+            only,
+            launches,
+        } => main_job::main_job(&output, &only, launches),
+        Command::Calls {
+            call,
+            count,
+            burst,
+            server,
+            transport,
+        } => {
+            calls::calls(call, count, burst, server, transport);
+            Ok(true)
+        }
+        Command::Idle { server, transport } => {
+            calls::idle(server, transport);
+            Ok(true)
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("farcall-bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

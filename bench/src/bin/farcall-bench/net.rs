@@ -1,0 +1,270 @@
+//! `rtt`, `bulk`, `flood`, `mix`, `server` and `client`.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use farcall_bench::figure::Figure;
+use farcall_bench::machine::Machine;
+use farcall_bench::net::link::Link;
+use farcall_bench::net::service::{Mode, Service};
+use farcall_bench::net::{self, Direction, Load, Transport};
+use farcall_bench::peers;
+use farcall_bench::pin;
+
+use crate::output::Output;
+
+/// What all measurements of the transport are told.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Backend: tcp, shm, verbs, auto.
+    #[arg(long, default_value = "tcp")]
+    pub(crate) transport: Transport,
+    /// Seconds that are measured, of each party.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    pub(crate) duration: f64,
+    /// Seconds before that, of each party.
+    #[arg(long, default_value_t = 0.2, value_parser = seconds)]
+    warm_up: f64,
+    /// A `farcall-bench server` on another host; without it both sides are measured here.
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Cores of client and server here; by default the first two that this process may use.
+    #[arg(
+        long,
+        value_name = "CLIENT,SERVER",
+        value_delimiter = ',',
+        num_args = 1
+    )]
+    pin: Vec<usize>,
+    /// Also measures the peers that are installed (`scripts/peers`).
+    #[arg(long)]
+    peers: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// Open loop and export, where trips are short.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Pace {
+    /// Trips a second, each due at its time (open loop); without it the next follows the answer (closed loop).
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Writes the distribution of each size to FILE-SIZE in HdrHistogram's text form.
+    #[arg(long, value_name = "FILE")]
+    histogram: Option<PathBuf>,
+}
+
+/// Which way bulk bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Way {
+    /// To the server.
+    Up,
+    /// From the server.
+    Down,
+    /// One after the other.
+    Both,
+}
+
+/// Where the far side is: a service of this process, or another host's.
+struct Place {
+    address: String,
+    own: Option<Service>,
+    machine: Option<Machine>,
+}
+
+type Done = Result<bool, String>;
+
+impl Common {
+    fn load(&self, rate: Option<f64>) -> Load {
+        Load {
+            duration: Duration::from_secs_f64(self.duration),
+            warm_up: Duration::from_secs_f64(self.warm_up),
+            rate,
+        }
+    }
+
+    /// The same against the service of that host.
+    pub(crate) fn at(self, host: String) -> Self {
+        Self {
+            server: Some(host),
+            ..self
+        }
+    }
+
+    fn place(&self) -> Result<Place, String> {
+        self.choose_cores()?;
+        if let Some(address) = &self.server {
+            let link = Link::open(address, self.transport, Mode::Echo).map_err(text)?;
+            return Ok(Place {
+                address: address.clone(),
+                own: None,
+                machine: Some(link.welcome().machine.clone()),
+            });
+        }
+        let own = Service::start("127.0.0.1:0").map_err(text)?;
+        Ok(Place {
+            address: own.addr().to_string(),
+            own: Some(own),
+            machine: None,
+        })
+    }
+
+    pub(crate) fn choose_cores(&self) -> Result<(), String> {
+        match self.pin[..] {
+            [] => Ok(()),
+            [client, server] => pin::choose(client, server),
+            _ => Err("--pin takes two cores: CLIENT,SERVER".to_owned()),
+        }
+    }
+}
+
+impl Place {
+    fn is_local(&self) -> bool {
+        self.own.is_some()
+    }
+}
+
+pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
+    let place = common.place()?;
+    let load = common.load(pace.rate);
+    let mut figures = Vec::new();
+    for &bytes in sizes {
+        let (mut figure, recorder) = net::rtt(
+            &place.address,
+            common.transport,
+            bytes,
+            &load,
+            place.is_local(),
+        )
+        .map_err(text)?;
+        if let Some(file) = &pace.histogram {
+            let mut name = file.clone().into_os_string();
+            name.push(format!("-{}", net::size_name(bytes)));
+            fs::write(&name, recorder.export())
+                .map_err(|error| format!("{}: {error}", name.display()))?;
+        }
+        if common.peers && place.is_local() {
+            figure = peers::beside_rtt(figure, bytes);
+        }
+        figures.push(figure);
+    }
+    common.output.print(figures, place.machine)
+}
+
+pub(crate) fn bulk(common: &Common, sizes: &[usize], way: Way) -> Done {
+    let place = common.place()?;
+    let mut figures = Vec::new();
+    for &bytes in sizes {
+        let mut one = |direction| {
+            let load = common.load(None);
+            net::bulk(
+                &place.address,
+                common.transport,
+                bytes,
+                direction,
+                &load,
+                place.is_local(),
+            )
+            .map(|figure| figures.push(figure))
+            .map_err(text)
+        };
+        if way != Way::Down {
+            one(Direction::Up)?;
+        }
+        if way != Way::Up {
+            one(Direction::Down)?;
+        }
+    }
+    if common.peers && place.is_local() {
+        figures = figures.into_iter().map(peers::beside_bulk).collect();
+    }
+    common.output.print(figures, place.machine)
+}
+
+pub(crate) fn flood(common: &Common, sizes: &[usize], records: u64) -> Done {
+    let place = common.place()?;
+    let load = common.load(None);
+    let one = |&bytes: &usize| {
+        net::flood(
+            &place.address,
+            common.transport,
+            bytes,
+            records,
+            &load,
+            place.is_local(),
+        )
+    };
+    let figures: Result<Vec<Figure>, _> = sizes.iter().map(one).collect();
+    common.output.print(figures.map_err(text)?, place.machine)
+}
+
+pub(crate) fn mix(common: &Common, clients: usize, rate: f64) -> Done {
+    let place = common.place()?;
+    let duration = Duration::from_secs_f64(common.duration);
+    let figures = net::mix(&place.address, common.transport, clients, rate, duration);
+    common.output.print(figures.map_err(text)?, place.machine)
+}
+
+/// The far host of two: serves until it is stopped.
+pub(crate) fn server(listen: &str) -> Done {
+    let service = Service::start(listen).map_err(|error| format!("{listen}: {error}"))?;
+    let machine = Machine::here();
+    println!("serving on {}", service.addr());
+    for warning in machine.warnings() {
+        eprintln!("note: {warning}");
+    }
+    service.wait();
+    Ok(true)
+}
+
+/// The near host of two: round trips, a flood and bulk both ways.
+pub(crate) fn client(common: &Common) -> Done {
+    let place = common.place()?;
+    let (address, load) = (&place.address, common.load(None));
+    let mut figures = Vec::new();
+    for bytes in [8, 64, 1 << 10, 64 << 10] {
+        let (figure, _) = net::rtt(address, common.transport, bytes, &load, false).map_err(text)?;
+        figures.push(figure);
+    }
+    figures.push(net::flood(address, common.transport, 64, 100_000, &load, false).map_err(text)?);
+    for direction in [Direction::Up, Direction::Down] {
+        for bytes in [1 << 20, 64 << 20] {
+            let figure = net::bulk(address, common.transport, bytes, direction, &load, false);
+            figures.push(figure.map_err(text)?);
+        }
+    }
+    common.output.print(figures, place.machine)
+}
+
+/// `64`, `4KiB`, `64MiB`.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let number: usize = digits.parse().map_err(|_| format!("no size: {text:?}"))?;
+    let unit: usize = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        unit => return Err(format!("no unit: {unit:?} (B, KiB, MiB, GiB)")),
+    };
+    let bytes = number.checked_mul(unit);
+    bytes
+        .filter(|bytes| (1..=1 << 30).contains(bytes))
+        .ok_or_else(|| "1 to 1GiB".to_owned())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("no number: {text:?}"))?;
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("0 to 86400".to_owned())
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,100 @@
+//! Large buffers: throughput of the bulk plane.
+//!
+//! Fenced `unsafe`: memory that the service lends to a transfer.
+
+use std::sync::Arc;
+
+use farcall_transport::{ConnectError, Endpoint};
+use parking_lot::Mutex;
+
+use super::link::{Download, Link, Upload};
+use super::service::Mode;
+use super::{Load, Party, Transport, in_turns, size_name};
+use crate::figure::{Figure, Target};
+use crate::pin::{self, Side};
+use crate::raw::copy::MemCopy;
+use crate::raw::tcp;
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the server.
+    Up,
+    /// From the server.
+    Down,
+}
+
+/// The size that promises are made for.
+const PROMISED_BYTES: usize = 64 << 20;
+
+/// `bulk/*`: gigabytes (1e9) a second of transfers of so many bytes, from the median time, beside bare TCP or
+/// `memcpy`. With a `server` on another host there is no limit to be measured here: none stands beside.
+///
+/// # Errors
+/// The transport's.
+pub fn bulk(
+    server: &str,
+    transport: Transport,
+    bytes: usize,
+    direction: Direction,
+    load: &Load,
+    is_local: bool,
+) -> Result<Figure, ConnectError> {
+    pin::on(Side::Client, || {
+        let link = Link::open(server, transport, Mode::Bulk)?;
+        let name = link.transport_name();
+        let mut parties = vec![match direction {
+            Direction::Up => Party::new(name, Upload::new(link, bytes), load),
+            Direction::Down => Party::new(name, Download::new(link, bytes), load),
+        }];
+        if is_local && name == "shm" {
+            parties.push(Party::new("memcpy", MemCopy::new(bytes), load));
+        } else if is_local {
+            parties.push(Party::new("raw TCP, spinning", tcp::Bulk::new(bytes), load));
+        }
+        let way = if direction == Direction::Up {
+            "up"
+        } else {
+            "down"
+        };
+        let mut figure = None;
+        for (party, recorder) in in_turns(load, parties) {
+            let latency = recorder.finish();
+            // Bytes per microsecond are megabytes per second.
+            let rate = bytes as f64 / latency.measured.p50 / 1000.0;
+            figure = Some(match figure.take() {
+                None => {
+                    let title = format!("bulk/{name}/{way}/{}", size_name(bytes));
+                    Figure::new(title, "GB/s", rate).latency(latency)
+                }
+                Some(ours) => Figure::beside_latency(ours, &party, rate, Some(latency)),
+            });
+        }
+        let mut figure = figure.unwrap_or_else(|| Figure::new("bulk", "GB/s", 0.0));
+        if bytes == PROMISED_BYTES && !figure.beside.is_empty() {
+            let least = if name == "shm" { 0.8 } else { 0.95 };
+            figure = figure.target(Target::RatioAtLeast(least));
+        }
+        Ok(figure)
+    })
+}
+
+/// Receives transfer `id` into the session's memory and then answers with 8 bytes. Ends the session if it cannot.
+pub(super) fn receive_into(endpoint: &Endpoint, id: u64, bytes: u64, memory: &Arc<Mutex<Vec<u8>>>) {
+    let mut buffer = std::mem::take(&mut *memory.lock());
+    buffer.resize(usize::try_from(bytes).unwrap_or_default(), 0);
+    let (at, len) = (buffer.as_mut_ptr(), buffer.len());
+    let (own, memory) = (endpoint.clone(), Arc::clone(memory));
+    let done = Box::new(move |received: Result<usize, _>| {
+        *memory.lock() = buffer;
+        let answered = received.is_ok() && own.append_now(8, |out| out.fill(0)).is_ok();
+        if !answered {
+            own.close();
+        }
+    });
+    // SAFETY: `buffer` has `len` bytes at `at`, and moves into `done`, untouched (a vector that is moved leaves its
+    // bytes where they are): nothing else uses them before `done` is called, which the endpoint keeps until then.
+    if unsafe { endpoint.bulk_post(id, at, len, done) }.is_err() {
+        endpoint.close();
+    }
+}

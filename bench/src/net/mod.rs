@@ -1,0 +1,41 @@
+//! What the transport does, each figure in turns with its limit in the same run: round trips, floods, bulk transfers
+//! and many clients at once.
+//!
+//! Without a server to go to, the far side is a [`service::Service`] of this process, on a core of its own.
+
+mod bulk;
+mod flood;
+pub mod link;
+mod mix;
+mod options;
+mod rtt;
+pub mod service;
+mod turns;
+
+pub use bulk::{Direction, bulk};
+pub use flood::flood;
+pub use mix::mix;
+pub use options::{Load, Transport};
+pub use rtt::rtt;
+pub use turns::{Party, in_turns};
+
+/// Something that is done over and over and timed: a round trip, a transfer.
+pub trait Trip {
+    /// A turn begins.
+    fn begin(&mut self) {}
+    /// Once.
+    fn trip(&mut self);
+    /// The turn is over: other parties are measured now.
+    fn end(&mut self) {}
+}
+
+/// `64B`, `4KiB`, `64MiB`.
+#[must_use]
+pub fn size_name(bytes: usize) -> String {
+    match bytes {
+        0..1024 => format!("{bytes}B"),
+        1024..0x10_0000 if bytes.is_multiple_of(1024) => format!("{}KiB", bytes >> 10),
+        _ if bytes.is_multiple_of(0x10_0000) => format!("{}MiB", bytes >> 20),
+        _ => format!("{bytes}B"),
+    }
+}

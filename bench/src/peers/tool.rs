@@ -1,0 +1,297 @@
+//! How each peer is run, and where its output has the figure.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::pin::{self, Side};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// Microseconds there and back.
+    Rtt,
+    /// GB/s.
+    Bulk,
+}
+
+/// A peer's tool: `program` is started as a server on a port, and again as a client of it.
+pub(super) struct Tool {
+    pub(super) name: &'static str,
+    program: &'static str,
+    transport: &'static str,
+    what: What,
+    env: &'static [(&'static str, &'static str)],
+    /// Arguments of both sides; `PORT`, `BYTES`, `TIMES`, `DEVICE` and `GID` are filled in.
+    both: &'static str,
+    /// Further arguments of the server.
+    server: &'static str,
+    /// Further arguments of the client.
+    client: &'static str,
+    /// Which column of the last line that begins with a number.
+    column: usize,
+    /// What turns the column's unit into ours.
+    factor: f64,
+}
+
+/// MiB/s to GB/s.
+const MIB: f64 = 1.048_576e-3;
+const UCX_TCP: &[(&str, &str)] = &[("UCX_TLS", "tcp,self"), ("UCX_NET_DEVICES", "lo")];
+const UCX_SHM: &[(&str, &str)] = &[("UCX_TLS", "posix,cma,self"), ("UCX_NET_DEVICES", "all")];
+
+/// One-way figures are doubled. `fi_pingpong` prints averages only, the others medians (or "typical").
+pub(super) const TOOLS: &[Tool] = &[
+    ucx("tcp", UCX_TCP, What::Rtt),
+    ucx("shm", UCX_SHM, What::Rtt),
+    ucx("tcp", UCX_TCP, What::Bulk),
+    ucx("shm", UCX_SHM, What::Bulk),
+    libfabric("tcp", "-p tcp -e msg -S BYTES -I TIMES"),
+    libfabric("shm", "-p shm -e rdm -S BYTES -I TIMES"),
+    perftest(
+        "2 x ib_write_lat",
+        "ib_write_lat",
+        What::Rtt,
+        "-n TIMES",
+        4,
+        2.0,
+    ),
+    perftest("ib_write_bw", "ib_write_bw", What::Bulk, "-n TIMES", 3, MIB),
+];
+
+const fn ucx(
+    transport: &'static str,
+    env: &'static [(&'static str, &'static str)],
+    what: What,
+) -> Tool {
+    let is_rtt = matches!(what, What::Rtt);
+    Tool {
+        name: if is_rtt {
+            "UCX active messages"
+        } else {
+            "UCX active messages, 1 MiB"
+        },
+        program: "ucx_perftest",
+        transport,
+        what,
+        env,
+        both: "-p PORT",
+        server: "",
+        client: if is_rtt {
+            "127.0.0.1 -t ucp_am_lat -s BYTES -n TIMES -w 500 -f"
+        } else {
+            "127.0.0.1 -t ucp_am_bw -s BYTES -n TIMES -w 100 -f"
+        },
+        column: if is_rtt { 1 } else { 5 },
+        factor: if is_rtt { 2.0 } else { MIB },
+    }
+}
+
+const fn libfabric(transport: &'static str, both: &'static str) -> Tool {
+    Tool {
+        name: "libfabric fi_pingpong, average",
+        program: "fi_pingpong",
+        transport,
+        what: What::Rtt,
+        env: &[],
+        both,
+        server: "-B PORT",
+        client: "-P PORT 127.0.0.1",
+        column: 6,
+        factor: 2.0,
+    }
+}
+
+const fn perftest(
+    name: &'static str,
+    program: &'static str,
+    what: What,
+    server: &'static str,
+    column: usize,
+    factor: f64,
+) -> Tool {
+    Tool {
+        name,
+        program,
+        transport: "verbs",
+        what,
+        env: &[],
+        both: "-d DEVICE -x GID -F -s BYTES -p PORT",
+        server,
+        client: "127.0.0.1",
+        column,
+        factor,
+    }
+}
+
+/// How long a peer may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks whether a peer listens: there is no event for it.
+const LOOK: Duration = Duration::from_millis(2);
+
+impl Tool {
+    pub(super) fn is_for(&self, transport: &str, what: What) -> bool {
+        self.transport == transport && self.what == what
+    }
+
+    /// The figure; None if the tool is not installed.
+    pub(super) fn measure(&self, bytes: usize) -> io::Result<Option<f64>> {
+        let port = free_port()?;
+        let server = pin::on(Side::Server, || {
+            self.command(self.server, port, bytes).spawn()
+        });
+        let mut server = match server {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            started => Ended(started?),
+        };
+        server.wait_until_listening(port)?;
+        let client = pin::on(Side::Client, || {
+            self.command(self.client, port, bytes).spawn()
+        });
+        let mut client = Ended(client?);
+        client.wait()?;
+        // What these tools print fits into the pipe, so that they ended without a reader.
+        let output = client
+            .0
+            .stdout
+            .take()
+            .map_or(Ok(String::new()), io::read_to_string)?;
+        let figure = column(&output, self.column).map(|value| value * self.factor);
+        let figure = figure.ok_or_else(|| {
+            io::Error::new(
+                ErrorKind::InvalidData,
+                format!("no figure in its output: {output}"),
+            )
+        })?;
+        Ok(Some(figure))
+    }
+
+    fn command(&self, own: &str, port: u16, bytes: usize) -> Command {
+        let device =
+            std::env::var("FARCALL_BENCH_RDMA_DEVICE").unwrap_or_else(|_| first_rdma_device());
+        // RoCE v2 with an IPv4 address is number 1 on most devices, rxe among them.
+        let gid = std::env::var("FARCALL_BENCH_GID_INDEX").unwrap_or_else(|_| "1".to_owned());
+        let times = if bytes > 4096 { 2000 } else { 20_000 };
+        let fill = |word: &str| {
+            word.replace("PORT", &port.to_string())
+                .replace("BYTES", &bytes.to_string())
+                .replace("TIMES", &times.to_string())
+                .replace("DEVICE", &device)
+                .replace("GID", &gid)
+        };
+        let mut command = Command::new(self.program);
+        command.args(
+            self.both
+                .split_whitespace()
+                .chain(own.split_whitespace())
+                .map(fill),
+        );
+        command.envs(self.env.iter().copied());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        command
+    }
+}
+
+/// A process that does not outlive the measurement.
+struct Ended(Child);
+
+impl Ended {
+    fn wait(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        while self.0.try_wait()?.is_none() {
+            if began.elapsed() > PATIENCE {
+                return Err(io::Error::new(ErrorKind::TimedOut, "it does not end"));
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Looks at the kernel's table of sockets: a connection would be taken for the client's.
+    fn wait_until_listening(&mut self, port: u16) -> io::Result<()> {
+        let began = Instant::now();
+        loop {
+            let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
+            let tables = tables.map(|table| fs::read_to_string(table).unwrap_or_default());
+            if tables.iter().any(|table| is_listening(table, port)) {
+                return Ok(());
+            }
+            if let Some(status) = self.0.try_wait()? {
+                return Err(io::Error::other(format!("its server ended: {status}")));
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(io::Error::new(ErrorKind::TimedOut, "it does not listen"));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A line of the table: number, local address, remote address, state (0A: listening).
+fn is_listening(table: &str, port: u16) -> bool {
+    let ending = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_port = words.next().is_some_and(|local| local.ends_with(&ending));
+        is_port && words.nth(1) == Some("0A")
+    })
+}
+
+/// That number of the last line that begins with one.
+fn column(output: &str, index: usize) -> Option<f64> {
+    let starts_with_digit =
+        |line: &&str| line.trim_start().starts_with(|c: char| c.is_ascii_digit());
+    let line = output.lines().rev().find(starts_with_digit)?;
+    line.split_whitespace().nth(index)?.parse().ok()
+}
+
+/// A port that was free a moment ago: these tools cannot choose one themselves.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn first_rdma_device() -> String {
+    let entries = fs::read_dir("/sys/class/infiniband")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.into_iter().next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{column, is_listening};
+
+    #[test]
+    fn figures_are_found_in_what_the_tools_print() {
+        let ucx = "|  Test  | # iterations | 50.0%ile |\n+----+\n     20000      7.337    95.466    90.976   0.64  0.67\n";
+        assert_eq!(column(ucx, 1), Some(7.337));
+        let libfabric = "bytes #sent #ack total time MB/sec usec/xfer Mxfers/sec\n64 20k =20k 2.4m 0.12s 22.12 2.89 0.35\n";
+        assert_eq!(column(libfabric, 6), Some(2.89));
+        assert_eq!(column("no figure", 1), None);
+    }
+
+    #[test]
+    fn listening_ports_are_found() {
+        let table = "  sl  local_address rem_address   st\n   0: 0100007F:34E1 00000000:0000 0A 0:0\n   1: 0100007F:34E2 0100007F:34E1 01 0:0\n";
+        assert!(is_listening(table, 0x34E1));
+        assert!(!is_listening(table, 0x34E2) && !is_listening(table, 1));
+    }
+}
