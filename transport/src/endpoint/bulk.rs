@@ -45,6 +45,7 @@ pub(super) struct BulkOut {
     prelude: Vec<u8>,
 }
 
+type OutGuard<'a> = MutexGuard<'a, BulkOut>;
 impl BulkOut {
     pub(super) fn new(connector: Option<BulkConnector>) -> Self {
         Self {
@@ -127,7 +128,8 @@ impl Endpoint {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let header = BulkHeader::new(id, to_u64(total)).bytes();
         let mut cursor = Cursor::new(&header, parts);
-        let mut out = self.lock_bulk_out()?;
+        // A server's connection comes from the client, through `attach_bulk`, which needs the lock.
+        let mut out = self.lock_bulk_out(|out| out.stream.is_some() || out.connector.is_some())?;
         let mut error = None;
         let mut step = || {
             let result = send_step(&mut out, &mut cursor);
@@ -280,7 +282,7 @@ impl Endpoint {
             &handover.agreed.local,
             0,
         );
-        let mut out = self.lock_bulk_out()?;
+        let mut out = self.lock_bulk_out(|_| true)?;
         if out.stream.is_some() {
             return Err(AdoptError::WrongSession);
         }
@@ -306,7 +308,7 @@ impl Endpoint {
         if shared.trailing.is_none() || shared.bulk_in.lock().stream.is_some() {
             return Ok(());
         }
-        let mut out = self.lock_bulk_out()?;
+        let mut out = self.lock_bulk_out(|_| true)?;
         self.open_bulk_locked(&mut out).map_err(CloseReason::lost)
     }
 
@@ -331,12 +333,12 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The right to send on the bulk plane, with the connection open.
-    fn lock_bulk_out(&self) -> Result<MutexGuard<'_, BulkOut>, CloseReason> {
+    /// The right to send on the bulk plane once it is `usable`; a client's connection is open then.
+    fn lock_bulk_out(&self, usable: fn(&BulkOut) -> bool) -> Result<OutGuard<'_>, CloseReason> {
         let shared = &*self.shared;
         let mut guard = None;
         let mut lock = || {
-            guard = shared.bulk_out.try_lock();
+            guard = shared.bulk_out.try_lock().filter(|out| usable(out));
             guard.is_some()
         };
         if !lock() {

@@ -470,6 +470,27 @@ pub fn bulk_sizes_and_orders<B: Backend>() {
     running.join().unwrap();
 }
 
+/// A server that sends before the client's bulk connection is there waits for it, and does not keep it away.
+pub fn bulk_from_a_handler_that_is_early<B: Backend>() {
+    let (sleeps, sent) = (
+        Arc::new(AtomicU64::new(u64::MAX)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (asleep, done) = (Arc::clone(&sleeps), Arc::clone(&sent));
+    let sender = Tap::new(move |endpoint, _| {
+        asleep.store(endpoint.stats().sleeps, SeqCst);
+        endpoint.bulk_send(7, &[IoSlice::new(&[5; 100])]).unwrap();
+        done.store(true, SeqCst);
+    });
+    let (client, server) = B::pair(Limits::default(), Tuning::default(), Tap::ignore(), sender);
+    let running = serve(server.clone());
+    client.append_now(8, |out| out.fill(1)).unwrap();
+    wait_for(|| sent.load(SeqCst) || server.stats().sleeps > sleeps.load(SeqCst));
+    assert_eq!(bulk_recv(&client, 7, 100).unwrap(), [5; 100]);
+    client.close();
+    running.join().unwrap();
+}
+
 pub fn bulk_waits_end_with_the_session<B: Backend>() {
     let (client, server) = B::pair(
         Limits::default(),
@@ -533,7 +554,8 @@ macro_rules! suite {
             every_size, shorter_than_claimed, credits_exhausted, both_sides_flood,
             handler_out_of_room, slow_reader, trailing_edge, pushed_frames, many_waiters,
             waits_end, close_delivers_what_is_pending, bulk_both_ways_at_once,
-            bulk_sizes_and_orders, bulk_waits_end_with_the_session, sessions_leak_nothing);
+            bulk_sizes_and_orders, bulk_from_a_handler_that_is_early,
+            bulk_waits_end_with_the_session, sessions_leak_nothing);
     };
     (@ $backend:ty: $($test:ident),*) => {
         $(#[test]
