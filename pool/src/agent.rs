@@ -1,0 +1,321 @@
+//! What a server does with the pool: it joins, says that it is there, and ends what the pool tells it to.
+//! Grants it checks alone: while the pool is down, sessions go on and valid grants open new ones.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::client::{ClientError, PoolClient};
+use crate::core::wall_ms;
+use crate::grant::{Grant, GrantError, SKEW_MS_MAX, Verifier};
+use crate::model::{LeaseId, ServerFacts};
+use crate::state::{EndOrder, Load};
+use crate::wire::{Orders, Register, Registered, RenewServer};
+
+/// Between attempts to reach a pool that does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often a server that still has to end something looks whether it has.
+const ENDING: Duration = Duration::from_millis(20);
+
+/// The server's side: its sessions.
+pub trait Host: Send + Sync {
+    /// What it does.
+    fn load(&self) -> Load;
+    /// Ends all sessions of a lease, and tells their clients why. Does not wait for that.
+    fn end(&self, lease: LeaseId, reason: &str);
+}
+
+/// Why a client is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The server has not joined yet: it cannot check grants.
+    #[error("this server has not reached its pool yet; try again")]
+    NotJoined,
+    /// The client has no grant.
+    #[error("this server belongs to a pool and wants a grant: use farcall run --pool URL")]
+    NoGrant,
+    /// The grant is no good.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    /// What it is part of is over.
+    #[error("the lease {0} has ended: {1}")]
+    Ended(LeaseId, String),
+    /// It is used from elsewhere already.
+    #[error("the grant of lease {0} is in use from {1}")]
+    Elsewhere(LeaseId, IpAddr),
+}
+
+/// Checks who may open a session.
+#[derive(Default)]
+pub struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    verifier: Option<Verifier>,
+    /// Leases that have ended, why, and until when their grants could be valid.
+    ended: BTreeMap<LeaseId, (String, u64)>,
+    /// Where a lease is used from.
+    used_from: BTreeMap<LeaseId, IpAddr>,
+}
+
+impl Gate {
+    /// Checks what a client shows. `peer`: where it comes from, `None` on this machine.
+    ///
+    /// # Errors
+    /// Why it is not let in.
+    pub fn admit(&self, shown: Option<&[u8]>, peer: Option<IpAddr>) -> Result<Grant, Denied> {
+        let mut state = self.state.lock();
+        let verifier = state.verifier.as_ref().ok_or(Denied::NotJoined)?;
+        let grant = verifier.verify(shown.ok_or(Denied::NoGrant)?, wall_ms())?;
+        if let Some((reason, _)) = state.ended.get(&grant.lease) {
+            return Err(Denied::Ended(grant.lease, reason.clone()));
+        }
+        // A grant that somebody has copied on its way is no good elsewhere while it is in use.
+        if let Some(peer) = peer {
+            let first = *state.used_from.entry(grant.lease).or_insert(peer);
+            if first != peer {
+                return Err(Denied::Elsewhere(grant.lease, first));
+            }
+        }
+        Ok(grant)
+    }
+
+    fn open(&self, verifier: Verifier, refuse: &[EndOrder], grant_ms: u64) {
+        self.state.lock().verifier = Some(verifier);
+        refuse.iter().for_each(|order| self.refuse(order, grant_ms));
+        self.changed.notify_all();
+    }
+
+    fn refuse(&self, order: &EndOrder, grant_ms: u64) {
+        let now_ms = wall_ms();
+        let until_ms = now_ms + grant_ms + 2 * SKEW_MS_MAX;
+        let mut state = self.state.lock();
+        state.ended.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        state.used_from.remove(&order.lease);
+        state
+            .ended
+            .insert(order.lease, (order.reason.clone(), until_ms));
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+/// How a server reaches its pool.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The pool; its token is a join token, or nothing where there is a credential.
+    pub pool: PoolClient,
+    /// Where the credential is kept that the pool gives for the join token.
+    pub credential: PathBuf,
+    /// What the server is.
+    pub facts: ServerFacts,
+}
+
+/// A server's tie to its pool. Ends with [`Agent::stop`].
+pub struct Agent {
+    gate: Arc<Gate>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Agent {
+    /// Starts a thread that joins, renews, and carries out orders.
+    ///
+    /// # Errors
+    /// No thread; the credential cannot be read.
+    pub fn start(options: AgentOptions, gate: Arc<Gate>, host: Arc<dyn Host>) -> io::Result<Self> {
+        let credential = read_credential(&options.credential)?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let tie = Tie {
+            options,
+            credential,
+            gate: gate.clone(),
+            host,
+            stopped: stopped.clone(),
+        };
+        std::thread::Builder::new()
+            .name("pool agent".to_owned())
+            .spawn(move || tie.run())?;
+        Ok(Self { gate, stopped })
+    }
+
+    /// Waits until the server has joined. Whether it has. Blocks.
+    #[must_use]
+    pub fn wait_joined(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.gate.state.lock();
+        while state.verifier.is_none() {
+            if self
+                .gate
+                .changed
+                .wait_until(&mut state, deadline)
+                .timed_out()
+            {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Lets the thread end; does not wait for it.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").finish_non_exhaustive()
+    }
+}
+
+struct Tie {
+    options: AgentOptions,
+    credential: Option<String>,
+    gate: Arc<Gate>,
+    host: Arc<dyn Host>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Tie {
+    fn run(mut self) {
+        while !self.stopped.load(Ordering::SeqCst) {
+            let outcome = self.register();
+            let outcome = outcome.and_then(|(pool, registered)| self.renew(&pool, &registered));
+            let Err(error) = outcome else {
+                return;
+            };
+            log::warn!("pool: {error}");
+            if error.status() == Some(401) && self.credential.is_some() {
+                // The pool has forgotten this server; the join token may let it in again.
+                self.credential = None;
+            }
+            std::thread::park_timeout(RETRY);
+        }
+    }
+
+    fn register(&mut self) -> Result<(PoolClient, Registered), ClientError> {
+        let pool = &self.options.pool;
+        let pool = match &self.credential {
+            Some(credential) => pool.with_token(credential),
+            None => pool.clone(),
+        };
+        let body = Register {
+            server: self.options.facts.clone(),
+            clock_ms: wall_ms(),
+        };
+        let registered: Registered = pool.post("/v1/register", &body, Duration::ZERO)?;
+        let name = &self.options.facts.name;
+        let verifier = Verifier::new(&registered.grant_key, name);
+        let verifier = verifier.ok_or_else(|| ClientError::Answer {
+            url: pool.url().to_owned(),
+            why: "its key is no key".to_owned(),
+        })?;
+        let mut pool = pool;
+        if let Some(credential) = &registered.credential {
+            if let Err(error) = write_credential(&self.options.credential, credential) {
+                log::error!("{}: {error}", self.options.credential.display());
+            }
+            pool = pool.with_token(credential);
+            self.credential = Some(credential.clone());
+        }
+        self.gate
+            .open(verifier, &registered.refuse, registered.grant_ms);
+        for order in &registered.refuse {
+            self.host.end(order.lease, &order.reason);
+        }
+        log::info!("joined the pool at {} as {name}", pool.url());
+        Ok((pool, registered))
+    }
+
+    /// Renews until stopped. A pool that is away for a while changes nothing here.
+    fn renew(&self, pool: &PoolClient, registered: &Registered) -> Result<(), ClientError> {
+        let mut ending: BTreeSet<LeaseId> = BTreeSet::new();
+        let mut seen = 0;
+        let mut unreachable = false;
+        while !self.stopped.load(Ordering::SeqCst) {
+            let load = self.host.load();
+            let over = |lease: &LeaseId| {
+                let used = load.leases.iter().find(|used| used.lease == *lease);
+                used.is_none_or(|used| used.sessions == 0)
+            };
+            let ended: Vec<LeaseId> = ending.iter().filter(|it| over(it)).copied().collect();
+            let still = ending.len() > ended.len();
+            let wait_ms = if still || !ended.is_empty() {
+                0
+            } else {
+                registered.renew_within_ms
+            };
+            let body = RenewServer {
+                load,
+                ended: ended.clone(),
+                seen,
+                wait_ms,
+            };
+            let orders: Orders = match pool.post("/v1/renew", &body, Duration::from_millis(wait_ms))
+            {
+                Ok(orders) => orders,
+                Err(error @ ClientError::Unreachable { .. }) => {
+                    if !std::mem::replace(&mut unreachable, true) {
+                        log::warn!("pool: {error}; sessions go on");
+                    }
+                    std::thread::park_timeout(RETRY);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if std::mem::replace(&mut unreachable, false) {
+                log::info!("the pool answers again");
+            }
+            seen = orders.version;
+            ending.retain(|lease| !ended.contains(lease));
+            for order in &orders.end {
+                self.gate.refuse(order, registered.grant_ms);
+                if ending.insert(order.lease) {
+                    log::info!("lease {} ends: {}", order.lease, order.reason);
+                }
+                self.host.end(order.lease, &order.reason);
+            }
+            if still {
+                std::thread::park_timeout(ENDING);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_credential(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_credential(path: &Path, credential: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let beside = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = file.open(&beside)?;
+    writeln!(file, "{credential}")?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}

@@ -1,0 +1,229 @@
+//! Asking for GPUs, keeping them, giving them back.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Caller, Sent};
+use super::problem::Refused;
+use super::{App, wait};
+use crate::core::Look;
+use crate::grant::{Grant, GrantedGpu, Signer};
+use crate::model::{Ask, LeaseId, Stage};
+use crate::state::views::LeaseView;
+use crate::state::{Pool, Refusal, Topic};
+use crate::wire::{LeaseAnswer, Problem, RenewLease, SignedGrant};
+
+/// How many times a client renews within the time that it has.
+const RENEWALS: u64 = 3;
+
+/// How a request waits.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(crate) struct AskOptions {
+    /// Whether it waits in the queue if it does not fit now.
+    #[serde(default)]
+    wait: bool,
+}
+
+/// Which leases.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(crate) struct ListOptions {
+    /// Everyone's; needs more than a client's token.
+    #[serde(default)]
+    all: bool,
+    /// Also those that have ended, as long as they are remembered.
+    #[serde(default)]
+    ended: bool,
+}
+
+/// Ask for GPUs.
+#[utoipa::path(post, path = "/v1/leases", tag = "leases", params(AskOptions), request_body = Ask, responses(
+    (status = 201, description = "Granted", body = LeaseAnswer),
+    (status = 202, description = "In the queue: renew the lease to follow it", body = LeaseAnswer),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn ask(
+    State(app): State<App>,
+    caller: Caller,
+    Query(options): Query<AskOptions>,
+    Sent(ask): Sent<Ask>,
+) -> Result<(StatusCode, Json<LeaseAnswer>), Refused> {
+    caller.may_ask()?;
+    let asked = app.core.call(move |pool, now_ms| {
+        let outcome = pool.ask(now_ms, caller.client, ask, options.wait)?;
+        found(pool, outcome.lease)
+    });
+    let answer = answer(&app, asked.await??);
+    let status = if answer.lease.stage == Stage::Queued {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::CREATED
+    };
+    Ok((status, Json(answer)))
+}
+
+/// List leases.
+#[utoipa::path(get, path = "/v1/leases", tag = "leases", params(ListOptions), responses(
+    (status = 200, description = "Leases, oldest first", body = Vec<LeaseView>),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    Query(options): Query<ListOptions>,
+) -> Result<Json<Vec<LeaseView>>, Refused> {
+    if options.all {
+        caller.sees_all()?;
+    }
+    let client = (!options.all).then_some(caller.client);
+    let views = app
+        .core
+        .call(move |pool, _| pool.lease_views(client, options.ended));
+    Ok(Json(views.await?))
+}
+
+/// Show a lease, with its grants.
+#[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
+    (status = 200, description = "The lease", body = LeaseAnswer),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Path(lease): Path<String>,
+) -> Result<Json<LeaseAnswer>, Refused> {
+    let id = lease_id(&lease)?;
+    let seen = app.core.call(move |pool, _| {
+        let view = found(pool, id)?;
+        let own = pool.lease_views(Some(caller.client), true);
+        if caller.sees_all().is_err() && !own.iter().any(|lease| lease.lease == id) {
+            return Err(Refusal::NotFound(format!("no lease {id}")));
+        }
+        Ok(view)
+    });
+    Ok(Json(answer(&app, seen.await??)))
+}
+
+/// Say that the client is there, and wait for news.
+#[utoipa::path(post, path = "/v1/leases/{lease}/renew", tag = "leases", params(("lease" = String, Path)),
+    request_body = RenewLease, responses(
+    (status = 200, description = "The lease, with fresh grants", body = LeaseAnswer),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn renew(
+    State(app): State<App>,
+    caller: Caller,
+    Path(lease): Path<String>,
+    Sent(renewal): Sent<RenewLease>,
+) -> Result<Json<LeaseAnswer>, Refused> {
+    let id = lease_id(&lease)?;
+    let client = caller.client;
+    let look = move |pool: &mut Pool, now_ms: u64| {
+        let view = pool
+            .renew(now_ms, client, id)
+            .and_then(|()| found(pool, id));
+        match view {
+            Ok((view, times)) if view.version == renewal.seen => {
+                Look::SameAsBefore(Ok((view, times)))
+            }
+            other => Look::Answer(other),
+        }
+    };
+    let followed = app
+        .core
+        .follow(Topic::Lease(id), wait(renewal.wait_ms), look);
+    Ok(Json(answer(&app, followed.await??)))
+}
+
+/// Give a lease back, or leave the queue.
+#[utoipa::path(delete, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
+    (status = 204, description = "It has ended"),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn release(
+    State(app): State<App>,
+    caller: Caller,
+    Path(lease): Path<String>,
+) -> Result<StatusCode, Refused> {
+    caller.may_ask()?;
+    let id = lease_id(&lease)?;
+    let done = app.core.call(move |pool, now_ms| {
+        let name = caller.name.clone();
+        let reason = format!("released by {name}");
+        pool.release(now_ms, caller.scope(), id, &name, &reason)
+    });
+    done.await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn lease_id(text: &str) -> Result<LeaseId, Refused> {
+    text.parse()
+        .map_err(|why: String| Refused::field("lease", why))
+}
+
+fn found(pool: &Pool, id: LeaseId) -> Result<(LeaseView, Times), Refusal> {
+    let view = pool.lease_view(id);
+    let view = view.ok_or_else(|| Refusal::NotFound(format!("no lease {id}")))?;
+    let settings = pool.settings();
+    let times = Times {
+        grant_ms: settings.grant_ms,
+        client_ttl_ms: settings.client_ttl_ms,
+    };
+    Ok((view, times))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    grant_ms: u64,
+    client_ttl_ms: u64,
+}
+
+fn answer(app: &App, (lease, times): (LeaseView, Times)) -> LeaseAnswer {
+    let grants = if lease.stage == Stage::Held {
+        grants(&app.signer, &lease, app.core.now_ms(), times.grant_ms)
+    } else {
+        Vec::new()
+    };
+    LeaseAnswer {
+        lease,
+        grants,
+        renew_within_ms: times.client_ttl_ms / RENEWALS,
+    }
+}
+
+/// One grant for each server of a lease.
+fn grants(signer: &Signer, lease: &LeaseView, now_ms: u64, grant_ms: u64) -> Vec<SignedGrant> {
+    let mut servers: BTreeMap<&str, (&str, Vec<GrantedGpu>)> = BTreeMap::new();
+    for piece in &lease.pieces {
+        let entry = servers
+            .entry(&piece.server)
+            .or_insert_with(|| (&piece.address, Vec::new()));
+        entry.1.push(GrantedGpu {
+            uuid: piece.uuid.clone(),
+            memory_bytes: piece.memory_bytes,
+            share_permille: piece.share_permille,
+        });
+    }
+    let expires_ms = now_ms.saturating_add(grant_ms);
+    let expires_ms = expires_ms.min(lease.expires_ms.unwrap_or(u64::MAX));
+    let sign = |(server, (address, gpus)): (&str, (&str, Vec<GrantedGpu>))| SignedGrant {
+        server: server.to_owned(),
+        address: address.to_owned(),
+        gpus: gpus.len(),
+        token: signer.sign(&Grant {
+            lease: lease.lease,
+            client: lease.client.clone(),
+            server: server.to_owned(),
+            gpus,
+            issued_ms: now_ms,
+            expires_ms,
+        }),
+        expires_ms,
+    };
+    servers.into_iter().map(sign).collect()
+}

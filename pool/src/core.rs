@@ -1,0 +1,289 @@
+//! One thread owns the pool. It takes what has come in, decides, makes all of it durable with one commit,
+//! and only then answers: while the disk is busy, the next batch gathers.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::state::{BadRecord, Pool, Topic};
+use crate::store::{Store, StoreError, Version};
+
+/// Operations that wait to be taken; more are refused at once.
+const WAITING_MAX: usize = 16_384;
+/// Operations of one commit.
+const BATCH_MAX: usize = 1024;
+/// Time passes in steps of this.
+const TICK: Duration = Duration::from_millis(200);
+
+type Reply = Box<dyn FnOnce() + Send>;
+type Job = Box<dyn FnOnce(&mut Pool, u64) -> Reply + Send>;
+
+/// The pool could not do it at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// More operations wait than can be.
+    #[error("the pool is overloaded")]
+    Overloaded,
+    /// The store failed, or the process ends.
+    #[error("the pool has stopped")]
+    Stopped,
+}
+
+/// Why the pool does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record cannot.
+    #[error(transparent)]
+    Record(#[from] BadRecord),
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Milliseconds since the Unix epoch that do not jump when somebody sets the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    start_ms: u64,
+}
+
+impl Clock {
+    /// The system's time as it is now, and steady from here.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            start_ms: wall_ms(),
+        }
+    }
+
+    /// Now.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let passed = self.start.elapsed().as_millis();
+        self.start_ms + u64::try_from(passed).unwrap_or(u64::MAX / 2)
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The system's time.
+#[must_use]
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// The pool's thread, as others see it. Clones are the same.
+#[derive(Clone)]
+pub struct Core {
+    jobs: SyncSender<Job>,
+    topics: Arc<Topics>,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct Topics {
+    waiting: Mutex<FxHashMap<Topic, Arc<Notify>>>,
+    /// Counts batches that changed something: pages follow it.
+    changes: watch::Sender<u64>,
+}
+
+impl Core {
+    /// Loads the pool from its store and starts its thread, which ends with the last clone of this, or when
+    /// the store fails: then `on_end` is told why. Blocks until it is loaded.
+    ///
+    /// # Errors
+    /// The store or one of its records cannot be read.
+    pub fn start(
+        mut store: Box<dyn Store>,
+        on_end: impl FnOnce(Result<(), StoreError>) + Send + 'static,
+    ) -> Result<Self, StartError> {
+        let clock = Clock::new();
+        let (version, records) = store.load()?;
+        let pool = Pool::load(records, clock.now_ms())?;
+        let (jobs, incoming) = sync_channel(WAITING_MAX);
+        let topics = Arc::new(Topics {
+            waiting: Mutex::default(),
+            changes: watch::Sender::new(0),
+        });
+        let thread = Thread {
+            pool,
+            store,
+            version,
+            topics: topics.clone(),
+            clock,
+        };
+        let builder = std::thread::Builder::new().name("pool".to_owned());
+        builder
+            .spawn(move || on_end(thread.run(&incoming)))
+            .map_err(StartError::Thread)?;
+        Ok(Self {
+            jobs,
+            topics,
+            clock,
+        })
+    }
+
+    /// Does `operation` in the pool's thread, and gives its result once that is durable.
+    ///
+    /// # Errors
+    /// The pool is overloaded or has stopped. In the second case it may have happened all the same.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Pool, u64) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.send(operation)?
+            .await
+            .map_err(|_| Unavailable::Stopped)
+    }
+
+    /// As [`Core::call`], for threads. Blocks.
+    ///
+    /// # Errors
+    /// As [`Core::call`].
+    pub fn call_blocking<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Pool, u64) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.send(operation)?
+            .blocking_recv()
+            .map_err(|_| Unavailable::Stopped)
+    }
+
+    /// Asks `look` until it has an answer, each time that `topic` has changed, for at most `wait`; then its
+    /// second kind of answer counts.
+    ///
+    /// # Errors
+    /// As [`Core::call`].
+    pub async fn follow<T: Send + 'static>(
+        &self,
+        topic: Topic,
+        wait: Duration,
+        look: impl Fn(&mut Pool, u64) -> Look<T> + Clone + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let notify = self.topics.waiting.lock().entry(topic).or_default().clone();
+            let changed = notify.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Before looking: a change after that is noticed.
+            changed.as_mut().enable();
+            let look = look.clone();
+            match self.call(move |pool, now_ms| look(pool, now_ms)).await? {
+                Look::Answer(answer) => return Ok(answer),
+                Look::SameAsBefore(answer) => {
+                    if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                        return Ok(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts changes of anything, for pages that show everything.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.topics.changes.subscribe()
+    }
+
+    /// The pool's time.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Pool, u64) -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |pool, now_ms| {
+            let result = operation(pool, now_ms);
+            // Who asked may have gone.
+            Box::new(move || drop(answer.send(result)))
+        });
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => Unavailable::Overloaded,
+            TrySendError::Disconnected(_) => Unavailable::Stopped,
+        })?;
+        Ok(answered)
+    }
+}
+
+/// What [`Core::follow`] saw.
+#[derive(Debug)]
+pub enum Look<T> {
+    /// It has changed.
+    Answer(T),
+    /// It has not.
+    SameAsBefore(T),
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").finish_non_exhaustive()
+    }
+}
+
+struct Thread {
+    pool: Pool,
+    store: Box<dyn Store>,
+    version: Version,
+    topics: Arc<Topics>,
+    clock: Clock,
+}
+
+impl Thread {
+    /// Until nobody can ask any more, or the store fails: what is not durable is not answered.
+    fn run(mut self, incoming: &Receiver<Job>) -> Result<(), StoreError> {
+        let mut next_tick = Instant::now();
+        let mut replies: Vec<Reply> = Vec::new();
+        loop {
+            let first = incoming.recv_timeout(next_tick.saturating_duration_since(Instant::now()));
+            let now_ms = self.clock.now_ms();
+            match first {
+                Ok(job) => {
+                    replies.push(job(&mut self.pool, now_ms));
+                    for job in incoming.try_iter().take(BATCH_MAX - 1) {
+                        replies.push(job(&mut self.pool, now_ms));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if Instant::now() >= next_tick {
+                self.pool.tick(now_ms);
+                next_tick = Instant::now() + TICK;
+            }
+            let changes = self.pool.take_changes();
+            if !changes.is_empty() {
+                self.version = self.store.commit(self.version, &changes)?;
+                self.topics.changes.send_modify(|count| *count += 1);
+            }
+            for reply in replies.drain(..) {
+                reply();
+            }
+            let woken = self.pool.take_woken();
+            if !woken.is_empty() {
+                let mut waiting = self.topics.waiting.lock();
+                for notify in woken.iter().filter_map(|topic| waiting.remove(topic)) {
+                    notify.notify_waiters();
+                }
+            }
+        }
+    }
+}

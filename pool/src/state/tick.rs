@@ -1,0 +1,155 @@
+//! What time does: silent servers and clients, expired, idle and forgotten leases.
+#![forbid(unsafe_code)]
+
+use super::quota::day_of;
+use crate::model::{ClientId, LeaseId, Purpose, ServerId, Settings, Stage};
+use crate::state::{Key, Lease, Pool, Topic};
+
+/// A client is warned so long before an idle lease is taken back, or at four fifths of a short idle time.
+const WARNING_MS: u64 = 60_000;
+/// How much longer than grants are valid an ended lease is remembered.
+const MEMORY_MS: u64 = 60_000;
+
+/// What a lease is due for.
+enum Due {
+    End(String),
+    Warn(String),
+    Unwarn,
+    Forget,
+    Nothing,
+}
+
+impl Pool {
+    /// Time has passed. To be called a few times a second.
+    pub fn tick(&mut self, now_ms: u64) {
+        let ttl_ms = self.meta.settings.server_ttl_ms;
+        let silent: Vec<ServerId> = self
+            .servers
+            .iter()
+            .filter(|(_, it)| it.up && now_ms.saturating_sub(it.seen_ms) > ttl_ms)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in silent {
+            self.server_down(now_ms, id);
+        }
+        let due: Vec<(LeaseId, Due)> = self
+            .leases
+            .iter()
+            .map(|(id, lease)| (*id, due(now_ms, lease, &self.meta.settings)))
+            .filter(|(_, due)| !matches!(due, Due::Nothing))
+            .collect();
+        for (id, due) in due {
+            self.carry_out(now_ms, id, due);
+        }
+        let old: Vec<u32> = self
+            .joins
+            .iter()
+            .filter(|(_, it)| it.expires_ms.saturating_add(MEMORY_MS) < now_ms)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in old {
+            self.joins.remove(&id);
+            self.mark(Key::Join(id));
+        }
+        self.end_of_tokens(now_ms);
+        if self.day != day_of(now_ms) {
+            self.day = day_of(now_ms);
+            let waiting: Vec<ClientId> = self.queue.over_quota.keys().copied().collect();
+            for client in waiting {
+                self.requeue_over_quota(client);
+            }
+        }
+        self.dispatch_fresh(now_ms);
+    }
+
+    fn carry_out(&mut self, now_ms: u64, id: LeaseId, due: Due) {
+        match due {
+            Due::End(reason) => self.end(now_ms, id, "pool", &reason),
+            Due::Warn(text) => self.warn(id, Some(text)),
+            Due::Unwarn => self.warn(id, None),
+            Due::Forget => {
+                self.leases.remove(&id);
+                self.mark(Key::Lease(id));
+            }
+            Due::Nothing => {}
+        }
+    }
+
+    fn warn(&mut self, id: LeaseId, text: Option<String>) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.warning = text;
+        }
+        self.wake(Topic::Lease(id));
+    }
+
+    /// What expired tokens have ends.
+    fn end_of_tokens(&mut self, now_ms: u64) {
+        let expired: Vec<LeaseId> = self
+            .clients
+            .values()
+            .filter(|client| client.expires_ms.is_some_and(|at_ms| at_ms <= now_ms))
+            .flat_map(|client| client.leases.iter().copied())
+            .collect();
+        for id in expired {
+            self.end(now_ms, id, "pool", "the client's token has expired");
+        }
+    }
+}
+
+fn due(now_ms: u64, lease: &Lease, settings: &Settings) -> Due {
+    let unheard_ms = now_ms.saturating_sub(lease.seen_ms);
+    match lease.stage {
+        Stage::Queued if unheard_ms > settings.client_ttl_ms => {
+            Due::End("the client does not ask for it any more".to_owned())
+        }
+        Stage::Held if lease.ask.purpose == Purpose::Run && unheard_ms > settings.client_ttl_ms => {
+            Due::End("the client does not answer".to_owned())
+        }
+        Stage::Held if lease.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) => {
+            Due::End("its time is over".to_owned())
+        }
+        Stage::Held => idle(now_ms, lease, settings),
+        Stage::Ended => {
+            let ended_ms = lease.end.as_ref().map_or(0, |end| end.at_ms);
+            let kept_ms = settings.grant_ms.saturating_add(MEMORY_MS);
+            if ended_ms.saturating_add(kept_ms) < now_ms {
+                Due::Forget
+            } else {
+                Due::Nothing
+            }
+        }
+        Stage::Queued | Stage::Ending => Due::Nothing,
+    }
+}
+
+fn idle(now_ms: u64, lease: &Lease, settings: &Settings) -> Due {
+    let Some(limit_ms) = [lease.ask.idle_ms, settings.idle_ms]
+        .into_iter()
+        .flatten()
+        .min()
+    else {
+        return Due::Nothing;
+    };
+    let idle_ms = now_ms.saturating_sub(lease.active_ms);
+    let warn_ms = limit_ms.saturating_sub(WARNING_MS.min(limit_ms / 5));
+    if idle_ms > limit_ms {
+        return Due::End(format!("unused for {}", seconds(limit_ms)));
+    }
+    match (idle_ms > warn_ms, &lease.warning) {
+        (true, None) => Due::Warn(format!(
+            "unused for {}: it is taken back in {} unless it is used",
+            seconds(idle_ms),
+            seconds(limit_ms - idle_ms)
+        )),
+        (false, Some(_)) => Due::Unwarn,
+        _ => Due::Nothing,
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        10_000..120_000 => format!("{} s", ms / 1000),
+        _ => format!("{} min", ms / 60_000),
+    }
+}
