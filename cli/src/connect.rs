@@ -42,17 +42,20 @@ pub(crate) fn configuration(args: &ServerArgs) -> Result<ClientConfig, Failure> 
 pub(crate) fn ask(config: &ClientConfig, args: &ServerArgs) -> Result<Inventory, Failure> {
     let mut options = config.connect_options();
     options.connect_timeout = ASK_TIMEOUT;
-    Inventory::fetch_with(options).map_err(|error| {
-        let origin = match (&args.server, &config.server_origin) {
-            (Some(_), _) => "--server".to_owned(),
-            (None, origin) => origin.to_string(),
-        };
-        Failure::new(
-            code::UNAVAILABLE,
-            format!("{error} (server from {origin})"),
-            advice(&error, config),
-        )
-    })
+    Inventory::fetch_with(options).map_err(|error| unavailable(&error, config, args))
+}
+
+/// No server: what is wrong, who named it, what to do.
+pub(crate) fn unavailable(error: &FetchError, config: &ClientConfig, args: &ServerArgs) -> Failure {
+    let origin = match (&args.server, &config.server_origin) {
+        (Some(_), _) => "--server".to_owned(),
+        (None, origin) => origin.to_string(),
+    };
+    Failure::new(
+        code::UNAVAILABLE,
+        format!("{error} (server from {origin})"),
+        advice(error, config),
+    )
 }
 
 pub(crate) fn config_failure(error: &ConfigError) -> Failure {

@@ -1,7 +1,7 @@
 //! The `farcall` command: serves devices, runs programs on them, and shows what goes on between.
 //!
 //! - `args` is what can be typed;
-//! - `serve`, `run`, `devices`, `coverage`, `trace`, `generate` are the subcommands;
+//! - `serve`, `run`, `devices`, `netperf`, `coverage`, `trace`, `generate` are the subcommands;
 //! - `connect` is what the ones that need a server share, `failure` how they end.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod coverage;
 mod devices;
 mod failure;
 mod generate;
+mod netperf;
 mod run;
 mod serve;
 mod table;
@@ -46,6 +47,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::serve(&args),
         Command::Run(args) => run::run(&args),
         Command::Devices(args) => devices::devices(&args),
+        Command::Netperf(args) => netperf::netperf(&args),
         Command::Coverage(args) => coverage::coverage(&args),
         Command::Trace(args) => trace::trace(&args),
         Command::Completions(args) => generate::completions(&args),

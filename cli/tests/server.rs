@@ -101,6 +101,50 @@ fn devices_of_a_server() {
 }
 
 #[test]
+fn netperf_measures_the_way_that_was_asked_for() {
+    let farcall = Farcall::new();
+    let socket = farcall.home.path().join("door");
+    let socket = socket.to_str().unwrap();
+    let mut server = Server::start(&farcall, &["--socket", socket, "--dscp", "af31"]);
+    let over_socket = format!("unix:{socket}");
+    let tcp = [
+        "--transport",
+        "tcp",
+        "--bind",
+        "127.0.0.1",
+        "--added-rtt-us",
+        "900",
+    ];
+    for (address, options, transport) in [
+        (&server.address, &[][..], "shm"),
+        (&over_socket, &[], "shm"),
+        (&server.address, &tcp, "tcp"),
+    ] {
+        let args = [&["netperf", "--json", "--server", address], options].concat();
+        let output = farcall.output(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(json["transport"], transport, "{json}");
+        assert!(json["up_bytes_per_s"].as_u64().unwrap() > 0, "{json}");
+        if transport == "tcp" {
+            assert!(json["round_trips"][0]["p50_ns"].as_u64().unwrap() > 900_000);
+            assert_eq!(json["path"]["peer"], *server.address);
+            let advice = json["advice"][0].as_str().unwrap();
+            assert!(advice.contains("above the recommended 50 us"), "{json}");
+        }
+    }
+    assert_eq!(server.stop(Signal::SIGTERM), Some(0));
+    assert!(!std::path::Path::new(socket).exists(), "the socket is gone");
+    let gone = farcall.output(&["devices", "--server", &over_socket]);
+    assert_eq!(gone.status.code(), Some(69));
+    assert!(
+        stderr(&gone).contains("farcall serve --socket"),
+        "{}",
+        stderr(&gone)
+    );
+}
+
+#[test]
 fn more_devices_than_there_are() {
     let farcall = Farcall::new();
     let server = Server::start(&farcall, &["--gpus", "2", "--name", "box"]);

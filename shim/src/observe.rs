@@ -228,9 +228,9 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
             .map(|d| json!({"ordinal": d.ordinal, "server_ordinal": d.server_ordinal, "name": d.name, "memory_bytes": d.limit_bytes}))
             .collect()
     });
-    let transport = process
+    let endpoint = process
         .and_then(|p| p.sessions.first())
-        .map(|s| s.endpoint.transport_name());
+        .map(|s| &s.endpoint);
     json!({
         "calls": calls,
         "by_class": by_class,
@@ -241,7 +241,8 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
         "bytes_in": sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
         "rtt_ns": sum(|s| s.rtt_ns),
         "ns_in_calls": NANOSECONDS.load(Ordering::Relaxed),
-        "transport": transport,
+        "transport": endpoint.map(farcall_transport::Endpoint::transport_name),
+        "transport_reason": endpoint.map(farcall_transport::Endpoint::transport_reason),
         "devices": devices,
     })
 }

@@ -249,10 +249,11 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
     };
     settle(proposed, device_range, host_range);
     log::info!(
-        "server {} ({}), transport {}",
+        "server {} ({}), transport {} ({})",
         config.server,
         welcome.server_name,
-        endpoint.transport_name()
+        endpoint.transport_name(),
+        endpoint.transport_reason()
     );
     let session = Session::new(Opened {
         endpoint,

@@ -30,6 +30,14 @@ impl CloseReason {
     pub(crate) fn lost(error: io::Error) -> Self {
         Self::Lost(Arc::new(error))
     }
+
+    /// Why a stream fails: the connection is gone, or what the peer did to it broke a rule.
+    pub(crate) fn of_stream(error: io::Error) -> Self {
+        let violation = error.get_ref().and_then(|inner| inner.downcast_ref());
+        violation
+            .copied()
+            .map_or_else(|| Self::lost(error), Self::Violation)
+    }
 }
 
 /// A rule of the protocol that bytes from the peer broke.

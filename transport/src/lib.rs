@@ -12,6 +12,7 @@ mod handshake;
 mod listener;
 mod num;
 mod options;
+mod probe;
 pub mod session;
 pub mod sim;
 mod stream;
@@ -28,6 +29,9 @@ pub use listener::{Incoming, IncomingKind, Listener};
 pub use options::{
     ConnectOptions, Limits, ListenOptions, LocalEnd, SocketOptions, TransportChoice, Tuning,
 };
+
+pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};
+pub use stream::PathInfo;
 
 /// Version of the handshake and of the frames.
 pub const PROTOCOL_VERSION: u16 = 1;

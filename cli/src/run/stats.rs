@@ -94,6 +94,7 @@ struct Totals {
     by_class: BTreeMap<String, u64>,
     by_function: BTreeMap<String, u64>,
     transport: Option<String>,
+    transport_reason: Option<String>,
     devices: Option<String>,
 }
 
@@ -132,6 +133,10 @@ impl Totals {
         }
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         self.transport = self.transport.take().or_else(|| text("transport"));
+        self.transport_reason = self
+            .transport_reason
+            .take()
+            .or_else(|| text("transport_reason").filter(|reason| !reason.is_empty()));
         self.devices = self
             .devices
             .take()
@@ -147,6 +152,9 @@ impl Totals {
             "farcall: {} driver calls on {devices} over {transport}",
             self.calls
         );
+        if let Some(reason) = &self.transport_reason {
+            let _ = writeln!(out, "  {transport}: {reason}");
+        }
         for (class, calls) in &self.by_class {
             let _ = writeln!(
                 out,
@@ -235,7 +243,7 @@ mod tests {
         let one = json!({
             "calls": 10, "by_class": {"local": 8, "blocking": 2}, "by_function": {"cuInit": 1, "cuCtxGetDevice": 9},
             "blocking_round_trips": 2, "frames": 3, "bytes_out": 1024, "bytes_in": 512, "ns_in_calls": 2_500_000,
-            "transport": "tcp", "devices": ["soft 0"],
+            "transport": "tcp", "transport_reason": "asked for", "devices": ["soft 0"],
         });
         let text = Totals::of(&[one.clone(), one]).summary();
         assert!(
@@ -245,6 +253,7 @@ mod tests {
         for part in [
             "local            16   80.0 %",
             "4 blocking round trips, 6 frames, 2 KiB out, 1 KiB in, 5.00 ms",
+            "  tcp: asked for\n",
             "most called: cuCtxGetDevice 18, cuInit 2",
             "2 processes",
         ] {

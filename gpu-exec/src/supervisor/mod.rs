@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use farcall_transport::{
-    AcceptError, Incoming, IncomingKind, ListenOptions, Listener, RefuseCode, constant_time_eq,
+    AcceptError, Incoming, IncomingKind, ListenOptions, Listener, Prober, RefuseCode,
+    constant_time_eq,
 };
 
 use self::inbox::{Event, Inbox};
@@ -147,15 +148,21 @@ impl fmt::Debug for Stopper {
 
 /// Turns away who may not come in, hands on the others.
 fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
+    let prober = Prober::default();
     loop {
         match listener.accept() {
             // The right of a bulk connection to its session is checked by its executor.
             Ok(incoming) if matches!(incoming.kind(), IncomingKind::New) => {
-                if let Some(client) = admit(incoming, token) {
+                let admitted = admit(incoming, token);
+                if let Some(client) = admitted.and_then(|client| prober.take(client)) {
                     inbox.send(Event::Client(client));
                 }
             }
-            Ok(incoming) => inbox.send(Event::Bulk(incoming)),
+            Ok(incoming) => {
+                if let Some(incoming) = prober.take(incoming) {
+                    inbox.send(Event::Bulk(incoming));
+                }
+            }
             Err(AcceptError::Closed) => return,
             Err(error) => {
                 log::error!("{error}");

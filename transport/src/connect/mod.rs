@@ -16,13 +16,15 @@ use crate::stream::tcp::TcpStream;
 use crate::sys::poll::{OUT, PollSet};
 use crate::sys::socket;
 
+mod choice;
 pub(crate) mod exchange;
 mod local;
 
 /// Opens a session. Returns it with the server application's answer to
 /// [`ConnectOptions::payload`].
 ///
-/// With [`TransportChoice::Auto`]: shared memory if the server is on this host, else TCP.
+/// With [`TransportChoice::Auto`]: shared memory if the server is on this host, else what both sides
+/// have and a short probe shows to be better. [`Endpoint::transport_reason`] tells the reason.
 ///
 /// Blocks for one connection set-up and one round trip, at most
 /// [`ConnectOptions::connect_timeout`] (plus the resolver's time for names). The process gets
@@ -36,11 +38,12 @@ pub fn connect(
 ) -> Result<(Endpoint, Vec<u8>), ConnectError> {
     check(options)?;
     let deadline = Instant::now() + options.connect_timeout;
-    let link = match options.transport {
-        TransportChoice::Tcp => over_tcp(options, deadline)?,
-        TransportChoice::Shm => local::over_shm(options, deadline)?,
-        TransportChoice::Auto => best(options, deadline)?,
-        TransportChoice::Verbs => return Err(unavailable("verbs", "this build does not have it")),
+    let asked = "asked for".to_owned();
+    let (link, reason) = match options.transport {
+        TransportChoice::Tcp => (over_tcp(options, deadline)?, asked),
+        TransportChoice::Shm => (local::over_shm(options, deadline)?, asked),
+        TransportChoice::Auto => choice::best(options, deadline)?,
+        TransportChoice::Verbs => (over_verbs(options, deadline)?, asked),
     };
     let Link {
         call,
@@ -50,10 +53,11 @@ pub fn connect(
         payload,
     } = link;
     log::info!(
-        "session {} with {} over {}",
+        "session {} with {} over {}: {reason}{}",
         agreed.session,
         options.server,
-        call.name()
+        call.name(),
+        added(options)
     );
     let socket = options.socket.clone();
     let connector = address.map(|address| BulkConnector {
@@ -63,6 +67,7 @@ pub fn connect(
     });
     let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, connector, true)
         .map_err(ConnectError::System)?;
+    endpoint.explain_transport(reason + &added(options));
     if let Some(bulk) = bulk {
         endpoint.attach_bulk_stream(bulk);
     }
@@ -80,15 +85,22 @@ struct Link {
     payload: Vec<u8>,
 }
 
-/// Shared memory where it works, else TCP. What the server says itself is final.
-fn best(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
-    match local::over_shm(options, deadline) {
-        Err(ConnectError::Transport { reason, .. }) if !local::is_path(options) => {
-            log::debug!("{}: not over shared memory: {reason}", options.server);
-            over_tcp(options, deadline)
-        }
-        other => other,
+/// What is added to the path, said wherever its choice is explained.
+fn added(options: &ConnectOptions) -> String {
+    match options.tuning.added_rtt {
+        none if none.is_zero() => String::new(),
+        added => format!("; {} us are added to every round trip", added.as_micros()),
     }
+}
+
+/// Whether this host can do RDMA at all; the text says why not. Quick: it asks no server.
+fn verbs_at_hand() -> Result<(), String> {
+    Err("this build does not have it".to_owned())
+}
+
+fn over_verbs(_options: &ConnectOptions, _deadline: Instant) -> Result<Link, ConnectError> {
+    verbs_at_hand().map_err(|reason| unavailable("verbs", reason))?;
+    Err(unavailable("verbs", "this build does not have it"))
 }
 
 fn over_tcp(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {

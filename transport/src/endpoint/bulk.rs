@@ -142,7 +142,7 @@ impl Endpoint {
         drop(out);
         self.notify();
         if let Some(error) = error {
-            self.fail(CloseReason::lost(error));
+            self.fail(CloseReason::of_stream(error));
             return Err(SendError::Closed(self.shared.reason()));
         }
         let counters = &self.shared.counters;
@@ -587,7 +587,7 @@ fn read_result(result: io::Result<usize>) -> Result<usize, CloseReason> {
         Ok(0) => Err(CloseReason::lost(io::ErrorKind::UnexpectedEof.into())),
         Ok(got) => Ok(got),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        Err(error) => Err(CloseReason::lost(error)),
+        Err(error) => Err(CloseReason::of_stream(error)),
     }
 }
 

@@ -13,8 +13,9 @@ use crate::handshake::{Handover, HandoverKind, SessionId, SessionKey};
 use crate::num::{to_u64, to_usize};
 use crate::options::{Limits, Tuning};
 use crate::session::{Receiver, Sender};
-use crate::stream::Stream;
-use crate::sys::event::{EventCount, EventFd};
+use crate::stream::{PathInfo, Stream};
+use crate::sys::event::EventFd;
+use crate::sys::eventcount::EventCount;
 use crate::sys::fork::ForkMark;
 use crate::sys::lead::LeadCell;
 use crate::sys::mirror::Mirror;
@@ -138,6 +139,7 @@ pub(crate) struct Shared {
     bulk_stalled: AtomicBool,
 
     counters: Counters,
+    transport_reason: OnceLock<String>,
 }
 
 /// What both sides agreed on, from one side's view.
@@ -221,6 +223,7 @@ impl Endpoint {
             bulk_posted: AtomicUsize::new(0),
             bulk_stalled: AtomicBool::new(false),
             counters: Counters::default(),
+            transport_reason: OnceLock::new(),
         });
         let endpoint = Self {
             shared,
@@ -272,6 +275,26 @@ impl Endpoint {
     #[must_use]
     pub fn transport_name(&self) -> &'static str {
         self.shared.stream.name()
+    }
+
+    /// Why that backend was taken, for people; empty on a server.
+    #[must_use]
+    pub fn transport_reason(&self) -> &str {
+        self.shared
+            .transport_reason
+            .get()
+            .map_or("", |reason| reason)
+    }
+
+    /// Says why this backend was taken; the first word stands.
+    pub(crate) fn explain_transport(&self, reason: String) {
+        let _ = self.shared.transport_reason.set(reason);
+    }
+
+    /// What the system knows of the way to the peer, where there is a connection that it keeps.
+    #[must_use]
+    pub fn path(&self) -> Option<PathInfo> {
+        self.shared.stream.path()
     }
 
     /// The peer's address, if it has one.

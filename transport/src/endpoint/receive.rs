@@ -266,7 +266,7 @@ impl Shared {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => {
-                rx.ended = Some(CloseReason::lost(error));
+                rx.ended = Some(CloseReason::of_stream(error));
                 0
             }
         }

@@ -290,7 +290,7 @@ impl Endpoint {
         let shared = &*self.shared;
         let _ = shared
             .send_error
-            .set((CloseReason::lost(error), Instant::now()));
+            .set((CloseReason::of_stream(error), Instant::now()));
         shared.gathered.store(false, Release);
         // Whoever receives finds out whether the peer closed in good order before.
         self.wake_receiver();

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::sys::poll::PollSet;
-use crate::sys::socket;
+use crate::sys::{socket, sync};
 
+pub(crate) mod ring;
 pub(crate) mod shm;
 pub(crate) mod tcp;
 
@@ -21,6 +22,11 @@ pub(crate) trait Stream: Send + Sync {
 
     /// The peer's address, if it has one.
     fn peer(&self) -> Option<SocketAddr>;
+
+    /// What the system knows of the way to the peer.
+    fn path(&self) -> Option<PathInfo> {
+        None
+    }
 
     /// Takes bytes in order, as many as fit now.
     ///
@@ -49,6 +55,21 @@ pub(crate) trait Stream: Send + Sync {
     /// In a forked child: lets go of the descriptors without a word to the peer.
     /// Async-signal-safe.
     fn abandon(&self) {}
+}
+
+/// What the system knows of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathInfo {
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Largest packet of the path, in bytes.
+    pub mtu_bytes: u32,
+    /// The system's own estimate of the round trip, without processes that wake up, in microseconds.
+    pub kernel_rtt_us: u32,
+    /// Segments that were sent again.
+    pub retransmits: u32,
 }
 
 /// Call plane, and bulk plane where it is there from the start.

@@ -7,13 +7,16 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, fence};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use parking_lot::Mutex;
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Stream;
+use super::ring::{Impossible, Sides, WAITS_READ, WAITS_WRITE};
+use crate::error::Violation;
 use crate::num::{to_u64, to_usize};
 use crate::sys::event::EventFd;
 use crate::sys::poll::{IN, PollSet};
@@ -28,11 +31,6 @@ const BULK_BYTES: usize = 1 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 /// Largest ring that a peer may ask us to map.
 const RING_BYTES_MAX: u32 = 64 << 20;
-
-/// In `Words::waits`: sleeps until something is produced.
-const WAITS_READ: u32 = 1;
-/// In `Words::waits`: sleeps until something is consumed.
-const WAITS_WRITE: u32 = 2;
 
 /// What the sides tell each other; the descriptors of memory and doorbells come with it.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -140,7 +138,7 @@ struct Shm {
     bells: Bells,
     socket: Arc<OwnedFd>,
     /// Threads that sleep, or are about to.
-    sleepers: AtomicU32,
+    sleepers: Mutex<u32>,
     /// Someone slept: the peer may have died meanwhile.
     suspicious: AtomicBool,
     dead: AtomicBool,
@@ -153,37 +151,42 @@ impl Shm {
             far,
             bells,
             socket: Arc::clone(socket),
-            sleepers: AtomicU32::new(0),
+            sleepers: Mutex::new(0),
             suspicious: AtomicBool::new(false),
             dead: AtomicBool::new(false),
         }
     }
 
-    /// Bytes to read, from a position that the peer wrote and that is checked here.
     #[inline]
-    fn available(&self) -> io::Result<usize> {
-        // SYNC: Acquire pairs with the Release in the peer's `send`: its bytes are there.
-        let produced = self.far.words().produced.0.load(Acquire);
-        let consumed = self.near.words().consumed.0.load(Relaxed);
-        within(produced.wrapping_sub(consumed), self.far.bytes())
+    fn sides(&self) -> Sides<'_> {
+        Sides {
+            near: self.near.words(),
+            far: self.far.words(),
+        }
     }
 
-    /// Bytes that fit, from a position that the peer wrote and that is checked here.
+    /// Where to read, and how many bytes: from a position that the peer wrote and that is checked.
     #[inline]
-    fn room(&self) -> io::Result<usize> {
-        let produced = self.near.words().produced.0.load(Relaxed);
-        // SYNC: Acquire pairs with the Release in the peer's `recv`: it is done with the bytes.
-        let consumed = self.far.words().consumed.0.load(Acquire);
-        let used = within(produced.wrapping_sub(consumed), self.near.bytes())?;
-        Ok(self.near.bytes() - used)
+    fn available(&self) -> io::Result<(u64, usize)> {
+        let (at, there) = self
+            .sides()
+            .available(to_u64(self.far.bytes()))
+            .map_err(lie)?;
+        Ok((at, to_usize(there)))
+    }
+
+    /// Where to write, and how many bytes fit: from a position that the peer wrote and that is
+    /// checked.
+    #[inline]
+    fn room(&self) -> io::Result<(u64, usize)> {
+        let (at, room) = self.sides().room(to_u64(self.near.bytes())).map_err(lie)?;
+        Ok((at, to_usize(room)))
     }
 
     /// Wakes the peer if it waits for this.
     #[inline]
     fn ring_bell(&self, what: u32) {
-        // SYNC: Dekker with the peer's `arm`: it announces its sleep, then looks again.
-        fence(SeqCst);
-        if self.far.words().waits.0.load(Relaxed) & what != 0 {
+        if self.sides().peer_sleeps(what) {
             self.bells.peer.set();
         }
     }
@@ -194,12 +197,14 @@ impl Shm {
         if self.suspicious.swap(false, Relaxed) {
             match socket::recv_into(self.socket.as_raw_fd(), &mut [0; 8]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // SYNC: Release pairs with the Acquire below; nothing but the flag is published.
                 _ => self.dead.store(true, Release),
             }
         }
-        let over = self.far.words().ended.0.load(Acquire) != 0 || self.dead.load(Acquire);
+        // SYNC: Acquire pairs with the Release above.
+        let over = self.sides().peer_ended() || self.dead.load(Acquire);
         // What was produced before the end counts.
-        if over && self.available()? == 0 {
+        if over && self.available()?.1 == 0 {
             Ok(0)
         } else {
             Err(io::ErrorKind::WouldBlock.into())
@@ -207,16 +212,10 @@ impl Shm {
     }
 }
 
-/// A distance between positions; more than a ring is a lie.
-fn within(distance: u64, bytes: usize) -> io::Result<usize> {
-    if distance <= to_u64(bytes) {
-        Ok(to_usize(distance))
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "impossible position in shared memory",
-        ))
-    }
+/// A position that cannot be: the peer breaks the protocol.
+#[cold]
+fn lie(_: Impossible) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Violation::SharedPosition)
 }
 
 impl Stream for Shm {
@@ -232,9 +231,7 @@ impl Stream for Shm {
         if self.dead.load(Relaxed) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let mut room = self.room()?;
-        let words = self.near.words();
-        let start = words.produced.0.load(Relaxed);
+        let (start, mut room) = self.room()?;
         let mut at = start;
         for chunk in parts.iter().flat_map(|part| part.chunks(CHUNK_BYTES)) {
             let take = chunk.len().min(room);
@@ -244,8 +241,7 @@ impl Stream for Shm {
             self.near.write(at, &chunk[..take]);
             at += to_u64(take);
             room -= take;
-            // SYNC: Release pairs with the Acquire in the peer's `available`.
-            words.produced.0.store(at, Release);
+            self.sides().produce(at);
             self.ring_bell(WAITS_READ);
         }
         if at == start {
@@ -256,42 +252,43 @@ impl Stream for Shm {
     }
 
     fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-        let got = self.available()?.min(buffer.len()).min(2 * CHUNK_BYTES);
+        let (at, there) = self.available()?;
+        let got = there.min(buffer.len()).min(2 * CHUNK_BYTES);
         if got == 0 {
             return self.nothing();
         }
-        let words = self.near.words();
-        let at = words.consumed.0.load(Relaxed);
         self.far.read(at, &mut buffer[..got]);
-        // SYNC: Release pairs with the Acquire in the peer's `room`: the copy is done.
-        words.consumed.0.store(at + to_u64(got), Release);
+        self.sides().consume(at + to_u64(got));
         self.ring_bell(WAITS_WRITE);
         Ok(got)
     }
 
     fn shutdown(&self) {
-        self.near.words().ended.0.store(1, Release);
+        self.sides().end();
         self.bells.peer.set();
     }
 
     fn arm(&self, set: &mut PollSet, read: bool, write: bool) -> bool {
         let what = if read { WAITS_READ } else { 0 } | if write { WAITS_WRITE } else { 0 };
-        self.sleepers.fetch_add(1, SeqCst);
-        self.near.words().waits.0.fetch_or(what, SeqCst);
-        // SYNC: Dekker with the peer's `ring_bell`: either it sees that we sleep, or we see
-        // what it did.
-        fence(SeqCst);
+        {
+            // Under the lock, so that nobody's waking takes this announcement back.
+            let mut sleepers = self.sleepers.lock();
+            *sleepers += 1;
+            self.sides().announce(what);
+        }
         self.suspicious.store(true, Relaxed);
         set.add(self.bells.own.raw(), IN);
         set.add(self.socket.as_raw_fd(), if read { IN } else { 0 });
-        let idle = |result: io::Result<usize>| matches!(result, Ok(0));
-        let over = self.far.words().ended.0.load(SeqCst) != 0;
+        let idle = |result: io::Result<(u64, usize)>| matches!(result, Ok((_, 0)));
+        let over = self.sides().peer_ended();
         !(read && (over || !idle(self.available())) || write && !idle(self.room()))
     }
 
     fn disarm(&self) {
-        if self.sleepers.fetch_sub(1, SeqCst) == 1 {
-            self.near.words().waits.0.store(0, SeqCst);
+        let mut sleepers = self.sleepers.lock();
+        *sleepers -= 1;
+        if *sleepers == 0 {
+            self.sides().retract();
             self.bells.own.clear();
         }
     }
@@ -304,8 +301,12 @@ impl Stream for Shm {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::VecDeque;
     use std::os::unix::net::UnixStream;
 
+    use proptest::prelude::*;
+
+    use super::super::ring::Words;
     use super::*;
 
     type Planes = (Arc<dyn Stream>, Arc<dyn Stream>);
@@ -400,13 +401,25 @@ mod tests {
 
     #[test]
     fn impossible_positions_are_errors() {
-        assert_eq!(within(5, 8).unwrap(), 5);
-        assert_eq!(within(8, 8).unwrap(), 8);
-        for lie in [9, u64::MAX, u64::MAX / 2] {
-            assert_eq!(
-                within(lie, 8).unwrap_err().kind(),
-                io::ErrorKind::InvalidData
-            );
+        let (ours, theirs) = (Words::default(), Words::default());
+        let near = Sides {
+            near: &ours,
+            far: &theirs,
+        };
+        let far = Sides {
+            near: &theirs,
+            far: &ours,
+        };
+        far.produce(8);
+        assert_eq!(near.available(8), Ok((0, 8)));
+        near.consume(8);
+        for lie in [7, 17, u64::MAX, u64::MAX / 2] {
+            far.produce(lie);
+            assert_eq!(near.available(8), Err(Impossible), "{lie}");
+        }
+        for lie in [1, 9, u64::MAX] {
+            far.consume(lie);
+            assert_eq!(near.room(8), Err(Impossible), "{lie} of nothing");
         }
     }
 
@@ -425,6 +438,68 @@ mod tests {
                 .unwrap()
                 .join(b.try_clone().unwrap(), &offer, fds);
             assert!(joined.is_err(), "byte {at}");
+        }
+    }
+
+    /// What a test does to a ring.
+    #[derive(Clone, Debug)]
+    enum Action {
+        Send(usize),
+        Recv(usize),
+        Sleep,
+    }
+
+    fn actions() -> impl Strategy<Value = Vec<Action>> {
+        let len = || {
+            prop_oneof![
+                1usize..200,
+                1usize..70_000,
+                Just(CALL_BYTES),
+                Just(CALL_BYTES + 1)
+            ]
+        };
+        let action = prop_oneof![
+            5 => len().prop_map(Action::Send),
+            5 => len().prop_map(Action::Recv),
+            1 => Just(Action::Sleep),
+        ];
+        prop::collection::vec(action, 1..60)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// The ring is a queue of bytes of a fixed size, whatever is done to it.
+        #[test]
+        fn a_ring_is_a_queue(actions in actions()) {
+            let (near, far) = pair();
+            let (near, far) = (near.0, far.0);
+            let (mut model, mut next) = (VecDeque::<u8>::new(), 0u8);
+            for action in actions {
+                match action {
+                    Action::Send(len) => {
+                        let bytes: Vec<u8> = (0..len).map(|n| next.wrapping_add(n.to_le_bytes()[0])).collect();
+                        let half = len / 3;
+                        let parts = [IoSlice::new(&bytes[..half]), IoSlice::new(&bytes[half..])];
+                        let sent = near.send(&parts).unwrap_or(0);
+                        prop_assert_eq!(sent, len.min(CALL_BYTES - model.len()));
+                        model.extend(&bytes[..sent]);
+                        next = next.wrapping_add(sent.to_le_bytes()[0]);
+                    }
+                    Action::Recv(len) => {
+                        let mut buffer = vec![0; len];
+                        let got = super::super::recv_into(&*far, &mut buffer).unwrap_or(0);
+                        prop_assert_eq!(got, len.min(model.len()).min(2 * CHUNK_BYTES));
+                        prop_assert!(model.drain(..got).eq(buffer[..got].iter().copied()));
+                    }
+                    Action::Sleep => {
+                        let mut set = PollSet::new();
+                        let may_sleep = far.arm(&mut set, true, false);
+                        far.disarm();
+                        prop_assert_eq!(may_sleep, model.is_empty());
+                    }
+                }
+            }
         }
     }
 }

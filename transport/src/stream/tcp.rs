@@ -6,9 +6,9 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use super::Stream;
+use super::{PathInfo, Stream};
 use crate::sys::poll::{IN, OUT, PollSet};
-use crate::sys::socket;
+use crate::sys::{netopt, socket};
 
 /// A connected socket (TCP, or a Unix stream where tests pass one).
 #[derive(Debug)]
@@ -53,6 +53,10 @@ impl Stream for TcpStream {
 
     fn peer(&self) -> Option<SocketAddr> {
         self.peer
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        netopt::path_info(&self.fd)
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {

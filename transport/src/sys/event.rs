@@ -1,10 +1,8 @@
-//! Sleeping and waking: an eventfd for threads that poll descriptors, an event count on a
-//! futex for threads that only wait for other threads.
+//! Waking threads that poll descriptors: an eventfd.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 /// A counter that can be polled.
@@ -48,68 +46,6 @@ impl EventFd {
         let mut count = 0u64;
         // SAFETY: 8 writable bytes.
         unsafe { libc::read(self.raw(), ptr::from_mut(&mut count).cast(), 8) };
-    }
-}
-
-/// Lets threads wait until something that they check themselves may have changed.
-///
-/// A waiter reads [`EventCount::epoch`], checks its condition, then sleeps while the epoch
-/// stands; whoever changes the condition calls [`EventCount::advance`] afterwards. No wake-up
-/// is lost: either the waiter sees the change, or the epoch it read is old.
-#[derive(Debug, Default)]
-pub(crate) struct EventCount {
-    epoch: AtomicU32,
-    waiters: AtomicU32,
-}
-
-impl EventCount {
-    /// Announces a waiter, so that `advance` takes the trouble.
-    pub(crate) fn enter(&self) {
-        // SYNC: SeqCst pairs with `advance`: either it sees this waiter, or this waiter's
-        // following check sees what was done before `advance`.
-        self.waiters.fetch_add(1, SeqCst);
-    }
-
-    pub(crate) fn leave(&self) {
-        self.waiters.fetch_sub(1, SeqCst);
-    }
-
-    pub(crate) fn epoch(&self) -> u32 {
-        self.epoch.load(SeqCst)
-    }
-
-    /// Wakes every waiter. Costs a load when there is none.
-    pub(crate) fn advance(&self) {
-        std::sync::atomic::fence(SeqCst);
-        if self.waiters.load(SeqCst) == 0 {
-            return;
-        }
-        self.epoch.fetch_add(1, SeqCst);
-        // SAFETY: a valid word; FUTEX_WAKE takes no further pointer.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                self.epoch.as_ptr(),
-                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                i32::MAX,
-            )
-        };
-    }
-
-    /// Sleeps while the epoch is `seen`, at most `timeout`. May return early.
-    pub(crate) fn sleep(&self, seen: u32, timeout: Option<Duration>) {
-        let spec = timeout.map(timespec);
-        let spec_ptr = spec.as_ref().map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: a valid word and a null or valid timespec, both outliving the call.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                self.epoch.as_ptr(),
-                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-                seen,
-                spec_ptr,
-            )
-        };
     }
 }
 

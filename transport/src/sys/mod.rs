@@ -1,8 +1,10 @@
 //! Fences around system calls: what they need `unsafe` for ends here.
 
 pub(crate) mod event;
+pub(crate) mod eventcount;
 pub(crate) mod fdpass;
 pub(crate) mod fork;
+pub(crate) mod futex;
 pub(crate) mod lead;
 pub(crate) mod mirror;
 pub(crate) mod netopt;
@@ -10,4 +12,5 @@ pub(crate) mod poll;
 pub(crate) mod random;
 pub(crate) mod sharedring;
 pub(crate) mod socket;
+pub(crate) mod sync;
 pub(crate) mod unix;

@@ -1,12 +1,14 @@
 //! Options of TCP sockets: where they begin, how their packets are marked, how they are polled.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use super::socket::{set_option, sockaddr};
 use crate::options::{LocalEnd, SocketOptions};
+use crate::stream::PathInfo;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -34,6 +36,32 @@ pub(crate) fn listen(address: &SocketAddr, options: &SocketOptions) -> io::Resul
         return Err(io::Error::last_os_error());
     }
     Ok(TcpListener::from(fd))
+}
+
+/// What the system knows of a connection; `None` if it is no TCP connection.
+pub(crate) fn path_info(fd: &OwnedFd) -> Option<PathInfo> {
+    let stream = std::net::TcpStream::from(fd.try_clone().ok()?);
+    let (local, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    // SAFETY: an all-zero tcp_info is valid.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: `info` is `size` writable bytes; a kernel that knows less writes less.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            ptr::from_mut(&mut info).cast(),
+            &raw mut size,
+        )
+    };
+    (result == 0).then_some(PathInfo {
+        local,
+        peer,
+        mtu_bytes: info.tcpi_pmtu,
+        kernel_rtt_us: info.tcpi_rtt,
+        retransmits: info.tcpi_total_retrans,
+    })
 }
 
 fn apply(fd: RawFd, ipv6: bool, options: &SocketOptions) -> io::Result<()> {

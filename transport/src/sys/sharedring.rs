@@ -10,28 +10,14 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::mirror::{Mirror, memfd};
+use crate::stream::ring::Words;
 
 /// The page before a ring.
 pub(crate) const WORDS_BYTES: usize = 4096;
 /// What keeps a file from shrinking under a mapping, which would kill the process that reads.
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
-
-/// Words that one side writes and the other reads; on lines of their own.
-#[repr(C)]
-pub(crate) struct Words {
-    pub(crate) produced: Line<AtomicU64>,
-    pub(crate) consumed: Line<AtomicU64>,
-    /// `WAITS_*`: the side that writes this sleeps.
-    pub(crate) waits: Line<AtomicU32>,
-    /// Nonzero: nothing more is produced.
-    pub(crate) ended: Line<AtomicU32>,
-}
-
-#[repr(C, align(64))]
-pub(crate) struct Line<T>(pub(crate) T);
 
 const _: () = assert!(size_of::<Words>() <= WORDS_BYTES);
 

@@ -11,6 +11,7 @@ pub mod suite;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use farcall_transport::{
     CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, Limits, ListenOptions, Listener,
     TransportChoice, Tuning, connect, sim,
 };
+use parking_lot::Mutex;
 
 /// Generous: only a hang takes as long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -149,50 +151,72 @@ fn connected(
     client: Arc<dyn Handler>,
     server: Arc<dyn Handler>,
 ) -> (Endpoint, Endpoint) {
-    let options = ListenOptions {
-        limits,
-        ..ListenOptions::default()
-    };
-    let listener = Listener::bind("127.0.0.1:0", options).unwrap();
-    let address = listener.local_addr().to_string();
-    let (send, receive) = std::sync::mpsc::channel();
-    thread::spawn(move || accept_for(&listener, &tuning, &server, &send));
+    let door = Door::with(limits);
+    let made = door.made.lock();
+    *door.expected.lock() = Some((tuning, server));
     let options = ConnectOptions {
         limits,
         tuning,
         transport,
-        ..ConnectOptions::new(address)
+        ..ConnectOptions::new(door.address.clone())
     };
     let (client, welcome) = connect(&options, client).unwrap();
     assert_eq!(welcome, b"welcome");
-    (client, receive.recv().unwrap())
+    (client, made.recv().unwrap())
 }
 
-/// Serves one session: its first connection, then its bulk connection. Ends when the session
-/// does.
-fn accept_for(
-    listener: &Listener,
-    tuning: &Tuning,
-    handler: &Arc<dyn Handler>,
-    made: &std::sync::mpsc::Sender<Endpoint>,
-) {
-    let (fd, state) = listener.accept().unwrap().into_parts();
-    let server = Endpoint::adopt(fd, &state, b"welcome", tuning, Arc::clone(handler)).unwrap();
-    made.send(server.clone()).unwrap();
-    thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            while server.closed().is_none() {
-                thread::sleep(Duration::from_millis(1));
-            }
-            listener.close();
-        });
-        while let Ok(incoming) = listener.accept() {
-            assert!(matches!(incoming.kind(), IncomingKind::Bulk { .. }));
-            let (fd, state) = incoming.into_parts();
-            let _ = server.attach_bulk(fd, &state);
+/// A listener of this process and what it makes; one for each set of limits, as long as the process lives.
+struct Door {
+    limits: Limits,
+    address: String,
+    /// How the next session's server is made.
+    expected: Mutex<Option<(Tuning, Arc<dyn Handler>)>>,
+    /// Locked by whoever waits for a session.
+    made: Mutex<Receiver<Endpoint>>,
+}
+
+impl Door {
+    fn with(limits: Limits) -> Arc<Self> {
+        static DOORS: Mutex<Vec<Arc<Door>>> = Mutex::new(Vec::new());
+        let mut doors = DOORS.lock();
+        if let Some(door) = doors.iter().find(|door| door.limits == limits) {
+            return Arc::clone(door);
         }
-        watch.join().unwrap();
-    });
+        let options = ListenOptions {
+            limits,
+            ..ListenOptions::default()
+        };
+        let listener = Listener::bind("127.0.0.1:0", options).unwrap();
+        let (send, receive) = channel();
+        let door = Arc::new(Self {
+            limits,
+            address: listener.local_addr().to_string(),
+            expected: Mutex::new(None),
+            made: Mutex::new(receive),
+        });
+        doors.push(Arc::clone(&door));
+        let accepting = Arc::clone(&door);
+        thread::spawn(move || accepting.accept_for_ever(&listener, &send));
+        door
+    }
+
+    /// Makes sessions, and gives them their bulk connections.
+    fn accept_for_ever(&self, listener: &Listener, made: &Sender<Endpoint>) {
+        let mut servers: Vec<Endpoint> = Vec::new();
+        while let Ok(incoming) = listener.accept() {
+            servers.retain(|server| server.closed().is_none());
+            let (kind, session) = (incoming.kind(), incoming.session());
+            let (fd, state) = incoming.into_parts();
+            if kind == IncomingKind::New {
+                let (tuning, handler) = self.expected.lock().take().unwrap();
+                let server = Endpoint::adopt(fd, &state, b"welcome", &tuning, handler).unwrap();
+                made.send(server.clone()).unwrap();
+                servers.push(server);
+            } else if let Some(server) = servers.iter().find(|s| s.session() == session) {
+                let _ = server.attach_bulk(fd, &state);
+            }
+        }
+    }
 }
 
 /// A number at the start of a record.
@@ -200,12 +224,13 @@ pub fn number(record: &[u8]) -> u64 {
     u64::from_le_bytes(record[..8].try_into().unwrap())
 }
 
-/// Open descriptors and resident bytes of this process.
-pub fn resources() -> (usize, usize) {
+/// Open descriptors, resident bytes and mappings of this process.
+pub fn resources() -> (usize, usize, usize) {
     let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    (fds, pages * 4096)
+    (fds, pages * 4096, maps.lines().count())
 }
 
 /// The simulated connection, with faults from a seed.

@@ -530,20 +530,101 @@ pub fn sessions_leak_nothing<B: Backend>() {
         drop(client);
         running.join().unwrap();
     };
-    (0..20).for_each(|_| cycle());
+    (0..200).for_each(|_| cycle());
     let settled = || {
         let now = super::resources();
         move || super::resources().0 <= now.0
     };
     wait_for(settled());
     let before = super::resources();
-    (0..200).for_each(|_| cycle());
+    (0..SESSIONS).for_each(|_| cycle());
     wait_for(|| super::resources().0 <= before.0);
     let after = super::resources();
+    // 400 bytes a session would show.
     assert!(
-        after.1 < before.1 + (16 << 20),
-        "maps {before:?} -> {after:?}"
+        after.1 < before.1 + (4 << 20),
+        "memory {before:?} -> {after:?}"
     );
+    assert!(after.2 <= before.2 + 8, "maps {before:?} -> {after:?}");
+}
+
+/// Enough for a leak of a page in a hundred sessions to show.
+const SESSIONS: usize = 10_000;
+
+/// Both sides say goodbye at the same time: neither hangs, and neither takes it for a loss.
+pub fn both_sides_close_at_once<B: Backend>() {
+    for _ in 0..50 {
+        let (near, far) = (Tap::ignore(), Tap::ignore());
+        let (client, server) = B::pair(tight(), Tuning::default(), near.clone(), far.clone());
+        let running = serve(server.clone());
+        (0..20).for_each(|n| send(&client, 64, n));
+        (0..20).for_each(|n| send(&server, 64, n));
+        thread::scope(|scope| {
+            scope.spawn(|| client.close());
+            scope.spawn(|| server.close());
+        });
+        running.join().unwrap();
+        for tap in [near, far] {
+            let why = tap.wait_closed();
+            assert!(
+                matches!(why, CloseReason::Local | CloseReason::Peer),
+                "{why:?}"
+            );
+        }
+    }
+}
+
+/// One side is closing while the other still sends into full rings: what the first had sent
+/// arrives, the second's call ends with the reason.
+pub fn closing_under_a_flood<B: Backend>() {
+    let far = Tap::ignore();
+    let (client, server) = B::pair(tight(), Tuning::default(), Tap::ignore(), far.clone());
+    let running = serve(server.clone());
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            loop {
+                if let Err(error) = server.append(256, |_| ()) {
+                    return error;
+                }
+            }
+        });
+        (0..500).for_each(|n| send(&client, 64, n));
+        client.close();
+        let error = flood.join().unwrap();
+        assert!(
+            matches!(error, SendError::Closed(CloseReason::Peer)),
+            "{error:?}"
+        );
+    });
+    assert!(matches!(running.join().unwrap(), CloseReason::Peer));
+    assert_eq!(far.bytes(), 500 * 64);
+}
+
+/// The receiving side takes its time with the bulk plane as well: calls go on meanwhile.
+pub fn a_bulk_transfer_that_waits_holds_up_no_call<B: Backend>() {
+    const BYTES: usize = 8 << 20;
+    let near = Tap::ignore();
+    let (client, server) = B::pair(
+        Limits::default(),
+        Tuning::default(),
+        near.clone(),
+        Tap::echo(),
+    );
+    let running = serve(server.clone());
+    let bytes = vec![7; BYTES];
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| client.bulk_send(1, &[IoSlice::new(&bytes)]));
+        for n in 1..=100 {
+            send(&client, 64, n);
+            let echoed = || near.bytes() == n * 64;
+            client.wait_until(&echoed, Some(PATIENCE)).unwrap();
+        }
+        assert!(!sending.is_finished(), "nobody has posted a destination");
+        assert_eq!(bulk_recv(&server, 1, BYTES).unwrap(), bytes);
+        sending.join().unwrap().unwrap();
+    });
+    client.close();
+    running.join().unwrap();
 }
 
 /// Instantiates the suite for a backend.
@@ -555,7 +636,9 @@ macro_rules! suite {
             handler_out_of_room, slow_reader, trailing_edge, pushed_frames, many_waiters,
             waits_end, close_delivers_what_is_pending, bulk_both_ways_at_once,
             bulk_sizes_and_orders, bulk_from_a_handler_that_is_early,
-            bulk_waits_end_with_the_session, sessions_leak_nothing);
+            bulk_waits_end_with_the_session, sessions_leak_nothing,
+            both_sides_close_at_once, closing_under_a_flood,
+            a_bulk_transfer_that_waits_holds_up_no_call);
     };
     (@ $backend:ty: $($test:ident),*) => {
         $(#[test]
