@@ -79,3 +79,6 @@ pub(crate) type Planes = (Arc<dyn Stream>, Option<Arc<dyn Stream>>);
 pub(crate) fn recv_into(stream: &dyn Stream, buffer: &mut [u8]) -> io::Result<usize> {
     stream.recv(socket::as_uninit(buffer))
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,6 +98,16 @@ impl Near {
         offer: &[u8; OFFER_BYTES],
         fds: [OwnedFd; fdpass::FDS],
     ) -> io::Result<(Arc<dyn Stream>, Arc<dyn Stream>)> {
+        let (call, bulk) = self.join_planes(socket, offer, fds)?;
+        Ok((Arc::new(call), Arc::new(bulk)))
+    }
+
+    fn join_planes(
+        self,
+        socket: OwnedFd,
+        offer: &[u8; OFFER_BYTES],
+        fds: [OwnedFd; fdpass::FDS],
+    ) -> io::Result<(Shm, Shm)> {
         let offer: Offer = zerocopy::transmute!(*offer);
         let bad = || io::Error::new(io::ErrorKind::InvalidData, "malformed shared memory offer");
         let size = |bytes: U32| {
@@ -120,7 +130,7 @@ impl Near {
         };
         let call = Shm::new(self.call, call, bells(self.call_bell, call_bell), &socket);
         let bulk = Shm::new(self.bulk, bulk, bells(self.bulk_bell, bulk_bell), &socket);
-        Ok((Arc::new(call), Arc::new(bulk)))
+        Ok((call, bulk))
     }
 }
 
@@ -132,7 +142,7 @@ struct Bells {
 }
 
 /// One plane of a session over shared memory.
-struct Shm {
+pub(crate) struct Shm {
     near: SharedRing,
     far: SharedRing,
     bells: Bells,
@@ -299,207 +309,5 @@ impl Stream for Shm {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use std::collections::VecDeque;
-    use std::os::unix::net::UnixStream;
-
-    use proptest::prelude::*;
-
-    use super::super::ring::Words;
-    use super::*;
-
-    type Planes = (Arc<dyn Stream>, Arc<dyn Stream>);
-
-    /// Two ends in one process.
-    fn pair() -> (Planes, Planes) {
-        let (a, b) = UnixStream::pair().unwrap();
-        let (a, b): (OwnedFd, OwnedFd) = (a.into(), b.into());
-        let (near, far) = (Near::new().unwrap(), Near::new().unwrap());
-        near.send(&a).unwrap();
-        far.send(&b).unwrap();
-        let (near_offer, near_fds) = receive(&b);
-        let (far_offer, far_fds) = receive(&a);
-        let near = near.join(a, &far_offer, far_fds).unwrap();
-        (near, far.join(b, &near_offer, near_fds).unwrap())
-    }
-
-    fn receive(socket: &OwnedFd) -> ([u8; OFFER_BYTES], [OwnedFd; fdpass::FDS]) {
-        let mut offer = [0; OFFER_BYTES];
-        let (got, fds) = fdpass::recv(socket.as_raw_fd(), &mut offer).unwrap();
-        assert_eq!(got, OFFER_BYTES);
-        (offer, fds.unwrap())
-    }
-
-    fn recv(stream: &dyn Stream) -> io::Result<Vec<u8>> {
-        let mut buffer = [0; 100];
-        let got = super::super::recv_into(stream, &mut buffer)?;
-        Ok(buffer[..got].to_vec())
-    }
-
-    #[test]
-    fn bytes_pass_wrap_and_end() {
-        let (near, far) = pair();
-        for n in 0..CALL_BYTES / 50 {
-            let record = [n.to_le_bytes()[0]; 100];
-            assert_eq!(near.0.send(&[IoSlice::new(&record)]).unwrap(), 100);
-            assert_eq!(recv(&*far.0).unwrap(), record);
-        }
-        assert_eq!(recv(&*far.0).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        near.0.send(&[IoSlice::new(b"last")]).unwrap();
-        near.0.shutdown();
-        assert_eq!(recv(&*far.0).unwrap(), b"last");
-        assert_eq!(recv(&*far.0).unwrap(), b"");
-    }
-
-    #[test]
-    fn a_full_ring_takes_no_more() {
-        let (near, far) = pair();
-        let bytes = vec![7; CALL_BYTES + 1];
-        assert_eq!(near.0.send(&[IoSlice::new(&bytes)]).unwrap(), CALL_BYTES);
-        let full = near.0.send(&[IoSlice::new(&bytes)]).unwrap_err();
-        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(recv(&*far.0).unwrap().len(), 100);
-        assert_eq!(near.0.send(&[IoSlice::new(&bytes)]).unwrap(), 100);
-    }
-
-    #[test]
-    fn the_death_of_the_peer_shows_after_a_sleep() {
-        let (near, far) = pair();
-        near.0.send(&[IoSlice::new(b"last words")]).unwrap();
-        drop(near);
-        let mut set = PollSet::new();
-        assert!(
-            !far.0.arm(&mut set, true, false),
-            "there is something to read"
-        );
-        far.0.disarm();
-        assert_eq!(recv(&*far.0).unwrap(), b"last words");
-        let mut set = PollSet::new();
-        assert!(far.0.arm(&mut set, true, false));
-        assert!(set.wait(None).unwrap(), "the socket tells");
-        far.0.disarm();
-        assert_eq!(recv(&*far.0).unwrap(), b"");
-    }
-
-    #[test]
-    fn the_peer_can_only_read_our_memory() {
-        let (a, _b) = UnixStream::pair().unwrap();
-        let near = Near::new().unwrap();
-        near.send(&a.into()).unwrap();
-        assert!(SharedRing::map(&near.memory, 0, CALL_BYTES, true).is_err());
-    }
-
-    #[test]
-    fn memory_that_could_shrink_is_not_taken() {
-        let unsealed = sharedring::create(&[CALL_BYTES, BULK_BYTES]).unwrap();
-        assert!(sharedring::check(unsealed.as_fd(), 4096).is_err());
-        sharedring::seal(&unsealed).unwrap();
-        assert!(sharedring::check(unsealed.as_fd(), 4096).is_ok());
-        assert!(sharedring::check(unsealed.as_fd(), 64 << 20).is_err());
-    }
-
-    #[test]
-    fn impossible_positions_are_errors() {
-        let (ours, theirs) = (Words::default(), Words::default());
-        let near = Sides {
-            near: &ours,
-            far: &theirs,
-        };
-        let far = Sides {
-            near: &theirs,
-            far: &ours,
-        };
-        far.produce(8);
-        assert_eq!(near.available(8), Ok((0, 8)));
-        near.consume(8);
-        for lie in [7, 17, u64::MAX, u64::MAX / 2] {
-            far.produce(lie);
-            assert_eq!(near.available(8), Err(Impossible), "{lie}");
-        }
-        for lie in [1, 9, u64::MAX] {
-            far.consume(lie);
-            assert_eq!(near.room(8), Err(Impossible), "{lie} of nothing");
-        }
-    }
-
-    #[test]
-    fn impossible_offers_are_refused() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let near = Near::new().unwrap();
-        near.send(&a.into()).unwrap();
-        let b: OwnedFd = b.into();
-        let (good, fds) = receive(&b);
-        for (at, value) in [(0, 0), (8, 1), (11, 0x7f), (12, 1), (15, 4)] {
-            let mut offer = good;
-            offer[at] = value;
-            let fds = [&fds[0], &fds[1], &fds[2]].map(|fd| fd.try_clone().unwrap());
-            let joined = Near::new()
-                .unwrap()
-                .join(b.try_clone().unwrap(), &offer, fds);
-            assert!(joined.is_err(), "byte {at}");
-        }
-    }
-
-    /// What a test does to a ring.
-    #[derive(Clone, Debug)]
-    enum Action {
-        Send(usize),
-        Recv(usize),
-        Sleep,
-    }
-
-    fn actions() -> impl Strategy<Value = Vec<Action>> {
-        let len = || {
-            prop_oneof![
-                1usize..200,
-                1usize..70_000,
-                Just(CALL_BYTES),
-                Just(CALL_BYTES + 1)
-            ]
-        };
-        let action = prop_oneof![
-            5 => len().prop_map(Action::Send),
-            5 => len().prop_map(Action::Recv),
-            1 => Just(Action::Sleep),
-        ];
-        prop::collection::vec(action, 1..60)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        /// The ring is a queue of bytes of a fixed size, whatever is done to it.
-        #[test]
-        fn a_ring_is_a_queue(actions in actions()) {
-            let (near, far) = pair();
-            let (near, far) = (near.0, far.0);
-            let (mut model, mut next) = (VecDeque::<u8>::new(), 0u8);
-            for action in actions {
-                match action {
-                    Action::Send(len) => {
-                        let bytes: Vec<u8> = (0..len).map(|n| next.wrapping_add(n.to_le_bytes()[0])).collect();
-                        let half = len / 3;
-                        let parts = [IoSlice::new(&bytes[..half]), IoSlice::new(&bytes[half..])];
-                        let sent = near.send(&parts).unwrap_or(0);
-                        prop_assert_eq!(sent, len.min(CALL_BYTES - model.len()));
-                        model.extend(&bytes[..sent]);
-                        next = next.wrapping_add(sent.to_le_bytes()[0]);
-                    }
-                    Action::Recv(len) => {
-                        let mut buffer = vec![0; len];
-                        let got = super::super::recv_into(&*far, &mut buffer).unwrap_or(0);
-                        prop_assert_eq!(got, len.min(model.len()).min(2 * CHUNK_BYTES));
-                        prop_assert!(model.drain(..got).eq(buffer[..got].iter().copied()));
-                    }
-                    Action::Sleep => {
-                        let mut set = PollSet::new();
-                        let may_sleep = far.arm(&mut set, true, false);
-                        far.disarm();
-                        prop_assert_eq!(may_sleep, model.is_empty());
-                    }
-                }
-            }
-        }
-    }
-}
+#[path = "shm_tests.rs"]
+pub(crate) mod tests;
