@@ -308,7 +308,7 @@ pub(crate) struct NetperfArgs {
 #[command(after_help = "\
 Examples:
   farcall coverage                    every call, by class
-  farcall coverage --missing          only those that return CUDA_ERROR_NOT_SUPPORTED
+  farcall coverage --missing          only those that are not there yet
   farcall coverage --json | jq '.implemented, .total'
 
 Classes: local is answered from client memory; cached is asked once, then local; one-way is sent and nobody

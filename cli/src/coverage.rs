@@ -11,12 +11,18 @@ use crate::args::CoverageArgs;
 use crate::failure::{Failure, written};
 use crate::table::{self, Align};
 
-const CLASSES: [Class; 4] = [Class::Local, Class::Cached, Class::OneWay, Class::Blocking];
+const CLASSES: [Class; 5] = [
+    Class::Local,
+    Class::Cached,
+    Class::OneWay,
+    Class::Blocking,
+    Class::Refused,
+];
 
 pub(crate) fn coverage(args: &CoverageArgs) -> Result<ExitCode, Failure> {
     let wanted = |call: &CallInfo| match (args.implemented, args.missing) {
         (true, _) => call.implemented,
-        (_, true) => !call.implemented,
+        (_, true) => !call.implemented && call.class != Class::Refused,
         _ => true,
     };
     let out = &mut io::BufWriter::new(io::stdout().lock());
@@ -32,6 +38,7 @@ pub(crate) fn coverage(args: &CoverageArgs) -> Result<ExitCode, Failure> {
 struct Report {
     total: usize,
     implemented: usize,
+    refused: usize,
     by_class: Vec<Count>,
     calls: Vec<Row>,
 }
@@ -51,6 +58,7 @@ struct Row {
     since: u32,
     class: &'static str,
     implemented: bool,
+    refusal: &'static str,
 }
 
 fn count(class: Class) -> Count {
@@ -70,10 +78,12 @@ fn write_json(out: &mut dyn Write, wanted: &dyn Fn(&CallInfo) -> bool) -> io::Re
         since: call.since,
         class: call.class.name(),
         implemented: call.implemented,
+        refusal: call.refusal,
     };
     let report = Report {
         total: CALLS.len(),
         implemented: CALLS.iter().filter(|call| call.implemented).count(),
+        refused: count(Class::Refused).total,
         by_class: CLASSES.map(count).into(),
         calls: CALLS.iter().filter(|call| wanted(call)).map(row).collect(),
     };
@@ -89,6 +99,13 @@ fn write_text(out: &mut dyn Write, wanted: &dyn Fn(&CallInfo) -> bool) -> io::Re
         total: all.iter().map(|count| count.total).sum(),
         implemented: all.iter().map(|count| count.implemented).sum(),
     }));
+    // What is refused for good is not missing.
+    let refused = count(Class::Refused).total;
+    for (row, missing) in [(4, 0), (5, missing_of_all() - refused)] {
+        if let Some(cell) = rows.get_mut(row).and_then(|row| row.get_mut(2)) {
+            *cell = missing.to_string();
+        }
+    }
     let header = [
         ("class", Align::Left),
         ("implemented", Align::Right),
@@ -107,10 +124,10 @@ fn write_text(out: &mut dyn Write, wanted: &dyn Fn(&CallInfo) -> bool) -> io::Re
         calls.sort_by_key(|call| call.symbol);
         writeln!(out, "\n{}", class.name())?;
         for call in calls {
-            let state = if call.implemented {
-                "implemented"
-            } else {
-                "missing"
+            let state = match call.class {
+                Class::Refused => "refused",
+                _ if call.implemented => "implemented",
+                _ => "missing",
             };
             writeln!(
                 out,
@@ -122,6 +139,10 @@ fn write_text(out: &mut dyn Write, wanted: &dyn Fn(&CallInfo) -> bool) -> io::Re
         }
     }
     Ok(())
+}
+
+fn missing_of_all() -> usize {
+    CALLS.iter().filter(|call| !call.implemented).count()
 }
 
 fn summary_row(count: &Count) -> Vec<String> {

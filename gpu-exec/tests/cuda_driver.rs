@@ -202,6 +202,44 @@ fn memory_that_the_client_maps() {
 }
 
 #[test]
+fn boxes_are_copied_row_by_row() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, MIB), 0);
+    let data = pattern(4096, 9);
+    assert_eq!(client.upload(base, &data), 0);
+    let copy = CuMemcpy3DAsyncV2 {
+        dst: base + 8192,
+        dst_pitch: 10,
+        dst_slice: 40,
+        src: base + 100,
+        src_pitch: 64,
+        src_slice: 640,
+        width: 10,
+        height: 4,
+        depth: 3,
+        stream: STREAM,
+    };
+    assert_eq!(client.call(&copy).0, 0);
+    let got = client.download(base + 8192, 120).unwrap();
+    for (row, bytes) in got.chunks(10).enumerate() {
+        let from = 100 + row / 4 * 640 + row % 4 * 64;
+        assert_eq!(bytes, &data[from..from + 10], "row {row}");
+    }
+    let beyond = CuMemcpy3DAsyncV2 {
+        dst: base + MIB - 16,
+        ..copy
+    };
+    assert_eq!(client.call(&beyond).0, INVALID_VALUE);
+    let overlapping = CuMemcpy3DAsyncV2 {
+        dst_pitch: 9,
+        ..copy
+    };
+    assert_eq!(client.call(&overlapping).0, INVALID_VALUE);
+}
+
+#[test]
 fn blocks_share_granules_and_fresh_memory_is_zero() {
     let (server, _folder) = server();
     let client = client(&server);

@@ -17,6 +17,8 @@ pub enum Class {
     OneWay,
     /// Sent, the caller waits for the reply.
     Blocking,
+    /// Cannot be had over a network, or does not exist any more: `CUDA_ERROR_NOT_SUPPORTED`.
+    Refused,
 }
 
 impl Class {
@@ -28,6 +30,7 @@ impl Class {
             Self::Cached => "cached",
             Self::OneWay => "one-way",
             Self::Blocking => "blocking",
+            Self::Refused => "refused",
         }
     }
 }
@@ -66,6 +69,8 @@ pub struct CallInfo {
     pub class: Class,
     /// Whether the shim implements it; if not it returns `CUDA_ERROR_NOT_SUPPORTED`.
     pub implemented: bool,
+    /// Why it is refused; empty where it is not.
+    pub refusal: &'static str,
     /// C arguments as (name, type); `None` where no public header gives them.
     pub args: Option<&'static [(&'static str, &'static str)]>,
 }

@@ -13,7 +13,7 @@ SOURCES=$REPO/fixtures/programs
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
 PROGRAMS_ONCE="bad_launch hostmem oob threads"
 # Those that call the driver API.
-PROGRAMS_DRIVER="driver_virtual"
+PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy"
 
 # newer FILE SOURCE...: FILE is there and newer than each SOURCE.
 newer() {

@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 #![allow(non_camel_case_types, non_snake_case)]
 
+use farcall_marshal::status::{CuResult, CuStatus};
+
 /// `CUuuid`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -75,6 +77,289 @@ pub(crate) struct CUgraphEdgeData {
     pub(crate) reserved: [u8; 5],
 }
 
+impl CUgraphEdgeData {
+    pub(crate) fn of(bytes: [u8; 8]) -> Self {
+        let [from_port, to_port, type_, reserved @ ..] = bytes;
+        Self {
+            from_port,
+            to_port,
+            type_,
+            reserved,
+        }
+    }
+
+    /// As bytes; `INVALID_VALUE` if reserved ones are not zero or the type is unknown.
+    pub(crate) fn checked(self) -> CuResult<[u8; 8]> {
+        let is_known = self.type_ <= 1 && self.reserved == [0; 5];
+        if !is_known {
+            return Err(CuStatus::INVALID_VALUE);
+        }
+        Ok([self.from_port, self.to_port, self.type_, 0, 0, 0, 0, 0])
+    }
+}
+
+/// `CUgraphExecUpdateResultInfo`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUgraphExecUpdateResultInfo {
+    pub(crate) result: u32,
+    pub(crate) errorNode: u64,
+    pub(crate) errorFromNode: u64,
+}
+
+/// `CUDA_KERNEL_NODE_PARAMS` since CUDA 12.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_KERNEL_NODE_PARAMS {
+    pub(crate) func: u64,
+    pub(crate) gridDim: [u32; 3],
+    pub(crate) blockDim: [u32; 3],
+    pub(crate) sharedMemBytes: u32,
+    pub(crate) kernelParams: u64,
+    pub(crate) extra: u64,
+    pub(crate) kern: u64,
+    pub(crate) ctx: u64,
+}
+
+/// The same as programs for CUDA 11 have it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_KERNEL_NODE_PARAMS_v1 {
+    pub(crate) func: u64,
+    pub(crate) gridDim: [u32; 3],
+    pub(crate) blockDim: [u32; 3],
+    pub(crate) sharedMemBytes: u32,
+    pub(crate) kernelParams: u64,
+    pub(crate) extra: u64,
+}
+
+impl CUDA_KERNEL_NODE_PARAMS_v1 {
+    pub(crate) fn widened(&self) -> CUDA_KERNEL_NODE_PARAMS {
+        CUDA_KERNEL_NODE_PARAMS {
+            func: self.func,
+            gridDim: self.gridDim,
+            blockDim: self.blockDim,
+            sharedMemBytes: self.sharedMemBytes,
+            kernelParams: self.kernelParams,
+            extra: self.extra,
+            kern: 0,
+            ctx: 0,
+        }
+    }
+}
+
+impl CUDA_KERNEL_NODE_PARAMS {
+    pub(crate) fn narrowed(&self) -> CUDA_KERNEL_NODE_PARAMS_v1 {
+        CUDA_KERNEL_NODE_PARAMS_v1 {
+            func: self.func,
+            gridDim: self.gridDim,
+            blockDim: self.blockDim,
+            sharedMemBytes: self.sharedMemBytes,
+            kernelParams: self.kernelParams,
+            extra: self.extra,
+        }
+    }
+}
+
+/// `CUDA_MEMSET_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_MEMSET_NODE_PARAMS {
+    pub(crate) dst: u64,
+    pub(crate) pitch: usize,
+    pub(crate) value: u32,
+    pub(crate) elementSize: u32,
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+}
+
+/// `CUDA_HOST_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_HOST_NODE_PARAMS {
+    pub(crate) function: u64,
+    pub(crate) userData: u64,
+}
+
+/// `CUDA_MEM_ALLOC_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_MEM_ALLOC_NODE_PARAMS {
+    pub(crate) poolProps: CUmemPoolProps,
+    pub(crate) accessDescs: u64,
+    pub(crate) accessDescCount: usize,
+    pub(crate) bytesize: usize,
+    pub(crate) dptr: u64,
+}
+
+impl CUDA_MEM_ALLOC_NODE_PARAMS {
+    /// Pinned memory of a device.
+    pub(crate) fn on_device(ordinal: u32, bytesize: usize, dptr: u64) -> Self {
+        Self {
+            poolProps: CUmemPoolProps {
+                allocType: 1,
+                handleTypes: 0,
+                location: CUmemLocation {
+                    type_: 1,
+                    id: ordinal.cast_signed(),
+                },
+                win32SecurityAttributes: 0,
+                maxSize: 0,
+                usage: 0,
+                reserved: [0; 54],
+            },
+            accessDescs: 0,
+            accessDescCount: 0,
+            bytesize,
+            dptr,
+        }
+    }
+}
+
+/// `CUDA_MEMCPY2D`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_MEMCPY2D {
+    pub(crate) srcXInBytes: usize,
+    pub(crate) srcY: usize,
+    pub(crate) srcMemoryType: u32,
+    pub(crate) srcHost: u64,
+    pub(crate) srcDevice: u64,
+    pub(crate) srcArray: u64,
+    pub(crate) srcPitch: usize,
+    pub(crate) dstXInBytes: usize,
+    pub(crate) dstY: usize,
+    pub(crate) dstMemoryType: u32,
+    pub(crate) dstHost: u64,
+    pub(crate) dstDevice: u64,
+    pub(crate) dstArray: u64,
+    pub(crate) dstPitch: usize,
+    pub(crate) WidthInBytes: usize,
+    pub(crate) Height: usize,
+}
+
+impl CUDA_MEMCPY2D {
+    /// The same as a box of one slice.
+    pub(crate) fn as_box(&self) -> CUDA_MEMCPY3D {
+        CUDA_MEMCPY3D {
+            srcXInBytes: self.srcXInBytes,
+            srcY: self.srcY,
+            srcMemoryType: self.srcMemoryType,
+            srcHost: self.srcHost,
+            srcDevice: self.srcDevice,
+            srcArray: self.srcArray,
+            srcPitch: self.srcPitch,
+            dstXInBytes: self.dstXInBytes,
+            dstY: self.dstY,
+            dstMemoryType: self.dstMemoryType,
+            dstHost: self.dstHost,
+            dstDevice: self.dstDevice,
+            dstArray: self.dstArray,
+            dstPitch: self.dstPitch,
+            WidthInBytes: self.WidthInBytes,
+            Height: self.Height,
+            Depth: 1,
+            ..CUDA_MEMCPY3D::default()
+        }
+    }
+}
+
+/// `CUDA_MEMCPY3D`, and `CUDA_MEMCPY3D_PEER`, which has contexts in the place of what is reserved.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CUDA_MEMCPY3D {
+    pub(crate) srcXInBytes: usize,
+    pub(crate) srcY: usize,
+    pub(crate) srcZ: usize,
+    pub(crate) srcLOD: usize,
+    pub(crate) srcMemoryType: u32,
+    pub(crate) srcHost: u64,
+    pub(crate) srcDevice: u64,
+    pub(crate) srcArray: u64,
+    pub(crate) reserved0: u64,
+    pub(crate) srcPitch: usize,
+    pub(crate) srcHeight: usize,
+    pub(crate) dstXInBytes: usize,
+    pub(crate) dstY: usize,
+    pub(crate) dstZ: usize,
+    pub(crate) dstLOD: usize,
+    pub(crate) dstMemoryType: u32,
+    pub(crate) dstHost: u64,
+    pub(crate) dstDevice: u64,
+    pub(crate) dstArray: u64,
+    pub(crate) reserved1: u64,
+    pub(crate) dstPitch: usize,
+    pub(crate) dstHeight: usize,
+    pub(crate) WidthInBytes: usize,
+    pub(crate) Height: usize,
+    pub(crate) Depth: usize,
+}
+
+/// `CUmemcpyAttributes`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUmemcpyAttributes {
+    pub(crate) srcAccessOrder: u32,
+    pub(crate) srcLocHint: CUmemLocation,
+    pub(crate) dstLocHint: CUmemLocation,
+    pub(crate) flags: u32,
+}
+
+/// `CUmemcpy3DOperand`: a pointer (address, row length, layer height, location) or an array (handle, offset).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUmemcpy3DOperand {
+    pub(crate) type_: u32,
+    pub(crate) words: [u64; 4],
+}
+
+impl CUmemcpy3DOperand {
+    pub(crate) const POINTER: u32 = 1;
+    pub(crate) const ARRAY: u32 = 2;
+}
+
+/// `CUDA_MEMCPY3D_BATCH_OP`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_MEMCPY3D_BATCH_OP {
+    pub(crate) src: CUmemcpy3DOperand,
+    pub(crate) dst: CUmemcpy3DOperand,
+    pub(crate) extent: [usize; 3],
+    pub(crate) srcAccessOrder: u32,
+    pub(crate) flags: u32,
+}
+
+/// `CUDA_ARRAY_DESCRIPTOR`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_ARRAY_DESCRIPTOR {
+    pub(crate) Width: usize,
+    pub(crate) Height: usize,
+    pub(crate) Format: u32,
+    pub(crate) NumChannels: u32,
+}
+
+/// `CUDA_ARRAY3D_DESCRIPTOR`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_ARRAY3D_DESCRIPTOR {
+    pub(crate) Width: usize,
+    pub(crate) Height: usize,
+    pub(crate) Depth: usize,
+    pub(crate) Format: u32,
+    pub(crate) NumChannels: u32,
+    pub(crate) Flags: u32,
+}
+
+/// `CUDA_ARRAY_MEMORY_REQUIREMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_ARRAY_MEMORY_REQUIREMENTS {
+    pub(crate) size: usize,
+    pub(crate) alignment: usize,
+    pub(crate) reserved: [u32; 4],
+}
+
 /// `CUDA_GRAPH_INSTANTIATE_PARAMS`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -130,4 +415,14 @@ const _: () = assert!(size_of::<CUlaunchConfig>() == 56);
 const _: () = assert!(size_of::<CUDA_GRAPH_INSTANTIATE_PARAMS>() == 32);
 const _: () = assert!(size_of::<CUmemPoolProps>() == 88);
 const _: () = assert!(size_of::<CUmemAllocationProp>() == 32);
+const _: () = assert!(size_of::<CUDA_KERNEL_NODE_PARAMS>() == 72);
+const _: () = assert!(size_of::<CUDA_KERNEL_NODE_PARAMS_v1>() == 56);
+const _: () = assert!(size_of::<CUDA_MEMSET_NODE_PARAMS>() == 40);
+const _: () = assert!(size_of::<CUDA_MEM_ALLOC_NODE_PARAMS>() == 120);
+const _: () = assert!(size_of::<CUDA_MEMCPY2D>() == 128);
+const _: () = assert!(size_of::<CUDA_MEMCPY3D>() == 200);
+const _: () = assert!(size_of::<CUmemcpyAttributes>() == 24);
+const _: () = assert!(size_of::<CUDA_MEMCPY3D_BATCH_OP>() == 112);
+const _: () = assert!(size_of::<CUDA_ARRAY3D_DESCRIPTOR>() == 40);
+const _: () = assert!(size_of::<CUgraphExecUpdateResultInfo>() == 24);
 const _: () = assert!(size_of::<CUdevprop>() == 56);

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::process;
 use crate::ptr::HostPtr;
+use crate::session::Session;
 use crate::stream::Stream;
 use crate::ticket::Sink;
 
@@ -103,7 +104,23 @@ pub(crate) fn unshare(allocation: &Allocation) -> CuResult {
 /// A kernel is about to be launched with these parameters.
 #[inline]
 pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
-    let session = stream.session();
+    share_pointers(stream.session(), params)?;
+    before_graph(stream)
+}
+
+/// A graph is about to be launched.
+#[inline]
+pub(crate) fn before_graph(stream: &Stream) -> CuResult {
+    if stream.session().coherent.is_used.load(Ordering::Acquire) {
+        push(stream)
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes host memory that a kernel is given usable by it.
+#[inline]
+pub(crate) fn share_pointers(session: &Session, params: &[u8]) -> CuResult {
     let (words, _) = params.as_chunks::<8>();
     for word in words {
         let address = u64::from_le_bytes(*word);
@@ -113,11 +130,7 @@ pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
             share(&allocation)?;
         }
     }
-    if session.coherent.is_used.load(Ordering::Acquire) {
-        push(stream)
-    } else {
-        Ok(())
-    }
+    Ok(())
 }
 
 /// A copy or memset is about to work with this host memory on the device.

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::capture::{Capture, CaptureMark};
 use crate::coherent;
 use crate::context::Context;
+use crate::graph::Node;
 use crate::stream::Stream;
 
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -49,10 +50,11 @@ impl Event {
         }
     }
 
-    pub(crate) fn record(&self, stream: &Arc<Stream>, flags: u32) -> CuResult {
-        if let Some(capture) = stream.capturing()?
-            && flags & EXTERNAL == 0
-        {
+    pub(crate) fn record(self: &Arc<Self>, stream: &Arc<Stream>, flags: u32) -> CuResult {
+        if let Some(capture) = stream.capturing()? {
+            if flags & EXTERNAL != 0 {
+                return capture.add(stream.id, Node::EventRecord(Arc::clone(self)));
+            }
             let mark = capture.mark(stream.id);
             *self.recorded.lock() = Recorded::InCapture(capture, mark);
             return Ok(());
@@ -67,13 +69,18 @@ impl Event {
     }
 
     /// Makes later work of `stream` wait for this event.
-    pub(crate) fn make_wait(&self, stream: &Arc<Stream>, flags: u32) -> CuResult {
+    pub(crate) fn make_wait(self: &Arc<Self>, stream: &Arc<Stream>, flags: u32) -> CuResult {
+        if flags & EXTERNAL != 0
+            && let Some(capture) = stream.capturing()?
+        {
+            return capture.add(stream.id, Node::EventWait(Arc::clone(self)));
+        }
         let recorded = self.recorded.lock().clone();
         match recorded {
             Recorded::Never => Ok(()),
             Recorded::InCapture(capture, mark) => capture.join(stream, &mark),
             Recorded::At(on, stamp) => {
-                if stream.capturing()?.is_some() && flags & EXTERNAL == 0 {
+                if stream.capturing()?.is_some() {
                     return Err(CuStatus::STREAM_CAPTURE_ISOLATION);
                 }
                 // What has run need not be waited for, and what the same stream did comes before anyway.

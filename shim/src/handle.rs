@@ -26,6 +26,9 @@ pub(crate) enum Kind {
     Pool,
     LogCallback,
     Physical,
+    Array,
+    Mipmapped,
+    UserObject,
 }
 
 const KIND_SHIFT: u32 = 40;
@@ -85,6 +88,24 @@ impl<T> Table<T> {
             .write()
             .remove(&handle)
             .ok_or(CuStatus::INVALID_HANDLE)
+    }
+
+    /// Some object that `wanted` picks. Looks at all of them.
+    pub(crate) fn find(&self, wanted: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.map
+            .read()
+            .values()
+            .find(|object| wanted(object))
+            .cloned()
+    }
+
+    /// The handle of an object. Looks at all of them.
+    pub(crate) fn handle_of(&self, object: &Arc<T>) -> Option<u64> {
+        self.map
+            .read()
+            .iter()
+            .find(|(_, known)| Arc::ptr_eq(known, object))
+            .map(|(handle, _)| *handle)
     }
 
     /// How many objects there are.

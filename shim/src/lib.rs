@@ -13,7 +13,9 @@
 
 mod abi;
 mod api;
+mod array;
 mod attributes;
+mod box_copy;
 mod capture;
 mod coherent;
 mod context;
@@ -21,6 +23,7 @@ mod enter;
 mod event;
 mod exports;
 mod global;
+mod graph;
 mod handle;
 mod hooks;
 mod landing;

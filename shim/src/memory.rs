@@ -36,6 +36,8 @@ pub(crate) enum AllocationKind {
     Global,
     /// On the device, mapped by the program.
     Mapped,
+    /// On the device, of an allocation node.
+    Graph,
 }
 
 /// One allocation.
@@ -59,7 +61,10 @@ impl Allocation {
     pub(crate) fn is_on_device(&self) -> bool {
         matches!(
             self.kind,
-            AllocationKind::Device | AllocationKind::Global | AllocationKind::Mapped
+            AllocationKind::Device
+                | AllocationKind::Global
+                | AllocationKind::Mapped
+                | AllocationKind::Graph
         )
     }
 }
@@ -117,7 +122,10 @@ impl Allocations {
         let mut gone = Vec::new();
         self.map.write().retain(|_, allocation| {
             let stays = !std::ptr::eq(allocation.context, context)
-                || allocation.kind == AllocationKind::Mapped;
+                || matches!(
+                    allocation.kind,
+                    AllocationKind::Mapped | AllocationKind::Graph
+                );
             if !stays {
                 gone.push(*allocation);
             }
@@ -177,7 +185,7 @@ fn place_there(context: &'static Context, bytes: u64) -> CuResult<u64> {
 pub(crate) fn release(allocation: &Allocation) {
     let session = allocation.context.session();
     match allocation.kind {
-        AllocationKind::Device => {
+        AllocationKind::Device | AllocationKind::Graph => {
             allocation
                 .context
                 .device

@@ -423,6 +423,11 @@ impl Function {
         Ok(id)
     }
 
+    /// Whether it has this number in some context.
+    pub(crate) fn has_id(&self, id: u64) -> bool {
+        self.others.lock().values().any(|known| *known == id)
+    }
+
     /// Whether the function still means something when `context` has gone.
     pub(crate) fn lives_without(&self, context: &'static Context) -> bool {
         match &self.home {

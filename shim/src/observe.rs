@@ -288,10 +288,18 @@ pub(crate) fn missing(info: &CallInfo) -> CuStatus {
         .get(usize::from(info.number))
         .is_some_and(|named| !named.swap(true, Ordering::Relaxed))
     {
-        log::warn!(
-            "{} is not implemented yet: it returns CUDA_ERROR_NOT_SUPPORTED (see `farcall coverage`)",
-            info.symbol
-        );
+        if info.refusal.is_empty() {
+            log::warn!(
+                "{} is not implemented yet: it returns CUDA_ERROR_NOT_SUPPORTED (see `farcall coverage`)",
+                info.symbol
+            );
+        } else {
+            log::warn!(
+                "{} is refused with CUDA_ERROR_NOT_SUPPORTED: {}",
+                info.symbol,
+                info.refusal
+            );
+        }
     }
     CuStatus::NOT_SUPPORTED
 }

@@ -1,8 +1,9 @@
 //! What a process has: sessions, devices, and every object that a handle names.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use farcall_config::ClientConfig;
 use farcall_marshal::record::{self, Record};
@@ -11,11 +12,12 @@ use farcall_marshal::wire::{DeviceDescription, SessionOpen, SessionWelcome};
 use farcall_transport::{ConnectOptions, connect};
 use parking_lot::Mutex;
 
+use crate::array::{Array, Mipmapped};
 use crate::attributes::LaunchLimits;
-use crate::capture::{Graph, GraphExec, GraphNode};
 use crate::context::{Context, Primary};
 use crate::event::Event;
 use crate::global;
+use crate::graph::{Graph, GraphExec, GraphMemory, GraphNode, UserObject};
 use crate::handle::{Kind, Table};
 use crate::memory::{Allocations, Pool};
 use crate::module::{Function, Library, Module};
@@ -77,6 +79,11 @@ pub(crate) struct Process {
     pub(crate) pools: Table<Pool>,
     pub(crate) memory: Allocations,
     pub(crate) space: VirtualMemory,
+    pub(crate) arrays: Table<Array>,
+    pub(crate) mipmapped: Table<Mipmapped>,
+    pub(crate) user_objects: Table<UserObject>,
+    /// Memory of graphs, by address.
+    pub(crate) graph_memory: Mutex<HashMap<u64, Weak<GraphMemory>>>,
 }
 
 /// What this process has, or `NOT_INITIALIZED`.
@@ -196,6 +203,10 @@ fn connect_process() -> Result<Process, Failure> {
         pools,
         memory: Allocations::default(),
         space: VirtualMemory::new(),
+        arrays: Table::new(Kind::Array),
+        mipmapped: Table::new(Kind::Mipmapped),
+        user_objects: Table::new(Kind::UserObject),
+        graph_memory: Mutex::default(),
     })
 }
 

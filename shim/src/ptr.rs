@@ -53,6 +53,11 @@ impl<T: Copy> Out<T> {
         self.get_at(0)
     }
 
+    /// An array that the header declares writable and the call only reads.
+    pub(crate) fn as_input(self) -> In<T> {
+        In(self.0.cast_const())
+    }
+
     /// Element `index` of an in-out array.
     pub(crate) fn get_at(self, index: usize) -> CuResult<T> {
         In(self.0.cast_const()).get_at(index)
@@ -96,6 +101,10 @@ impl<T: Copy> In<T> {
     /// `at` is null, or valid for reads of what the call documents until the call returns.
     pub(crate) unsafe fn from_program(at: *const T) -> Self {
         Self(at)
+    }
+
+    pub(crate) fn is_null(self) -> bool {
+        self.0.is_null()
     }
 
     /// The value; null is `INVALID_VALUE`.

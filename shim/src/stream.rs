@@ -1,6 +1,7 @@
 //! Streams: what was sent on them, what is known to have run, and whether they are being captured.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,9 +10,10 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuStreamQuery, CuStreamSynchronize};
 use parking_lot::Mutex;
 
-use crate::capture::{self, Capture, Node};
+use crate::capture::{self, Capture};
 use crate::coherent;
 use crate::context::Context;
+use crate::graph::Node;
 use crate::session::Session;
 
 /// `CU_STREAM_NON_BLOCKING`: does not wait for the legacy stream.
@@ -31,6 +33,8 @@ pub(crate) struct Stream {
     /// Number of the last synchronous upload that it waits for.
     barrier: AtomicU64,
     pub(crate) capture: Mutex<Option<Arc<Capture>>>,
+    /// Attributes that were set, by their number.
+    pub(crate) attributes: Mutex<HashMap<u32, [u8; 64]>>,
 }
 
 impl Stream {
@@ -44,6 +48,7 @@ impl Stream {
             done: AtomicU64::new(0),
             barrier: AtomicU64::new(0),
             capture: Mutex::new(None),
+            attributes: Mutex::default(),
         }
     }
 

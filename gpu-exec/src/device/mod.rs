@@ -7,6 +7,7 @@
 use farcall_marshal::wire::{Dispatch, HostFuncDone};
 
 pub(crate) mod attributes;
+pub(crate) mod box_copy;
 pub(crate) mod cpu;
 pub(crate) mod cpu_limits;
 pub(crate) mod cuda;

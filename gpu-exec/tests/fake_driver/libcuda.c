@@ -204,6 +204,15 @@ EXPORT u32 cuMemcpyHtoDAsync_v2(u64 dst, const void *src, size_t n, u64 s) { ret
 EXPORT u32 cuMemcpyDtoHAsync_v2(void *dst, u64 src, size_t n, u64 s) { return copy((u64)dst, src, n, s); }
 EXPORT u32 cuMemcpyDtoDAsync_v2(u64 dst, u64 src, size_t n, u64 s) { return copy(dst, src, n, s); }
 EXPORT u32 cuMemcpyAsync(u64 dst, u64 src, size_t n, u64 s) { return copy(dst, src, n, s); }
+struct box { size_t sx, sy, sz, slod; u32 skind; const void *shost; u64 sdev; void *sarray, *r0; size_t spitch, srows, dx, dy, dz, dlod; u32 dkind; void *dhost; u64 ddev; void *darray, *r1; size_t dpitch, drows, width, height, depth; };
+EXPORT u32 cuMemcpy3DAsync_v2(const struct box *b, u64 s) {
+    if (b->spitch < b->width || b->dpitch < b->width || (b->depth > 1 && (b->srows < b->height || b->drows < b->height))) return INVALID_VALUE;
+    for (size_t z = 0; z < b->depth; z++) for (size_t y = 0; y < b->height; y++) {
+        u32 status = copy(b->ddev + (z * b->drows + y) * b->dpitch, b->sdev + (z * b->srows + y) * b->spitch, b->width, s);
+        if (status) return status;
+    }
+    return OK;
+}
 EXPORT u32 cuMemsetD8Async(u64 at, unsigned char v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET8, .a = at, .b = v, .n = n}); }
 EXPORT u32 cuMemsetD16Async(u64 at, uint16_t v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET16, .a = at, .b = v, .n = n}); }
 EXPORT u32 cuMemsetD32Async(u64 at, u32 v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET32, .a = at, .b = v, .n = n}); }

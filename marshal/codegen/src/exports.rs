@@ -55,7 +55,11 @@ const FUNCTIONS: &[&str] = &[
 const STRUCTS: &[&str] = &[
     "CUDA_ARRAY3D_DESCRIPTOR",
     "CUDA_ARRAY_DESCRIPTOR",
+    "CUDA_ARRAY_MEMORY_REQUIREMENTS",
     "CUDA_KERNEL_NODE_PARAMS",
+    "CUDA_KERNEL_NODE_PARAMS_v1",
+    "CUDA_MEM_ALLOC_NODE_PARAMS",
+    "CUDA_MEMCPY3D_BATCH_OP",
     "CUDA_MEMCPY2D",
     "CUDA_MEMCPY3D",
     "CUDA_MEMSET_NODE_PARAMS",
@@ -65,11 +69,13 @@ const STRUCTS: &[&str] = &[
     "CUdevprop",
     "CUexecAffinityParam",
     "CUgraphEdgeData",
+    "CUgraphExecUpdateResultInfo",
     "CUlaunchConfig",
     "CUmemAccessDesc",
     "CUmemAllocationProp",
     "CUmemLocation",
     "CUmemPoolProps",
+    "CUmemcpyAttributes",
     "CUuuid",
 ];
 

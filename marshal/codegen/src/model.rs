@@ -12,6 +12,8 @@ pub enum Class {
     OneWay,
     /// Sent, the caller waits for the reply.
     Blocking,
+    /// Cannot be had over a network, or does not exist any more.
+    Refused,
 }
 
 /// Type of one field of a wire record.
@@ -86,6 +88,8 @@ pub struct Call {
     pub class: Class,
     /// Whether the shim implements it.
     pub implemented: bool,
+    /// Why it is refused; empty where it is not.
+    pub refusal: String,
     /// Its record, if it has one of its own.
     pub wire: Option<Wire>,
     /// The call whose record it travels as.

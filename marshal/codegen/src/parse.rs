@@ -71,6 +71,7 @@ fn call(rest: &str) -> Result<Call, String> {
         variants: Vec::new(),
         class: Class::Local,
         implemented: false,
+        refusal: String::new(),
         wire: None,
         like: None,
     })
@@ -161,6 +162,15 @@ fn class(call: &mut Call, rest: &str) -> Result<(), String> {
         Some("cached") => Class::Cached,
         Some("one-way") => Class::OneWay,
         Some("blocking") => Class::Blocking,
+        Some("refused") => {
+            call.class = Class::Refused;
+            call.refusal = words.collect::<Vec<_>>().join(" ");
+            return if call.refusal.is_empty() {
+                Err("a refusal says why".to_owned())
+            } else {
+                Ok(())
+            };
+        }
         other => return Err(format!("unknown class {other:?}")),
     };
     call.implemented = match words.next() {

@@ -31,6 +31,7 @@ pub fn emit(catalogue: &Catalogue) -> String {
             Class::Cached => "Cached",
             Class::OneWay => "OneWay",
             Class::Blocking => "Blocking",
+            Class::Refused => "Refused",
         };
         let args = call.args.as_ref().map_or_else(
             || "None".to_owned(),
@@ -44,8 +45,8 @@ pub fn emit(catalogue: &Catalogue) -> String {
         );
         let _ = writeln!(
             out,
-            "    CallInfo {{ number: {}, symbol: \"{}\", base: \"{}\", since: {}, class: Class::{class}, implemented: {}, args: {args} }},",
-            call.number, call.symbol, call.base, call.since, call.implemented
+            "    CallInfo {{ number: {}, symbol: \"{}\", base: \"{}\", since: {}, class: Class::{class}, implemented: {}, refusal: \"{}\", args: {args} }},",
+            call.number, call.symbol, call.base, call.since, call.implemented, call.refusal
         );
     }
     out.push_str("];\n\n");

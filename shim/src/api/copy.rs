@@ -12,8 +12,8 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemcpyDtoDAsyncV2, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2};
 
 use super::stream;
-use crate::capture::Node;
 use crate::coherent;
+use crate::graph::Node;
 use crate::memory::AllocationKind;
 use crate::process::process;
 use crate::ptr::HostPtr;

@@ -12,6 +12,8 @@ use super::{stream, with_stream};
 use crate::abi::{CUlaunchAttribute, CUlaunchConfig};
 use crate::attributes::Attribute as A;
 use crate::coherent;
+use crate::context::Context;
+use crate::graph::KernelParts;
 use crate::module::Function;
 use crate::process::{Device, process};
 use crate::ptr::{HostPtr, In, Out};
@@ -143,6 +145,43 @@ pub(crate) fn launch_attributes(config: &CUlaunchConfig) -> CuResult<Vec<CUlaunc
     (0..config.numAttrs as usize)
         .map(|index| list.get_at(index))
         .collect()
+}
+
+/// A launch as a node of a graph, checked as a launch is.
+pub(crate) fn kernel_parts(
+    context: &'static Context,
+    handle: u64,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    params: Out<*mut c_void>,
+    extra: Out<*mut c_void>,
+) -> CuResult<KernelParts> {
+    let shape = Shape {
+        grid,
+        block,
+        shared_bytes,
+        flags: 0,
+    };
+    let function = super::function(handle)?;
+    let info = function.info()?;
+    check_shape(&function, info, context.device, &shape)?;
+    let bytes = info.param_bytes as usize;
+    if bytes > PARAMS_MAX {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let mut values = vec![0; bytes];
+    gather(info, &mut values, params, extra)?;
+    coherent::share_pointers(context.session(), &values)?;
+    Ok(KernelParts {
+        function: function.id_in(context)?,
+        grid,
+        block,
+        shared_bytes,
+        flags: 0,
+        params: values,
+        attributes: Vec::new(),
+    })
 }
 
 #[inline]

@@ -13,6 +13,7 @@ use farcall_marshal::wire::{
 
 use super::stream;
 use crate::context;
+use crate::graph::{GraphMemory, Node, find_memory};
 use crate::memory::{self, Allocation, AllocationKind, Pool};
 use crate::process::process;
 use crate::ptr::Out;
@@ -24,6 +25,11 @@ pub(crate) fn cuMemAlloc_v2(place: Out<u64>, bytes: usize) -> CuResult {
     if place.is_null() {
         return Err(CuStatus::INVALID_VALUE);
     }
+    place.set(allocate(bytes)?)
+}
+
+/// Device memory of the current context; its address.
+pub(crate) fn allocate(bytes: usize) -> CuResult<u64> {
     let context = context::current()?;
     let allocation = memory::take(context, bytes as u64, 0)?;
     let record = CuMemAllocV2 {
@@ -33,7 +39,7 @@ pub(crate) fn cuMemAlloc_v2(place: Out<u64>, bytes: usize) -> CuResult {
     tell(&allocation, |context| {
         context.session().send(context.id, &record)
     })?;
-    place.set(allocation.start)
+    Ok(allocation.start)
 }
 
 /// Sends what makes an allocation real; if that fails nothing was taken.
@@ -86,6 +92,9 @@ pub(crate) fn cuMemFree_v2(address: u64) -> CuResult {
         return Ok(());
     }
     context::current()?;
+    if let Some(memory) = find_memory(address) {
+        return memory.free(context::current()?.legacy());
+    }
     let process = process()?;
     let allocation = process
         .memory
@@ -147,9 +156,10 @@ pub(crate) fn cuMemAllocFromPoolAsync(
     }
     let stream = stream(mode, handle)?;
     let owner: Arc<Pool> = process()?.pools.get(pool)?;
-    if stream.capturing()?.is_some() {
-        // Memory nodes belong to the graph API.
-        return Err(CuStatus::NOT_SUPPORTED);
+    if let Some(capture) = stream.capturing()? {
+        let memory = GraphMemory::new(stream.context, bytes)?;
+        place.set(memory.address())?;
+        return capture.add(stream.id, Node::Alloc(memory));
     }
     let allocation = memory::take(stream.context, bytes as u64, pool)?;
     let record = CuMemAllocAsync {
@@ -171,8 +181,13 @@ pub(crate) fn cuMemFreeAsync(mode: StreamMode, address: u64, handle: u64) -> CuR
         return Ok(());
     }
     let stream = stream(mode, handle)?;
-    if stream.capturing()?.is_some() {
-        return Err(CuStatus::NOT_SUPPORTED);
+    let of_graph = find_memory(address);
+    if let Some(capture) = stream.capturing()? {
+        of_graph.ok_or(CuStatus::INVALID_VALUE)?;
+        return capture.add(stream.id, Node::Free(address));
+    }
+    if let Some(memory) = of_graph {
+        return memory.free(&stream);
     }
     let allocation = process()?
         .memory

@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use farcall_marshal::catalogue::StreamMode;
+use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemsetD2D8Async, CuMemsetD8Async};
 
 use super::stream;
+use crate::abi::CUDA_MEMSET_NODE_PARAMS;
+use crate::process::process;
 
 /// Fills `count` elements of `width` bytes. Asynchronous to the host in every form (cuda.h: memset functions are
 /// asynchronous with respect to the host, except on pinned memory).
@@ -61,6 +64,84 @@ fn fill_rows(
         value,
         width: element,
     })
+}
+
+/// A memset node.
+pub(super) struct Filling<'a>(&'a CUDA_MEMSET_NODE_PARAMS);
+
+impl<'a> Filling<'a> {
+    /// # Errors
+    /// `INVALID_VALUE`: elements of another size than 1, 2, 4, rows that overlap, or memory that is not there.
+    pub(super) fn of(params: &'a CUDA_MEMSET_NODE_PARAMS) -> CuResult<Self> {
+        let element = params.elementSize as usize;
+        let row = params.width.checked_mul(element);
+        let row = row.ok_or(CuStatus::INVALID_VALUE)? as u64;
+        let is_odd = !matches!(element, 1 | 2 | 4) || !params.dst.is_multiple_of(element as u64);
+        let overlaps = params.height > 1 && (params.pitch as u64) < row;
+        if is_odd || overlaps || row == 0 || params.height == 0 {
+            return Err(CuStatus::INVALID_VALUE);
+        }
+        let span = (params.height as u64 - 1)
+            .checked_mul(params.pitch as u64)
+            .and_then(|rows| rows.checked_add(row))
+            .ok_or(CuStatus::INVALID_VALUE)?;
+        let memory = &process()?.memory;
+        let known = memory.covering(params.dst, span);
+        known.ok_or(CuStatus::INVALID_VALUE)?;
+        Ok(Self(params))
+    }
+
+    /// The record, for no stream yet.
+    pub(super) fn to_record(&self, context: u32) -> CuResult<Vec<u8>> {
+        let params = self.0;
+        Ok(to_vec(
+            Head::request(CuMemsetD2D8Async::NUMBER, context, 0),
+            &CuMemsetD2D8Async {
+                dst: params.dst,
+                pitch: params.pitch as u64,
+                row_count: params.height as u64,
+                row_elements: params.width as u64,
+                stream: 0,
+                value: params.value,
+                width: params.elementSize,
+            },
+        ))
+    }
+
+    /// What the program would have described.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: another record.
+    pub(super) fn read(bytes: &[u8]) -> CuResult<CUDA_MEMSET_NODE_PARAMS> {
+        let invalid = |_| CuStatus::INVALID_VALUE;
+        let size = |value: u64| usize::try_from(value).map_err(|_| CuStatus::INVALID_VALUE);
+        let (head, body, _) = split(bytes).map_err(invalid)?;
+        match head.number {
+            CuMemsetD2D8Async::NUMBER => {
+                let fill = CuMemsetD2D8Async::decode_body(body).map_err(invalid)?;
+                Ok(CUDA_MEMSET_NODE_PARAMS {
+                    dst: fill.dst,
+                    pitch: size(fill.pitch)?,
+                    value: fill.value,
+                    elementSize: fill.width,
+                    width: size(fill.row_elements)?,
+                    height: size(fill.row_count)?,
+                })
+            }
+            CuMemsetD8Async::NUMBER => {
+                let fill = CuMemsetD8Async::decode_body(body).map_err(invalid)?;
+                Ok(CUDA_MEMSET_NODE_PARAMS {
+                    dst: fill.dst,
+                    pitch: 0,
+                    value: fill.value,
+                    elementSize: fill.width,
+                    width: size(fill.count)?,
+                    height: 1,
+                })
+            }
+            _ => Err(CuStatus::INVALID_VALUE),
+        }
+    }
 }
 
 pub(crate) fn cuMemsetD8_v2(mode: StreamMode, dst: u64, value: u8, count: usize) -> CuResult {

@@ -7,8 +7,8 @@ use farcall_marshal::catalogue::StreamMode;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuLaunchHostFunc, CuStreamCreateWithPriority, CuStreamDestroyV2};
 
-use crate::capture::Node;
 use crate::context;
+use crate::graph::Node;
 use crate::hooks::Callback;
 use crate::process::process;
 use crate::ptr::{HostPtr, Out};

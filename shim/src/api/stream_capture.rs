@@ -2,16 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
-use std::sync::Arc;
 
 use farcall_marshal::catalogue::StreamMode;
 use farcall_marshal::status::{CuResult, CuStatus};
 
-use super::stream;
+use super::{graph, stream};
 use crate::abi::CUgraphEdgeData;
 use crate::capture;
-use crate::process::process;
-use crate::ptr::Out;
+use crate::graph::Graph;
+use crate::ptr::{HostPtr, In, Out};
 
 /// `CUstreamCaptureStatus`.
 const NONE: u32 = 0;
@@ -24,22 +23,80 @@ pub(crate) fn cuStreamBeginCapture_v2(
     capture_mode: u32,
 ) -> CuResult {
     let stream = stream(mode, handle)?;
-    let graph = process()?.graphs.reserve();
-    capture::begin(&stream, capture_mode, graph)
+    capture::begin(&stream, capture_mode, None, Vec::new())
+}
+
+/// As CUDA 10.0 had it: with the mode that forbids most.
+pub(crate) fn cuStreamBeginCapture(mode: StreamMode, handle: u64) -> CuResult {
+    cuStreamBeginCapture_v2(mode, handle, 0)
+}
+
+pub(crate) fn cuStreamBeginCaptureToGraph(
+    mode: StreamMode,
+    handle: u64,
+    graph_handle: u64,
+    after: In<u64>,
+    data: In<CUgraphEdgeData>,
+    count: usize,
+    capture_mode: u32,
+) -> CuResult {
+    let stream = stream(mode, handle)?;
+    let graph = graph(graph_handle)?;
+    let after = positions(&graph, after, data, count)?;
+    capture::begin(&stream, capture_mode, Some(graph), after)
+}
+
+/// Positions of nodes that the program names.
+fn positions(
+    graph: &Graph,
+    nodes: In<u64>,
+    data: In<CUgraphEdgeData>,
+    count: usize,
+) -> CuResult<Vec<u32>> {
+    (0..count)
+        .map(|slot| {
+            if !data.is_null() {
+                data.get_at(slot)?.checked()?;
+            }
+            graph.position(nodes.get_at(slot)?)
+        })
+        .collect()
+}
+
+pub(crate) fn cuStreamUpdateCaptureDependencies(
+    mode: StreamMode,
+    handle: u64,
+    nodes: Out<u64>,
+    count: usize,
+    flags: u32,
+) -> CuResult {
+    let no_data = HostPtr::from_address(0).input();
+    cuStreamUpdateCaptureDependencies_v2(mode, handle, nodes, no_data, count, flags)
+}
+
+pub(crate) fn cuStreamUpdateCaptureDependencies_v2(
+    mode: StreamMode,
+    handle: u64,
+    nodes: Out<u64>,
+    data: In<CUgraphEdgeData>,
+    count: usize,
+    flags: u32,
+) -> CuResult {
+    // CU_STREAM_ADD_CAPTURE_DEPENDENCIES, CU_STREAM_SET_CAPTURE_DEPENDENCIES.
+    if flags > 1 {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    let stream = stream(mode, handle)?;
+    let capture = stream.capturing()?.ok_or(CuStatus::ILLEGAL_STATE)?;
+    let tips = positions(&capture.graph, nodes.as_input(), data, count)?;
+    capture.set_tips(stream.id, &tips, flags == 0);
+    Ok(())
 }
 
 pub(crate) fn cuStreamEndCapture(mode: StreamMode, handle: u64, place: Out<u64>) -> CuResult {
     let stream = stream(mode, handle)?;
-    match capture::end(&stream) {
-        Ok((graph_handle, graph)) => {
-            process()?.graphs.insert(graph_handle, Arc::new(graph));
-            place.set(graph_handle)
-        }
-        Err(status) => {
-            place.set_if(0);
-            Err(status)
-        }
-    }
+    place.set_if(0);
+    place.set(capture::end(&stream)?.handle)
 }
 
 pub(crate) fn cuStreamIsCapturing(mode: StreamMode, handle: u64, status: Out<u32>) -> CuResult {
@@ -54,8 +111,8 @@ fn state(stream: &crate::stream::Stream) -> (u32, u64, u64) {
     }
     match &*stream.capture.lock() {
         None => (NONE, 0, 0),
-        Some(capture) if capture.is_invalid() => (INVALIDATED, capture.id, capture.graph_handle),
-        Some(capture) => (ACTIVE, capture.id, capture.graph_handle),
+        Some(capture) if capture.is_invalid() => (INVALIDATED, capture.id, capture.graph.handle),
+        Some(capture) => (ACTIVE, capture.id, capture.graph.handle),
     }
 }
 
@@ -116,7 +173,7 @@ pub(crate) fn cuStreamGetCaptureInfo_v3(
     let Some(capture) = stream.capturing()? else {
         return Ok(());
     };
-    let (nodes, node_count) = capture.dependencies(stream.id, &process()?.graph_nodes);
+    let (nodes, node_count) = capture.dependencies(stream.id)?;
     id.set_if(number);
     graph.set_if(graph_handle);
     dependencies.set_if(nodes);

@@ -355,6 +355,10 @@ impl Dispatch for CpuDevice {
         )
     }
 
+    fn cu_memcpy3d_async_v2(&mut self, head: &Head, record: CuMemcpy3DAsyncV2) -> Answer {
+        self.submit(head, record.stream, Ok(nodes::copy_box(&record)))
+    }
+
     fn cu_memcpy_dto_d_async_v2(&mut self, head: &Head, record: CuMemcpyDtoDAsyncV2) -> Answer {
         self.submit(head, record.stream, Ok(nodes::copy(&record)))
     }

@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use self::physical::Physicals;
 pub(crate) use self::physical::access_bits;
 
+use crate::device::box_copy::BoxCopy;
 use crate::ledger::Account;
 use crate::limits::{
     ALLOCATION_GRAIN, BLOCKS_MAX, MAPPING_GRAIN, RANGE_BYTES_MAX, RANGE_BYTES_MIN,
@@ -294,6 +295,23 @@ impl Memory {
         let bytes = usize::try_from(bytes).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: as in `write`, for both ranges.
         unsafe { raw::copy(dst, src, bytes) };
+        Ok(())
+    }
+
+    /// Copies rows and slices inside device memory.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: rows that overlap where they are written, or memory that is not there.
+    pub(crate) fn copy_box(&self, turn: &mut Turn, copy: &BoxCopy) -> CuResult {
+        if copy.is_empty() {
+            return Ok(());
+        }
+        copy.check()?;
+        self.check_writable(copy.dst.addr, copy.span(&copy.dst)?)?;
+        self.check(copy.src.addr, copy.span(&copy.src)?)?;
+        for (to, from) in copy.rows() {
+            self.copy(turn, to, from, copy.width)?;
+        }
         Ok(())
     }
 

@@ -7,12 +7,14 @@ use farcall_marshal::record::{Head, INLINE_BYTES_MAX, Record, split};
 use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{
     CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemAllocAsync, CuMemFreeAsync,
-    CuMemcpyDtoDAsyncV2, CuMemcpyHtoDAsyncV2, CuMemsetD2D8Async, CuMemsetD8Async,
+    CuMemcpy3DAsyncV2, CuMemcpyDtoDAsyncV2, CuMemcpyHtoDAsyncV2, CuMemsetD2D8Async,
+    CuMemsetD8Async,
 };
 
 use super::memory::{Block, BlockKind};
 use super::modules::{Code, Modules};
 use super::work::{Fill, Launch, Work};
+use crate::device::box_copy::BoxCopy;
 use crate::executor::outbox::Failure;
 use crate::limits::GRAPH_NODES_MAX;
 
@@ -138,6 +140,11 @@ pub(crate) fn copy(record: &CuMemcpyDtoDAsyncV2) -> Work<'static> {
     }
 }
 
+/// `cuMemcpy3DAsync_v2`.
+pub(crate) fn copy_box(record: &CuMemcpy3DAsyncV2) -> Work<'static> {
+    Work::CopyBox(BoxCopy::of(record))
+}
+
 /// `cuMemsetD8Async` and its wider kin.
 pub(crate) fn fill(record: &CuMemsetD8Async) -> Work<'static> {
     let &CuMemsetD8Async {
@@ -229,6 +236,9 @@ fn node<'a>(
         }
         CuMemcpyDtoDAsyncV2::NUMBER => {
             copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?)
+        }
+        CuMemcpy3DAsyncV2::NUMBER => {
+            copy_box(&CuMemcpy3DAsyncV2::decode_body(body).map_err(malformed)?)
         }
         CuMemsetD8Async::NUMBER => fill(&CuMemsetD8Async::decode_body(body).map_err(malformed)?),
         CuMemsetD2D8Async::NUMBER => {

@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::executor::outbox::tests::Recorder;
 use crate::executor::session::take;
 
+mod boxes;
 mod mapped;
 mod programs;
 

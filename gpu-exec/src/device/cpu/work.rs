@@ -10,6 +10,7 @@ use super::graph::GraphExec;
 use super::memory::{Block, BlockKind, Memory, Turn};
 use super::modules::Function;
 use super::upload::Upload;
+use crate::device::box_copy::{BoxCopy as CopyBox, BoxEnd};
 
 /// What a stream does next. Borrows from the record until it has to wait.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub(crate) enum Work<'a> {
     Read { src: u64, count: u64, bulk: u64 },
     /// Device to device.
     Copy { dst: u64, src: u64, count: u64 },
+    /// Device to device, rows and slices at a distance.
+    CopyBox(CopyBox),
     /// Rows of `row_elements` elements, `pitch` bytes apart.
     Fill(Fill),
     /// A kernel.
@@ -92,6 +95,7 @@ impl Work<'_> {
             Self::Upload(upload) => Work::Upload(upload),
             Self::Read { src, count, bulk } => Work::Read { src, count, bulk },
             Self::Copy { dst, src, count } => Work::Copy { dst, src, count },
+            Self::CopyBox(copy) => Work::CopyBox(copy),
             Self::Fill(fill) => Work::Fill(fill),
             Self::Graph { exec, stream, from } => Work::Graph { exec, stream, from },
             Self::HostFunc { callback, stream } => Work::HostFunc { callback, stream },
@@ -143,6 +147,7 @@ impl Work<'_> {
             Self::Write { data, .. } => data.len() as u64 <= QUICK_BYTES_MAX,
             Self::Read { count, bulk, .. } => *bulk == 0 && *count <= QUICK_BYTES_MAX,
             Self::Copy { count, .. } => *count <= QUICK_BYTES_MAX,
+            Self::CopyBox(copy) => copy.bytes().is_ok_and(|bytes| bytes <= QUICK_BYTES_MAX),
             Self::Fill(fill) => fill.bytes().is_ok_and(|bytes| bytes <= QUICK_BYTES_MAX),
             Self::Launch(launch) => launch.function.is_quick(),
             Self::EndContext { .. } | Self::RemoveGlobals { .. } => true,
@@ -168,6 +173,12 @@ impl Work<'_> {
             Self::Upload(upload) => meets(upload.dst, upload.count),
             Self::Read { src, count, .. } => meets(*src, *count),
             Self::Copy { dst, src, count } => meets(*dst, *count) || meets(*src, *count),
+            Self::CopyBox(copy) => {
+                let span = |end: &BoxEnd| copy.span(end).unwrap_or(u64::MAX);
+                [&copy.dst, &copy.src]
+                    .iter()
+                    .any(|end| meets(end.addr, span(end)))
+            }
             Self::Fill(fill) => meets(
                 fill.dst,
                 fill.pitch.saturating_mul(fill.row_count).max(1 << 20),

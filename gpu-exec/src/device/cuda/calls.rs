@@ -364,6 +364,10 @@ impl Dispatch for CudaDevice {
         self.allocate(head, None, record.addr, record.bytes, BlockKind::Host)
     }
 
+    fn cu_memcpy3d_async_v2(&mut self, head: &Head, record: CuMemcpy3DAsyncV2) -> Answer {
+        self.submit(head, record.stream, Ok(graphs::copy_box(&record)))
+    }
+
     fn cu_memcpy_dto_d_async_v2(&mut self, head: &Head, record: CuMemcpyDtoDAsyncV2) -> Answer {
         self.submit(head, record.stream, Ok(graphs::copy(&record)))
     }

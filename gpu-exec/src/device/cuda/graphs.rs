@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use farcall_marshal::record::{DecodeError, Head, Record, split};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuEventRecordWithFlags, CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx,
+    CuEventRecordWithFlags, CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemcpy3DAsyncV2,
     CuMemcpyDtoDAsyncV2, CuMemcpyHtoDAsyncV2, CuMemsetD2D8Async, CuMemsetD8Async,
     CuStreamWaitEvent,
 };
@@ -22,6 +22,7 @@ use super::modules::Modules;
 use super::op::{Fill, Launch, Op};
 use super::perform::on;
 use super::state::{LaneKey, State};
+use crate::device::box_copy::BoxCopy;
 use crate::executor::outbox::{Failure, Reply};
 use crate::limits::GRAPH_NODES_MAX;
 
@@ -252,6 +253,11 @@ pub(crate) fn copy(record: &CuMemcpyDtoDAsyncV2) -> Op<'static> {
     }
 }
 
+/// `cuMemcpy3DAsync_v2`.
+pub(crate) fn copy_box(record: &CuMemcpy3DAsyncV2) -> Op<'static> {
+    Op::CopyBox(BoxCopy::of(record))
+}
+
 /// `cuMemsetD8Async` and its wider kin.
 pub(crate) fn fill(record: &CuMemsetD8Async) -> Op<'static> {
     let &CuMemsetD8Async {
@@ -307,6 +313,9 @@ fn node<'a>(modules: &Modules, head: &Head, body: &'a [u8]) -> Result<Op<'a>, Fa
         }
         CuMemcpyDtoDAsyncV2::NUMBER => {
             copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?)
+        }
+        CuMemcpy3DAsyncV2::NUMBER => {
+            copy_box(&CuMemcpy3DAsyncV2::decode_body(body).map_err(malformed)?)
         }
         CuMemsetD8Async::NUMBER => fill(&CuMemsetD8Async::decode_body(body).map_err(malformed)?),
         CuMemsetD2D8Async::NUMBER => {

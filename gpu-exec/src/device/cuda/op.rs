@@ -12,6 +12,7 @@ use super::driver::{self, Event, Extent, Rows};
 use super::graphs::GraphExec;
 use super::memory::{BlockKind, Memory};
 use super::modules::Function;
+use crate::device::box_copy::BoxCopy;
 
 /// What a stream does next. Borrows from the record until it has to wait.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub(crate) enum Op<'a> {
     },
     /// Device to device.
     Copy { dst: u64, src: u64, count: u64 },
+    /// Device to device, rows and slices at a distance.
+    CopyBox(BoxCopy),
     /// A memset.
     Fill(Fill),
     /// A kernel.
@@ -149,6 +152,7 @@ impl Op<'_> {
                 gathering,
             },
             Self::Copy { dst, src, count } => Op::Copy { dst, src, count },
+            Self::CopyBox(copy) => Op::CopyBox(copy),
             Self::Fill(fill) => Op::Fill(fill),
             Self::Graph { exec, from } => Op::Graph { exec, from },
             Self::HostFunc { callback } => Op::HostFunc { callback },

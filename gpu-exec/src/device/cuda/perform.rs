@@ -9,6 +9,7 @@ use super::driver::{Event, Stream};
 use super::issue::{Later, Progress, Shared};
 use super::op::{Fill, Launch, Op};
 use super::state::{LaneKey, State};
+use crate::device::box_copy::BoxCopy;
 use crate::executor::outbox::{Failure, Reply};
 
 impl Shared {
@@ -38,6 +39,7 @@ impl Shared {
                 gathering,
             } => self.read(state, lane, reply, src, count, (bulk, at, gathering)),
             Op::Copy { dst, src, count } => Progress::Given(copy(state, lane, dst, src, count)),
+            Op::CopyBox(copy) => Progress::Given(copy_box(state, lane, &copy)),
             Op::Fill(request) => {
                 Progress::Given(fill(state, lane, &request).map_err(Failure::from))
             }
@@ -121,6 +123,22 @@ fn copy(state: &mut State, lane: LaneKey, dst: u64, src: u64, count: u64) -> Res
         Failure::new(status, format!("no {count} bytes at {dst:#x} or {src:#x}"))
     })?;
     Ok(on(state, lane, |stream| stream.copy(to, from))?)
+}
+
+fn copy_box(state: &mut State, lane: LaneKey, copy: &BoxCopy) -> Result<(), Failure> {
+    if copy.is_empty() {
+        return Ok(());
+    }
+    copy.check()?;
+    let memory = &state.memory;
+    let ends = memory
+        .extent(copy.dst.addr, copy.span(&copy.dst)?)
+        .and_then(|dst| Ok((dst, memory.extent(copy.src.addr, copy.span(&copy.src)?)?)));
+    let (to, from) = ends.map_err(|status| {
+        let (dst, src) = (copy.dst.addr, copy.src.addr);
+        Failure::new(status, format!("no box at {dst:#x} or {src:#x}"))
+    })?;
+    Ok(on(state, lane, |stream| stream.copy_box(to, from, copy))?)
 }
 
 fn fill(state: &mut State, lane: LaneKey, fill: &Fill) -> CuResult {

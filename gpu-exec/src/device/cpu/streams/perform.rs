@@ -75,6 +75,7 @@ impl Streams {
             Work::Upload(upload) => self.perform_upload(turn, reply, key, &upload),
             Work::Read { src, count, bulk } => self.read(turn, reply, src, count, bulk),
             Work::Copy { dst, src, count } => done(memory.copy(turn, dst, src, count)),
+            Work::CopyBox(copy) => done(memory.copy_box(turn, &copy)),
             Work::Fill(fill) => done(fill.run(memory, turn)),
             Work::Launch(launch) => {
                 let context = reply.context;

@@ -108,6 +108,7 @@ entry_points! {
         cuMemcpyDtoHAsync_v2: fn(*mut c_void, u64, usize, Raw);
         cuMemcpyDtoDAsync_v2: fn(u64, u64, usize, Raw);
         cuMemcpyAsync: fn(u64, u64, usize, Raw);
+        cuMemcpy3DAsync_v2: fn(*const sys::CUDA_MEMCPY3D, Raw);
         cuMemsetD8Async: fn(u64, u8, usize, Raw);
         cuMemsetD16Async: fn(u64, u16, usize, Raw);
         cuMemsetD32Async: fn(u64, c_uint, usize, Raw);
