@@ -21,6 +21,11 @@ const TICK: Duration = Duration::from_millis(10);
 const TICK_BULK: Duration = Duration::from_millis(1);
 /// Rounds without work before a busy flusher sleeps again: waking it costs a system call.
 const LINGER_ROUNDS: u32 = 20;
+/// A program that appends so much in one gathering time fills batches by itself: this thread leaves them
+/// to it and takes longer steps.
+const BUSY_BYTES: u64 = 1 << 10;
+/// How many gathering times the last records of a busy program may wait.
+const BUSY_GATHERS: u32 = 5;
 
 const ASLEEP: u32 = 0;
 const AWAKE: u32 = 1;
@@ -37,6 +42,8 @@ pub(super) struct Trailing {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Counts turns at leading, to tell an active program from a quiet one.
     activity: AtomicU64,
+    /// Gathering times of one round; only the flusher uses it.
+    gathers: AtomicU32,
 }
 
 impl Trailing {
@@ -48,6 +55,7 @@ impl Trailing {
             exited: AtomicBool::new(false),
             thread: Mutex::new(None),
             activity: AtomicU64::new(0),
+            gathers: AtomicU32::new(1),
         })
     }
 }
@@ -56,6 +64,14 @@ impl Trailing {
     /// Makes the flusher look at everything again.
     pub(super) fn wake(&self) {
         self.wake.set();
+    }
+
+    /// Chooses the length of the next round from what the program did in the last one.
+    fn pace(&self, appended_bytes: u64, time: Duration, gather: Duration) {
+        let busy = u128::from(appended_bytes) * gather.as_nanos()
+            >= u128::from(BUSY_BYTES) * time.as_nanos();
+        self.gathers
+            .store(if busy { BUSY_GATHERS } else { 1 }, Relaxed);
     }
 
     /// A thread of the program leads. Called by the leader only.
@@ -171,19 +187,23 @@ impl Endpoint {
         if shared.closed.load(Acquire) || !self.has_trailing_work() {
             return false;
         }
-        let start = Instant::now();
-        while self.has_trailing_work() && start.elapsed() < shared.tuning.gather {
+        let Some(trailing) = &shared.trailing else {
+            return false;
+        };
+        let gather = shared.tuning.gather * trailing.gathers.load(Relaxed);
+        let (start, first) = (Instant::now(), shared.tail());
+        while self.has_trailing_work() && start.elapsed() < gather {
             // Receiving the acknowledgement sends what gathered.
             let moved = matches!(self.poll(), Ok(true));
             if !moved && shared.gathered.load(Acquire) {
-                let left = shared.tuning.gather.saturating_sub(start.elapsed());
-                self.nap(left, true);
+                self.nap(gather.saturating_sub(start.elapsed()), true);
             } else if shared.want_write.load(SeqCst) {
                 self.nap(TICK, true);
                 self.transmit(Flush::Forced);
             }
         }
         self.flush_for(Flush::Timer);
+        trailing.pace(shared.tail() - first, start.elapsed(), shared.tuning.gather);
         true
     }
 
@@ -195,8 +215,12 @@ impl Endpoint {
         };
         let mut set = PollSet::new();
         set.add(trailing.wake.raw(), IN);
-        let watch = socket && !shared.rx.is_held();
-        let write = shared.want_write.load(SeqCst);
+        let mut write = shared.want_write.load(SeqCst);
+        // Who leads waits for room, too, and need not be woken beside this thread; the kick when it
+        // leaves ends this nap.
+        let led = socket && write && self.delegate(trailing, AWAKE);
+        write &= !led;
+        let watch = socket && !led && !shared.rx.is_held();
         let idle = !(watch || write) || shared.stream.arm(&mut set, watch, write);
         if idle {
             let _ = set.wait(Some(time));
@@ -205,6 +229,9 @@ impl Endpoint {
             shared.stream.disarm();
             self.pass_on();
         }
+        let _ = trailing
+            .state
+            .compare_exchange(DELEGATED, AWAKE, SeqCst, SeqCst);
         if set.ready(0) {
             trailing.wake.clear();
         }
@@ -221,7 +248,7 @@ impl Endpoint {
         set.add(trailing.wake.raw(), IN);
         let bulk = shared.bulk_posted.load(Relaxed) > 0;
         let over = shared.closed.load(SeqCst);
-        let delegated = !active && !over && self.delegate(trailing);
+        let delegated = !active && !over && self.delegate(trailing, ASLEEP);
         let watch = !active && !over && !delegated;
         let idle = if watch {
             self.acknowledge();
@@ -250,14 +277,15 @@ impl Endpoint {
         }
     }
 
-    /// Leaves the connection to a thread that leads already. False if there is none.
-    fn delegate(&self, trailing: &Trailing) -> bool {
+    /// Leaves the connection to a thread that leads already. False if there is none. `state` is what this
+    /// thread is in.
+    fn delegate(&self, trailing: &Trailing, state: u32) -> bool {
         if !self.shared.rx.is_held() {
             return false;
         }
         let delegated = trailing
             .state
-            .compare_exchange(ASLEEP, DELEGATED, SeqCst, SeqCst)
+            .compare_exchange(state, DELEGATED, SeqCst, SeqCst)
             .is_ok();
         // SYNC: Dekker with `release_lead`: it drops the lead, then looks for DELEGATED.
         fence(SeqCst);
@@ -270,5 +298,25 @@ impl Endpoint {
         if self.shared.rx.is_held() {
             self.wake_leader();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_busy_program_is_left_alone_and_a_quiet_one_is_not() {
+        const GATHER: Duration = Duration::from_micros(10);
+        let trailing = Trailing::new().unwrap();
+        let after = |bytes: u64, rounds: u32| {
+            trailing.pace(bytes, GATHER * rounds, GATHER);
+            trailing.gathers.load(Relaxed)
+        };
+        assert_eq!(after(BUSY_BYTES, 1), BUSY_GATHERS);
+        assert_eq!(after(BUSY_BYTES * 5, 5), BUSY_GATHERS);
+        assert_eq!(after(BUSY_BYTES * 4, 5), 1);
+        assert_eq!(after(0, 1), 1);
     }
 }

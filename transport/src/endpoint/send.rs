@@ -441,6 +441,11 @@ impl Shared {
         !tx.sender.is_open() && !tx.sender.in_flight()
     }
 
+    /// End of everything that was appended.
+    pub(super) fn tail(&self) -> u64 {
+        self.tx.lock().sender.tail()
+    }
+
     /// Bytes that were appended and not acknowledged.
     pub(super) fn unacked_bytes(&self) -> usize {
         let tx = self.tx.lock();

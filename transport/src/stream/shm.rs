@@ -23,8 +23,9 @@ use crate::sys::poll::{IN, PollSet};
 use crate::sys::sharedring::{self, SharedRing, WORDS_BYTES};
 use crate::sys::{fdpass, socket};
 
-/// Ring of the call plane: small, so that it stays in the cache.
-const CALL_BYTES: usize = 256 << 10;
+/// Ring of the call plane: as large as the default send ring, so that it is hardly ever full and the
+/// program's thread sends each batch itself.
+const CALL_BYTES: usize = 1 << 20;
 /// Ring of the bulk plane: large enough to overlap the two copies.
 const BULK_BYTES: usize = 1 << 20;
 /// Published at once, so that the peer copies out while we copy in.
