@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use farcall_config::{
-    SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_local_end,
-    parse_server, parse_size, vars,
+    SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_gid_index,
+    parse_local_end, parse_rdma_device, parse_server, parse_size, vars,
 };
-use farcall_transport::LocalEnd;
+use farcall_transport::{DeviceName, LocalEnd};
 
 /// Runs unmodified CUDA programs on machines without a GPU.
 #[derive(Debug, Parser)]
@@ -73,6 +73,12 @@ pub(crate) struct NetworkArgs {
     /// How calls travel: auto takes the best that both sides have [default: auto]
     #[arg(long, value_enum)]
     pub(crate) transport: Option<TransportName>,
+    /// RDMA device that verbs uses [default: the one on the path to the server]
+    #[arg(long, value_name = "NAME", value_parser = checked(parse_rdma_device))]
+    pub(crate) rdma_device: Option<String>,
+    /// Entry of the RDMA port's GID table [default: RoCE v2, in the server's network]
+    #[arg(long, value_name = "N", value_parser = checked(parse_gid_index))]
+    pub(crate) gid_index: Option<String>,
     /// Address or network interface of this machine that connections leave from
     #[arg(long, value_name = "ADDRESS|NAME", value_parser = checked(parse_local_end))]
     pub(crate) bind: Option<String>,
@@ -96,9 +102,11 @@ fn checked<T>(
 
 impl NetworkArgs {
     /// What was typed, by the names of the variables that mean the same.
-    pub(crate) fn variables(&self) -> [(&'static str, Option<&str>); 5] {
+    pub(crate) fn variables(&self) -> [(&'static str, Option<&str>); 7] {
         [
             (vars::TRANSPORT, self.transport.map(TransportName::name)),
+            (vars::RDMA_DEVICE, self.rdma_device.as_deref()),
+            (vars::GID_INDEX, self.gid_index.as_deref()),
             (vars::BIND, self.bind.as_deref()),
             (vars::DSCP, self.dscp.as_deref()),
             (vars::BUSY_POLL_US, self.busy_poll_us.as_deref()),
@@ -177,6 +185,12 @@ pub(crate) struct ServeArgs {
     /// Path of a further socket, for clients on this host or in containers that mount it: they get shared memory
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<PathBuf>,
+    /// RDMA device for clients that come over verbs [default: the one on the path to each]
+    #[arg(long, value_name = "NAME", value_parser = parse_rdma_device)]
+    pub(crate) rdma_device: Option<DeviceName>,
+    /// Entry of the RDMA port's GID table [default: RoCE v2, in the client's network]
+    #[arg(long, value_name = "N", value_parser = parse_gid_index)]
+    pub(crate) gid_index: Option<u8>,
     /// Take connections of this network interface only
     #[arg(long, value_name = "NAME", value_parser = interface)]
     pub(crate) interface: Option<String>,

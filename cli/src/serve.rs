@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use farcall_config::{LogLevel, read_token_file, vars};
 use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions};
-use farcall_transport::{LocalEnd, SocketOptions};
+use farcall_transport::{LocalEnd, RdmaMode, RdmaOptions, SocketOptions};
 
 use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
 use crate::connect::config_failure;
@@ -57,6 +57,11 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
             local: args.interface.clone().map(LocalEnd::Interface),
             busy_poll_us: args.busy_poll_us.filter(|us| *us > 0),
         },
+        rdma: Some(RdmaOptions {
+            device: args.rdma_device,
+            gid_index: args.gid_index,
+            mode: RdmaMode::Auto,
+        }),
         device: match args.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cuda => DeviceChoice::Cuda,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{self, DeviceDescription, SessionOpen, SessionWelcome};
-use farcall_transport::{ConnectOptions, connect};
+use farcall_transport::{ConnectOptions, TransportChoice, connect};
 
 use crate::supervisor::{Deaf, INVENTORY_ONLY};
 use crate::{DeviceKind, FetchError};
@@ -71,6 +71,11 @@ impl Inventory {
             host_name: "",
             program: "inventory",
         };
+        // One question and one answer: not worth a queue pair.
+        options.rdma = None;
+        if options.transport == TransportChoice::Verbs {
+            options.transport = TransportChoice::Tcp;
+        }
         options.payload = to_vec(Head::request(SessionOpen::NUMBER, 0, 0), &question);
         let (endpoint, answer) = connect(&options, Arc::new(Deaf))?;
         drop(endpoint);

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use farcall_transport::SocketOptions;
+use farcall_transport::{RdmaOptions, SocketOptions};
 
 /// Which device the administrator asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct ServeOptions {
     pub socket_path: Option<PathBuf>,
     /// What TCP sockets are told.
     pub socket: SocketOptions,
+    /// Which RDMA device and how; None: clients get no RDMA.
+    pub rdma: Option<RdmaOptions>,
     /// Which device serves.
     pub device: DeviceChoice,
     /// How many devices: all GPUs, or one soft or null device, where it is `None`.
@@ -122,6 +124,7 @@ impl Default for ServeOptions {
             listen: "127.0.0.1:7474".to_owned(),
             socket_path: None,
             socket: SocketOptions::default(),
+            rdma: Some(RdmaOptions::default()),
             device: DeviceChoice::Auto,
             device_count: None,
             memory_bytes: None,

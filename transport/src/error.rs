@@ -5,6 +5,8 @@
 use std::io;
 use std::sync::Arc;
 
+pub use crate::stream::verbs::error::VerbsError;
+
 /// Why a session ended. Every call after that fails with it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

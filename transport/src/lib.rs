@@ -22,12 +22,13 @@ pub use connect::connect;
 pub use endpoint::{BulkDone, Endpoint, Handler, Seq, Stats};
 pub use error::{
     AcceptError, AdoptError, BulkError, CloseReason, ConnectError, HelloError, RefuseCode,
-    SendError, Violation, WaitError,
+    SendError, VerbsError, Violation, WaitError,
 };
 pub use handshake::{SessionId, constant_time_eq};
 pub use listener::{Incoming, IncomingKind, Listener};
 pub use options::{
-    ConnectOptions, Limits, ListenOptions, LocalEnd, SocketOptions, TransportChoice, Tuning,
+    ConnectOptions, DeviceName, Limits, ListenOptions, LocalEnd, RdmaMode, RdmaOptions,
+    SocketOptions, TransportChoice, Tuning,
 };
 
 pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};

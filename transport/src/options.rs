@@ -18,6 +18,71 @@ pub enum TransportChoice {
     Verbs,
 }
 
+/// How data are found to have arrived over RDMA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RdmaMode {
+    /// [`RdmaMode::Memory`] where the device grants no inline data (as VMware's PVRDMA, on which
+    /// each empty poll of a completion queue leaves the virtual machine), else
+    /// [`RdmaMode::Completions`]. The session takes `Memory` if either side does.
+    #[default]
+    Auto,
+    /// Completions are polled: for hardware.
+    Completions,
+    /// Memory is polled, in lines that prove themselves whole; no inline data.
+    Memory,
+}
+
+/// The name of a device (`rxe0`, `mlx5_0`), at most 63 bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct DeviceName {
+    bytes: [u8; Self::BYTES_MAX],
+    len: u8,
+}
+
+impl DeviceName {
+    /// Longest name, as the verbs have it.
+    pub const BYTES_MAX: usize = 63;
+
+    /// None when it is empty, too long, or no name of a device: letters, digits, `_`, `-`, `.`.
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        let good = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        if name.is_empty() || name.len() > Self::BYTES_MAX || !name.chars().all(good) {
+            return None;
+        }
+        let mut bytes = [0; Self::BYTES_MAX];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Some(Self {
+            bytes,
+            len: u8::try_from(name.len()).ok()?,
+        })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a side wants of RDMA. Without a wish: the device and the RoCE v2 GID of the address
+/// family and network of the peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RdmaOptions {
+    /// This device only.
+    pub device: Option<DeviceName>,
+    /// This entry of the port's GID table only.
+    pub gid_index: Option<u8>,
+    /// How to look for arrivals.
+    pub mode: RdmaMode,
+}
+
 /// Sizes of one direction, announced in the handshake. The smaller `frame_bytes_max` of both
 /// sides holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +201,8 @@ pub struct ConnectOptions {
     pub tuning: Tuning,
     /// What its TCP sockets are told.
     pub socket: SocketOptions,
+    /// Over RDMA: which device and how. None: never over RDMA.
+    pub rdma: Option<RdmaOptions>,
 }
 
 impl ConnectOptions {
@@ -151,6 +218,7 @@ impl ConnectOptions {
             limits: Limits::default(),
             tuning: Tuning::default(),
             socket: SocketOptions::default(),
+            rdma: Some(RdmaOptions::default()),
         }
     }
 }
@@ -168,6 +236,8 @@ pub struct ListenOptions {
     pub shm: bool,
     /// What TCP sockets are told.
     pub socket: SocketOptions,
+    /// Over RDMA: which device and how. None: clients get no RDMA.
+    pub rdma: Option<RdmaOptions>,
 }
 
 impl Default for ListenOptions {
@@ -178,6 +248,7 @@ impl Default for ListenOptions {
             limits: Limits::default(),
             shm: true,
             socket: SocketOptions::default(),
+            rdma: Some(RdmaOptions::default()),
         }
     }
 }

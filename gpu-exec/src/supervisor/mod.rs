@@ -79,6 +79,7 @@ impl Server {
         let plan = Plan::new(options)?;
         let listen = ListenOptions {
             socket: options.socket.clone(),
+            rdma: options.rdma,
             ..ListenOptions::default()
         };
         let failed = |address: String| move |source| ServeError::Listen { address, source };

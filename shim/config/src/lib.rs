@@ -20,6 +20,9 @@ pub mod vars;
 pub use address::{DEFAULT_PORT, DEFAULT_SERVER, SOCKET_PREFIX, parse_server};
 pub use error::ConfigError;
 pub use load::{ClientConfig, Origin};
-pub use network::{parse_added_rtt, parse_busy_poll, parse_dscp, parse_local_end};
+pub use network::{
+    parse_added_rtt, parse_busy_poll, parse_dscp, parse_gid_index, parse_local_end,
+    parse_rdma_device, parse_rdma_mode,
+};
 pub use size::{SizeError, format_size, parse_size};
 pub use values::{LogLevel, Secret, TraceTarget, Transport, parse_devices, read_token_file};

@@ -5,10 +5,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use farcall_transport::SocketOptions;
+use farcall_transport::{RdmaOptions, SocketOptions};
 
 use crate::file::{self, ConfigFile, NumberOrText};
-use crate::network::{self, parse_added_rtt, parse_busy_poll, parse_dscp, parse_local_end};
+use crate::network::{
+    self, parse_added_rtt, parse_busy_poll, parse_dscp, parse_gid_index, parse_local_end,
+    parse_rdma_device, parse_rdma_mode,
+};
 use crate::{
     ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
     parse_server, parse_size, read_token_file, vars,
@@ -34,6 +37,8 @@ pub struct ClientConfig {
     pub transport: Transport,
     /// What TCP sockets are told.
     pub socket: SocketOptions,
+    /// Over RDMA: which device and how.
+    pub rdma: RdmaOptions,
     /// Delay added to every round trip.
     pub added_rtt: Duration,
     /// What is logged.
@@ -111,6 +116,28 @@ impl ClientConfig {
                 parse_busy_poll,
             )?,
         );
+        let rdma = RdmaOptions {
+            device: read.value(
+                vars::RDMA_DEVICE,
+                "rdma_device",
+                file.rdma_device,
+                parse_rdma_device,
+            )?,
+            gid_index: read.value(
+                vars::GID_INDEX,
+                "gid_index",
+                number(file.gid_index),
+                parse_gid_index,
+            )?,
+            mode: read
+                .value(
+                    vars::RDMA_MODE,
+                    "rdma_mode",
+                    file.rdma_mode,
+                    parse_rdma_mode,
+                )?
+                .unwrap_or_default(),
+        };
         let added_rtt = read
             .value(
                 vars::ADDED_RTT_US,
@@ -142,6 +169,7 @@ impl ClientConfig {
                 )?
                 .unwrap_or_default(),
             socket,
+            rdma,
             added_rtt,
             log: read
                 .value(vars::LOG, "log", file.log, parse_log)?

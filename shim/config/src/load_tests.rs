@@ -2,7 +2,7 @@
 use std::fs;
 use std::time::Duration;
 
-use farcall_transport::LocalEnd;
+use farcall_transport::{DeviceName, LocalEnd, RdmaMode, RdmaOptions};
 use tempfile::TempDir;
 
 use crate::{ClientConfig, ConfigError, LogLevel, Origin, Secret, TraceTarget, Transport};
@@ -96,11 +96,9 @@ fn file_and_variables() {
 
 #[test]
 fn the_way_to_the_server() {
-    let toml = "server = 'unix:/run/farcall.sock'\nbind = 'eth1'\ndscp = 'af31'\nbusy_poll_us = 50\nadded_rtt_us = 100\n";
-    let options = load(&[("FARCALL_BIND", "10.0.0.7")], Some(toml))
-        .0
-        .unwrap()
-        .connect_options();
+    let toml = "server = 'unix:/run/farcall.sock'\nbind = 'eth1'\ndscp = 'af31'\nbusy_poll_us = 50\nadded_rtt_us = 100\nrdma_device = 'mlx5_0'\nrdma_mode = 'memory'\n";
+    let env = [("FARCALL_BIND", "10.0.0.7"), ("FARCALL_GID_INDEX", "3")];
+    let options = load(&env, Some(toml)).0.unwrap().connect_options();
     assert_eq!(options.server, "unix:/run/farcall.sock");
     assert_eq!(
         options.socket.local,
@@ -111,6 +109,19 @@ fn the_way_to_the_server() {
         (Some(26), Some(50))
     );
     assert_eq!(options.tuning.added_rtt, Duration::from_micros(100));
+    let rdma = RdmaOptions {
+        device: DeviceName::new("mlx5_0"),
+        gid_index: Some(3),
+        mode: RdmaMode::Memory,
+    };
+    assert_eq!(options.rdma, Some(rdma));
+    for (variable, value) in [
+        ("FARCALL_GID_INDEX", "255"),
+        ("FARCALL_RDMA_MODE", "fast"),
+        ("FARCALL_RDMA_DEVICE", "a/b"),
+    ] {
+        assert!(load(&[(variable, value)], None).0.is_err(), "{variable}");
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use farcall_transport::{ConnectOptions, LocalEnd, SocketOptions, TransportChoice};
+use farcall_transport::{
+    ConnectOptions, DeviceName, LocalEnd, RdmaMode, SocketOptions, TransportChoice,
+};
 
 use crate::{ClientConfig, Transport};
 
@@ -29,6 +31,7 @@ impl ClientConfig {
             Transport::Verbs => TransportChoice::Verbs,
         };
         options.socket = self.socket.clone();
+        options.rdma = Some(self.rdma);
         if let Some(spin) = self.spin {
             options.tuning.spin = spin;
         }
@@ -57,6 +60,44 @@ pub fn parse_local_end(text: &str) -> Result<LocalEnd, String> {
         Err(format!(
             "{text:?} is neither an address of this host nor the name of a network interface"
         ))
+    }
+}
+
+/// An RDMA device, by the name that `ibv_devices` shows.
+///
+/// # Errors
+/// The message says what is allowed.
+pub fn parse_rdma_device(text: &str) -> Result<DeviceName, String> {
+    DeviceName::new(text.trim()).ok_or_else(|| {
+        format!("{text:?} is no name of an RDMA device, such as mlx5_0 (ibv_devices lists them)")
+    })
+}
+
+/// A place in a GID table.
+///
+/// # Errors
+/// The message says what is allowed.
+pub fn parse_gid_index(text: &str) -> Result<u8, String> {
+    let index = text
+        .trim()
+        .parse::<u8>()
+        .ok()
+        .filter(|index| *index < u8::MAX);
+    index.ok_or_else(|| format!("{text:?} is no GID index: a number from 0 to 254"))
+}
+
+/// How arrivals over RDMA are found.
+///
+/// # Errors
+/// The message says what is allowed.
+pub fn parse_rdma_mode(text: &str) -> Result<RdmaMode, String> {
+    match text.trim() {
+        "auto" => Ok(RdmaMode::Auto),
+        "completions" => Ok(RdmaMode::Completions),
+        "memory" => Ok(RdmaMode::Memory),
+        _ => Err(format!(
+            "{text:?} is not one of auto, completions or memory"
+        )),
     }
 }
 

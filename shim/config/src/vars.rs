@@ -23,6 +23,12 @@ pub const BIND: &str = "FARCALL_BIND";
 pub const DSCP: &str = "FARCALL_DSCP";
 /// How long a system call polls the network card, in microseconds.
 pub const BUSY_POLL_US: &str = "FARCALL_BUSY_POLL_US";
+/// RDMA device.
+pub const RDMA_DEVICE: &str = "FARCALL_RDMA_DEVICE";
+/// Entry of the RDMA port's GID table.
+pub const GID_INDEX: &str = "FARCALL_GID_INDEX";
+/// `auto`, `completions` or `memory`.
+pub const RDMA_MODE: &str = "FARCALL_RDMA_MODE";
 /// Delay added to every round trip, in microseconds: to try a program over a longer way.
 pub const ADDED_RTT_US: &str = "FARCALL_ADDED_RTT_US";
 /// `off`, `error`, `warn`, `info`, `debug` or `trace`.

@@ -23,17 +23,23 @@ pub(super) fn best(
         Err(ConnectError::Transport { reason, .. }) if !local::is_path(options) => reason,
         other => return Ok((other?, "client and server share a host".to_owned())),
     };
-    if let Err(not_verbs) = verbs_at_hand() {
+    if let Err(not_verbs) = verbs_at_hand(options) {
         let reason = format!("not shm ({not_shm}), not verbs ({not_verbs})");
         return Ok((over_tcp(options, deadline)?, reason));
     }
     let (verbs, reason) = compare(options, deadline);
-    let link = if verbs {
-        over_verbs(options, deadline)?
-    } else {
-        over_tcp(options, deadline)?
-    };
-    Ok((link, reason))
+    if verbs {
+        match over_verbs(options, deadline) {
+            Err(ConnectError::Transport { reason, .. }) => {
+                return Ok((
+                    over_tcp(options, deadline)?,
+                    format!("not verbs ({reason})"),
+                ));
+            }
+            other => return Ok((other?, reason)),
+        }
+    }
+    Ok((over_tcp(options, deadline)?, reason))
 }
 
 /// Probes both ways over the network; whether verbs is to be taken, and why.

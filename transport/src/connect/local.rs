@@ -30,7 +30,7 @@ pub(super) fn over_shm(options: &ConnectOptions, deadline: Instant) -> Result<Li
     let failed = |error: io::Error| unavailable("shm", error.to_string());
     let socket = open(options)?;
     let stream = TcpStream::new(socket, None).map_err(failed)?;
-    let (agreed, payload) = match greet(options, &stream, deadline) {
+    let greeted = match greet(options, &stream, deadline, false) {
         Err(ConnectError::Connect { source, .. }) => return Err(failed(source)),
         other => other?,
     };
@@ -41,9 +41,10 @@ pub(super) fn over_shm(options: &ConnectOptions, deadline: Instant) -> Result<Li
     Ok(Link {
         call,
         bulk: Some(bulk),
-        agreed,
+        agreed: greeted.agreed,
         address: None,
-        payload,
+        payload: greeted.payload,
+        not_rdma: None,
     })
 }
 

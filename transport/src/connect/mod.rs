@@ -8,17 +8,21 @@ use std::time::Instant;
 
 use crate::PAYLOAD_BYTES_MAX;
 use crate::endpoint::{Agreed, BulkConnector, Endpoint, Handler};
-use crate::error::{ConnectError, HelloError, RefuseCode};
+use crate::error::{ConnectError, HelloError, RefuseCode, VerbsError};
 use crate::handshake::{ClientHead, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX};
-use crate::options::{ConnectOptions, SocketOptions, TransportChoice};
-use crate::stream::Stream;
+use crate::options::{ConnectOptions, RdmaOptions, SocketOptions, TransportChoice};
 use crate::stream::tcp::TcpStream;
+use crate::stream::verbs::Near;
+use crate::stream::{Planes, Stream};
 use crate::sys::poll::{OUT, PollSet};
 use crate::sys::socket;
 
 mod choice;
 pub(crate) mod exchange;
 mod local;
+pub(crate) mod upgrade;
+
+use upgrade::Upgrade;
 
 /// Opens a session. Returns it with the server application's answer to
 /// [`ConnectOptions::payload`].
@@ -51,6 +55,7 @@ pub fn connect(
         agreed,
         address,
         payload,
+        not_rdma: _,
     } = link;
     log::info!(
         "session {} with {} over {}: {reason}{}",
@@ -60,11 +65,13 @@ pub fn connect(
         added(options)
     );
     let socket = options.socket.clone();
-    let connector = address.map(|address| BulkConnector {
-        address,
-        agreed,
-        socket,
-    });
+    let connector = address
+        .filter(|_| bulk.is_none())
+        .map(|address| BulkConnector {
+            address,
+            agreed,
+            socket,
+        });
     let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, connector, true)
         .map_err(ConnectError::System)?;
     endpoint.explain_transport(reason + &added(options));
@@ -83,6 +90,8 @@ struct Link {
     /// Where to open a bulk connection, if it did not.
     address: Option<SocketAddr>,
     payload: Vec<u8>,
+    /// Why it did not become RDMA, where that was tried.
+    not_rdma: Option<VerbsError>,
 }
 
 /// What is added to the path, said wherever its choice is explained.
@@ -93,26 +102,82 @@ fn added(options: &ConnectOptions) -> String {
     }
 }
 
-/// Whether this host can do RDMA at all; the text says why not. Quick: it asks no server.
-fn verbs_at_hand() -> Result<(), String> {
-    Err("this build does not have it".to_owned())
+/// What the server answered.
+struct Greeted {
+    agreed: Agreed,
+    payload: Vec<u8>,
+    /// An exchange of RDMA offers follows.
+    offers_rdma: bool,
 }
 
-fn over_verbs(_options: &ConnectOptions, _deadline: Instant) -> Result<Link, ConnectError> {
-    verbs_at_hand().map_err(|reason| unavailable("verbs", reason))?;
-    Err(unavailable("verbs", "this build does not have it"))
+/// Whether this host can do RDMA at all; the text says why not. Quick: it asks no server.
+fn verbs_at_hand(options: &ConnectOptions) -> Result<(), String> {
+    let rdma = options.rdma.as_ref().ok_or("it is switched off")?;
+    Near::at_hand(rdma).map_err(|error| error.to_string())
 }
 
 fn over_tcp(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    over_network(options, deadline, None)
+}
+
+/// Over TCP, and from there over RDMA if that is wished for and possible.
+fn over_network(
+    options: &ConnectOptions,
+    deadline: Instant,
+    rdma: Option<&RdmaOptions>,
+) -> Result<Link, ConnectError> {
     let (stream, address) = open(options, deadline)?;
-    let (agreed, payload) = greet(options, &stream, deadline)?;
+    let near = rdma.map(|rdma| Near::new(&upgrade::side(&stream, rdma), None));
+    let (near, why) = match near.transpose() {
+        Ok(near) => (near, None),
+        Err(error) => (None, Some(error)),
+    };
+    let greeted = greet(options, &stream, deadline, near.is_some())?;
+    let (planes, why) = match near {
+        Some(near) if greeted.offers_rdma => {
+            let failed = |error: io::Error| broken(options, error);
+            match upgrade::client(near, stream, deadline).map_err(failed)? {
+                Upgrade::Done(planes, how) => {
+                    log::info!("{}: over RDMA: {how}", options.server);
+                    (planes, None)
+                }
+                Upgrade::Stays(stream, why) => (plain(stream), Some(why)),
+            }
+        }
+        Some(_) => {
+            let why = VerbsError::Refused("no RDMA for clients".to_owned());
+            (plain(stream), Some(why))
+        }
+        None => (plain(stream), why),
+    };
+    if let Some(why) = &why {
+        log::info!("{}: not over RDMA: {why}", options.server);
+    }
+    let (call, bulk) = planes;
     Ok(Link {
-        call: Arc::new(stream),
-        bulk: None,
-        agreed,
+        call,
+        bulk,
+        agreed: greeted.agreed,
         address: Some(address),
-        payload,
+        payload: greeted.payload,
+        not_rdma: why,
     })
+}
+
+/// RDMA or nothing.
+fn over_verbs(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    let Some(rdma) = &options.rdma else {
+        return Err(unavailable("verbs", "it is switched off"));
+    };
+    let link = over_network(options, deadline, Some(rdma))?;
+    match link.not_rdma {
+        Some(why) => Err(unavailable("verbs", why.to_string())),
+        None => Ok(link),
+    }
+}
+
+fn plain(stream: TcpStream) -> Planes {
+    (Arc::new(stream), None)
 }
 
 fn check(options: &ConnectOptions) -> Result<(), ConnectError> {
@@ -206,7 +271,8 @@ fn greet(
     options: &ConnectOptions,
     stream: &TcpStream,
     deadline: Instant,
-) -> Result<(Agreed, Vec<u8>), ConnectError> {
+    wants_rdma: bool,
+) -> Result<Greeted, ConnectError> {
     let token = options.token.as_deref().unwrap_or_default().as_bytes();
     // Both were checked against their limits.
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -215,7 +281,8 @@ fn greet(
         &options.limits,
         len(token),
         len(&options.payload),
-    );
+    )
+    .with_rdma(wants_rdma);
     let failed = |error: io::Error| broken(options, error);
     let parts: [&[u8]; 3] = [&head.bytes(), token, &options.payload];
     exchange::send_all(stream, &parts, Some(deadline)).map_err(failed)?;
@@ -231,15 +298,16 @@ fn greet(
         return Err(refused(code, &payload));
     }
     let (session, key, remote) = (head.session(), head.key(), head.limits()?);
-    Ok((
-        Agreed {
+    Ok(Greeted {
+        agreed: Agreed {
             session,
             key,
             local: options.limits,
             remote,
         },
         payload,
-    ))
+        offers_rdma: head.offers_rdma(),
+    })
 }
 
 fn broken(options: &ConnectOptions, error: io::Error) -> ConnectError {

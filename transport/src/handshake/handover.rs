@@ -3,14 +3,15 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use zerocopy::byteorder::little_endian::U32;
+use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{ServerHead, SessionId, SessionKey};
 use crate::connect::exchange;
+use crate::connect::upgrade::{self, Upgrade};
 use crate::endpoint::Agreed;
 use crate::error::{AdoptError, HelloError};
-use crate::options::Limits;
+use crate::options::{DeviceName, Limits, RdmaMode, RdmaOptions};
 use crate::stream::Planes;
 use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
@@ -28,6 +29,8 @@ pub(crate) enum HandoverKind {
 pub(crate) struct Handover {
     pub(crate) kind: HandoverKind,
     pub(crate) agreed: Agreed,
+    /// The client would go on over RDMA, and may.
+    pub(crate) rdma: Option<RdmaOptions>,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -38,6 +41,12 @@ struct Wire {
     session: [u8; 16],
     key: [u8; 16],
     limits: [U32; 6],
+    /// 0: no RDMA; else the mode: 1 auto, 2 completions, 3 memory.
+    rdma: u8,
+    device_len: u8,
+    /// 0: none; else the index and 1.
+    gid_index: U16,
+    device: [u8; DeviceName::BYTES_MAX],
 }
 
 const VERSION: u8 = 1;
@@ -50,6 +59,10 @@ impl Handover {
             local,
             remote,
         } = &self.agreed;
+        let name = self.rdma.as_ref().and_then(|rdma| rdma.device.as_ref());
+        let name = name.map_or("", DeviceName::as_str).as_bytes();
+        let mut device = [0; DeviceName::BYTES_MAX];
+        device[..name.len()].copy_from_slice(name);
         let wire = Wire {
             version: VERSION,
             kind: self.kind as u8,
@@ -64,6 +77,19 @@ impl Handover {
                 remote.window_bytes,
             ]
             .map(U32::new),
+            rdma: self.rdma.map_or(0, |rdma| match rdma.mode {
+                RdmaMode::Auto => 1,
+                RdmaMode::Completions => 2,
+                RdmaMode::Memory => 3,
+            }),
+            // At most `DeviceName::BYTES_MAX`.
+            device_len: u8::try_from(name.len()).unwrap_or(0),
+            gid_index: U16::new(
+                self.rdma
+                    .and_then(|rdma| rdma.gid_index)
+                    .map_or(0, |index| u16::from(index) + 1),
+            ),
+            device,
         };
         wire.as_bytes().to_vec()
     }
@@ -89,6 +115,7 @@ impl Handover {
         }
         let (session, key) = (SessionId(wire.session), SessionKey(wire.key));
         Ok(Self {
+            rdma: wire.rdma()?,
             kind,
             agreed: Agreed {
                 session,
@@ -112,11 +139,24 @@ impl Handover {
             local,
             ..
         } = &self.agreed;
-        let head = ServerHead::welcome(*session, *key, local, len);
+        let offered = self.rdma.is_some();
+        let head = ServerHead::welcome(*session, *key, local, len).with_rdma(offered);
         let peer = socket::peer_address(&fd);
         let unix = unix::is_unix(fd.as_raw_fd());
         let stream = TcpStream::new(fd, peer)?;
         exchange::send_all(&stream, &[&head.bytes(), payload], None)?;
+        if let Some(rdma) = &self.rdma {
+            return Ok(match upgrade::server(stream, rdma)? {
+                Upgrade::Done(planes, how) => {
+                    log::info!("session {session} over verbs: {how}");
+                    planes
+                }
+                Upgrade::Stays(stream, why) => {
+                    log::info!("session {session} over tcp, not over RDMA: {why}");
+                    (Arc::new(stream), None)
+                }
+            });
+        }
         if !unix {
             return Ok((Arc::new(stream), None));
         }
@@ -125,5 +165,57 @@ impl Handover {
         let (offer, fds) = exchange::recv_offer(&stream, None)?;
         let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
         Ok((call, Some(bulk)))
+    }
+}
+
+impl Wire {
+    fn rdma(&self) -> Result<Option<RdmaOptions>, HelloError> {
+        let mode = match self.rdma {
+            0 => return Ok(None),
+            1 => RdmaMode::Auto,
+            2 => RdmaMode::Completions,
+            3 => RdmaMode::Memory,
+            _ => return Err(HelloError::Reserved),
+        };
+        let name = self.device.get(..usize::from(self.device_len));
+        let name = name.and_then(|name| std::str::from_utf8(name).ok());
+        Ok(Some(RdmaOptions {
+            device: DeviceName::new(name.ok_or(HelloError::Length)?),
+            gid_index: match self.gid_index.get() {
+                0 => None,
+                index => Some(u8::try_from(index - 1).map_err(|_| HelloError::Reserved)?),
+            },
+            mode,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn wishes_for_rdma_survive_the_way_to_another_process() {
+        let agreed = Agreed {
+            session: SessionId([1; 16]),
+            key: SessionKey([2; 16]),
+            local: Limits::default(),
+            remote: Limits::default(),
+        };
+        let named = RdmaOptions {
+            device: DeviceName::new("rxe0"),
+            gid_index: Some(255),
+            mode: RdmaMode::Memory,
+        };
+        for rdma in [None, Some(RdmaOptions::default()), Some(named)] {
+            let handover = Handover {
+                kind: HandoverKind::New,
+                agreed,
+                rdma,
+            };
+            let back = Handover::decode(&handover.encode()).unwrap();
+            assert_eq!(back.rdma, rdma);
+        }
     }
 }

@@ -33,7 +33,9 @@ pub(crate) struct ClientHead {
     magic: [u8; 8],
     version: U16,
     kind: u8,
-    reserved: [u8; 5],
+    /// Nonzero: would go on over RDMA.
+    wants_rdma: u8,
+    reserved: [u8; 4],
     session: [u8; 16],
     key: [u8; 16],
     limits: WireLimits,
@@ -53,7 +55,9 @@ pub(crate) struct ServerHead {
     version: U16,
     /// 0, or a [`RefuseCode`].
     refused: U16,
-    reserved: [u8; 4],
+    /// Nonzero: an exchange of RDMA offers follows.
+    offers_rdma: u8,
+    reserved: [u8; 3],
     session: [u8; 16],
     key: [u8; 16],
     limits: WireLimits,
@@ -119,7 +123,8 @@ impl ClientHead {
             magic: MAGIC,
             version: U16::new(PROTOCOL_VERSION),
             kind,
-            reserved: [0; 5],
+            wants_rdma: 0,
+            reserved: [0; 4],
             session: [0; 16],
             key: [0; 16],
             limits: WireLimits::new(limits),
@@ -138,12 +143,22 @@ impl ClientHead {
         self
     }
 
+    /// Says whether this client would go on over RDMA.
+    pub(crate) fn with_rdma(mut self, wanted: bool) -> Self {
+        self.wants_rdma = wanted.into();
+        self
+    }
+
+    pub(crate) fn wants_rdma(&self) -> bool {
+        self.wants_rdma == 1
+    }
+
     /// Checks the first bytes of a client. Total.
     pub(crate) fn decode(bytes: &[u8; HELLO_HEAD_BYTES]) -> Result<Self, HelloError> {
         let head: Self = zerocopy::transmute!(*bytes);
         check_preamble(head.magic, head.version)?;
         let kind = head.kind()?;
-        let reserved = head.reserved != [0; 5] || head.reserved2 != [0; 12];
+        let reserved = head.wants_rdma > 1 || head.reserved != [0; 4] || head.reserved2 != [0; 12];
         let unused = kind == HelloKind::New && (head.session != [0; 16] || head.key != [0; 16])
             || kind != HelloKind::Resume
                 && (head.position != U64::ZERO || head.bulk_position != U64::ZERO);
@@ -213,7 +228,8 @@ impl ServerHead {
             magic: MAGIC,
             version: U16::new(PROTOCOL_VERSION),
             refused: U16::ZERO,
-            reserved: [0; 4],
+            offers_rdma: 0,
+            reserved: [0; 3],
             session: session.0,
             key: key.0,
             limits: WireLimits::new(limits),
@@ -223,6 +239,16 @@ impl ServerHead {
             bulk_position: U64::ZERO,
             reserved3: [0; 12],
         }
+    }
+
+    /// Says whether an exchange of RDMA offers follows.
+    pub(crate) fn with_rdma(mut self, offered: bool) -> Self {
+        self.offers_rdma = offered.into();
+        self
+    }
+
+    pub(crate) fn offers_rdma(&self) -> bool {
+        self.offers_rdma == 1
     }
 
     /// Sends a client away.
@@ -238,7 +264,9 @@ impl ServerHead {
     pub(crate) fn decode(bytes: &[u8; SERVER_HEAD_BYTES]) -> Result<Self, HelloError> {
         let head: Self = zerocopy::transmute!(*bytes);
         check_preamble(head.magic, head.version)?;
-        if head.reserved != [0; 4] || head.reserved2 != [0; 4] || head.reserved3 != [0; 12] {
+        let rdma = head.offers_rdma > 1;
+        if rdma || head.reserved != [0; 3] || head.reserved2 != [0; 4] || head.reserved3 != [0; 12]
+        {
             return Err(HelloError::Reserved);
         }
         head.limits.checked()?;
@@ -303,7 +331,9 @@ mod tests {
         assert_eq!(changed(0, b'f'), Some(HelloError::Magic));
         assert_eq!(changed(8, 9), Some(HelloError::Version(9)));
         assert_eq!(changed(10, 7), Some(HelloError::Kind(7)));
-        assert_eq!(changed(11, 1), Some(HelloError::Reserved));
+        assert_eq!(changed(11, 1), None, "wants RDMA");
+        assert_eq!(changed(11, 2), Some(HelloError::Reserved));
+        assert_eq!(changed(12, 1), Some(HelloError::Reserved));
         assert_eq!(
             changed(16, 1),
             Some(HelloError::Reserved),

@@ -10,7 +10,7 @@ use super::pending::{Pending, send_refusal};
 use crate::endpoint::Agreed;
 use crate::error::RefuseCode;
 use crate::handshake::{ClientHead, Handover, HandoverKind, HelloKind, SessionId, SessionKey};
-use crate::options::Limits;
+use crate::options::ListenOptions;
 use crate::sys::random::random16;
 use crate::sys::socket;
 
@@ -40,7 +40,7 @@ pub struct Incoming {
 
 impl Incoming {
     /// None when this version cannot serve it; it is told so.
-    pub(super) fn new(pending: Pending, local: &Limits) -> io::Result<Option<Self>> {
+    pub(super) fn new(pending: Pending, options: &ListenOptions) -> io::Result<Option<Self>> {
         let Some((fd, peer, head, body)) = pending.into_hello() else {
             return Ok(None);
         };
@@ -63,12 +63,13 @@ impl Incoming {
         let agreed = Agreed {
             session,
             key,
-            local: *local,
+            local: options.limits,
             remote,
         };
         let handover = Handover {
             kind: handover_kind,
             agreed,
+            rdma: options.rdma.filter(|_| head.wants_rdma() && peer.is_some()),
         };
         Ok(Some(Self {
             fd,

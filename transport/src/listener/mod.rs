@@ -154,7 +154,7 @@ impl Listener {
                 Progress::Gone => drop(pending.swap_remove(at)),
                 Progress::Ready => {
                     let ready = pending.swap_remove(at);
-                    if let Some(incoming) = Incoming::new(ready, &self.options.limits)? {
+                    if let Some(incoming) = Incoming::new(ready, &self.options)? {
                         return Ok(Some(incoming));
                     }
                 }

@@ -13,6 +13,7 @@ use crate::sys::{socket, sync};
 pub(crate) mod ring;
 pub(crate) mod shm;
 pub(crate) mod tcp;
+pub(crate) mod verbs;
 
 /// One connection. Sending and receiving may happen on two threads at once, but each of them
 /// on one thread at a time. Nothing here blocks.

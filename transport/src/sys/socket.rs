@@ -69,6 +69,12 @@ pub(crate) fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
     stream.peer_addr().ok()
 }
 
+/// This side's address, if it is an IP connection.
+pub(crate) fn local_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
+    let stream = std::net::TcpStream::from(fd.try_clone_to_owned().ok()?);
+    stream.local_addr().ok()
+}
+
 /// Sets an integer option.
 pub(crate) fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let size = libc::socklen_t::try_from(size_of::<i32>()).map_err(io::Error::other)?;

@@ -16,8 +16,8 @@ use std::thread;
 use std::time::Duration;
 
 use farcall_transport::{
-    CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, Limits, ListenOptions, Listener,
-    TransportChoice, Tuning, connect, sim,
+    CloseReason, ConnectOptions, DeviceName, Endpoint, Handler, IncomingKind, Limits,
+    ListenOptions, Listener, RdmaMode, RdmaOptions, TransportChoice, Tuning, connect, sim,
 };
 use parking_lot::Mutex;
 
@@ -95,6 +95,10 @@ pub fn wait_for(done: impl Fn() -> bool) {
 
 /// How to make a pair of connected endpoints.
 pub trait Backend {
+    /// Sessions that are opened and closed in search of leaks: enough for a leak of a page in a
+    /// hundred sessions to show.
+    const SESSIONS: usize = 10_000;
+
     /// `server` is not running yet: call [`serve`].
     fn pair(
         limits: Limits,
@@ -151,15 +155,28 @@ fn connected(
     client: Arc<dyn Handler>,
     server: Arc<dyn Handler>,
 ) -> (Endpoint, Endpoint) {
-    let door = Door::with(limits);
+    connected_at(
+        &Door::at("127.0.0.1:0", limits, Some(RdmaOptions::default())),
+        ConnectOptions {
+            limits,
+            tuning,
+            transport,
+            ..ConnectOptions::new("")
+        },
+        client,
+        server,
+    )
+}
+
+fn connected_at(
+    door: &Door,
+    mut options: ConnectOptions,
+    client: Arc<dyn Handler>,
+    server: Arc<dyn Handler>,
+) -> (Endpoint, Endpoint) {
     let made = door.made.lock();
-    *door.expected.lock() = Some((tuning, server));
-    let options = ConnectOptions {
-        limits,
-        tuning,
-        transport,
-        ..ConnectOptions::new(door.address.clone())
-    };
+    *door.expected.lock() = Some((options.tuning, server));
+    options.server.clone_from(&door.address);
     let (client, welcome) = connect(&options, client).unwrap();
     assert_eq!(welcome, b"welcome");
     (client, made.recv().unwrap())
@@ -168,6 +185,7 @@ fn connected(
 /// A listener of this process and what it makes; one for each set of limits, as long as the process lives.
 struct Door {
     limits: Limits,
+    rdma: Option<RdmaOptions>,
     address: String,
     /// How the next session's server is made.
     expected: Mutex<Option<(Tuning, Arc<dyn Handler>)>>,
@@ -176,20 +194,22 @@ struct Door {
 }
 
 impl Door {
-    fn with(limits: Limits) -> Arc<Self> {
+    fn at(address: &str, limits: Limits, rdma: Option<RdmaOptions>) -> Arc<Self> {
         static DOORS: Mutex<Vec<Arc<Door>>> = Mutex::new(Vec::new());
         let mut doors = DOORS.lock();
-        if let Some(door) = doors.iter().find(|door| door.limits == limits) {
+        if let Some(door) = doors.iter().find(|d| d.limits == limits && d.rdma == rdma) {
             return Arc::clone(door);
         }
         let options = ListenOptions {
             limits,
+            rdma,
             ..ListenOptions::default()
         };
-        let listener = Listener::bind("127.0.0.1:0", options).unwrap();
+        let listener = Listener::bind(address, options).unwrap();
         let (send, receive) = channel();
         let door = Arc::new(Self {
             limits,
+            rdma,
             address: listener.local_addr().to_string(),
             expected: Mutex::new(None),
             made: Mutex::new(receive),
@@ -216,6 +236,61 @@ impl Door {
                 let _ = server.attach_bulk(fd, &state);
             }
         }
+    }
+}
+
+/// RDMA, in the mode that its parameter names: for the VM of `scripts/rdma-vm`. With two devices
+/// there, client and server take one each.
+pub struct Verbs<const MEMORY: bool>;
+
+/// What a side wants of RDMA in the VM: on the device that this variable names, if it does.
+pub fn rdma_options(device: &str, mode: RdmaMode) -> RdmaOptions {
+    let two = std::env::var("RDMA_VM_DEV2").is_ok();
+    let name = std::env::var(device).ok().filter(|_| two);
+    RdmaOptions {
+        device: name.map(|name| DeviceName::new(&name).unwrap()),
+        gid_index: None,
+        mode,
+    }
+}
+
+/// The address of the RDMA device in the VM.
+pub fn rdma_address() -> String {
+    std::env::var("RDMA_VM_IP").expect("an RDMA device: run this with scripts/rdma-vm")
+}
+
+impl<const MEMORY: bool> Backend for Verbs<MEMORY> {
+    // Each takes a tenth of a second and more in an emulated machine. A queue pair or a
+    // registration that stays shows as a descriptor or a mapping all the same.
+    const SESSIONS: usize = 20;
+
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint) {
+        let mode = if MEMORY {
+            RdmaMode::Memory
+        } else {
+            RdmaMode::Completions
+        };
+        let options = ConnectOptions {
+            limits,
+            tuning,
+            transport: TransportChoice::Verbs,
+            rdma: Some(rdma_options("RDMA_VM_DEV", mode)),
+            connect_timeout: PATIENCE,
+            ..ConnectOptions::new("")
+        };
+        let far = rdma_options("RDMA_VM_DEV2", mode);
+        let door = Door::at(&format!("{}:0", rdma_address()), limits, Some(far));
+        let pair = connected_at(&door, options, client, server);
+        assert_eq!(
+            (pair.0.transport_name(), pair.1.transport_name()),
+            ("verbs", "verbs")
+        );
+        pair
     }
 }
 

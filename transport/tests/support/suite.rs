@@ -530,14 +530,14 @@ pub fn sessions_leak_nothing<B: Backend>() {
         drop(client);
         running.join().unwrap();
     };
-    (0..200).for_each(|_| cycle());
+    (0..(B::SESSIONS / 10).min(200)).for_each(|_| cycle());
     let settled = || {
         let now = super::resources();
         move || super::resources().0 <= now.0
     };
     wait_for(settled());
     let before = super::resources();
-    (0..SESSIONS).for_each(|_| cycle());
+    (0..B::SESSIONS).for_each(|_| cycle());
     wait_for(|| super::resources().0 <= before.0);
     let after = super::resources();
     // 400 bytes a session would show.
@@ -548,12 +548,9 @@ pub fn sessions_leak_nothing<B: Backend>() {
     assert!(after.2 <= before.2 + 8, "maps {before:?} -> {after:?}");
 }
 
-/// Enough for a leak of a page in a hundred sessions to show.
-const SESSIONS: usize = 10_000;
-
 /// Both sides say goodbye at the same time: neither hangs, and neither takes it for a loss.
 pub fn both_sides_close_at_once<B: Backend>() {
-    for _ in 0..50 {
+    for _ in 0..(B::SESSIONS / 4).min(50) {
         let (near, far) = (Tap::ignore(), Tap::ignore());
         let (client, server) = B::pair(tight(), Tuning::default(), near.clone(), far.clone());
         let running = serve(server.clone());

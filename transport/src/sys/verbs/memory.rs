@@ -1,0 +1,141 @@
+//! Protection domains and registered memory.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::device::Device;
+use super::{abi, last_error};
+use crate::stream::verbs::error::VerbsError;
+use crate::sys::mirror::Mirror;
+
+/// What queue pairs and registered memory belong to.
+pub(crate) struct Domain {
+    pub(super) pd: NonNull<abi::ProtectionDomain>,
+    pub(crate) device: Arc<Device>,
+}
+
+// SAFETY: libibverbs' objects may be used from every thread; freed once, by the last owner.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl Domain {
+    pub(crate) fn new(device: Arc<Device>) -> Result<Arc<Self>, VerbsError> {
+        // SAFETY: an open context.
+        let pd = unsafe { (device.library.ibv_alloc_pd)(device.context.as_ptr()) };
+        let pd = NonNull::new(pd).ok_or_else(|| last_error("ibv_alloc_pd"))?;
+        Ok(Arc::new(Self { pd, device }))
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        if self.device.is_ours() {
+            // SAFETY: allocated in `new`; everything made of it held an Arc of self.
+            unsafe { (self.device.library.ibv_dealloc_pd)(self.pd.as_ptr()) };
+        }
+    }
+}
+
+/// A ring that the device reads and writes, both of its mappings, so that runs across its end
+/// are contiguous for the device too.
+pub(crate) struct Region {
+    mr: NonNull<abi::MemoryRegion>,
+    ring: Mirror,
+    domain: Arc<Domain>,
+}
+
+// SAFETY: the registration is freed once; the ring says the same of itself.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Allocates and registers a ring of `bytes`. `remote`: the peer may write to it.
+    ///
+    /// # Errors
+    /// [`VerbsError::MemoryLock`] where the limit of locked memory is too low.
+    pub(crate) fn new(
+        domain: &Arc<Domain>,
+        bytes: usize,
+        remote: bool,
+    ) -> Result<Self, VerbsError> {
+        let ring = Mirror::new(bytes).map_err(|error| VerbsError::System(error.to_string()))?;
+        let remote = if remote { abi::ACCESS_REMOTE_WRITE } else { 0 };
+        // SAFETY: both mappings of the ring, which stay mapped as long as the registration: the
+        // ring is dropped after it.
+        let mr = unsafe {
+            (domain.device.library.ibv_reg_mr)(
+                domain.pd.as_ptr(),
+                ring.at(0).cast(),
+                bytes * 2,
+                abi::ACCESS_LOCAL_WRITE | remote,
+            )
+        };
+        let Some(mr) = NonNull::new(mr) else {
+            return Err(match last_error("ibv_reg_mr") {
+                VerbsError::Verb { errno, .. } if errno == libc::ENOMEM => {
+                    VerbsError::MemoryLock { bytes: bytes * 2 }
+                }
+                other => other,
+            });
+        };
+        Ok(Self {
+            mr,
+            ring,
+            domain: Arc::clone(domain),
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.ring.bytes()
+    }
+
+    /// Where position `pos` lies, for the device.
+    pub(crate) fn address(&self, pos: u64) -> u64 {
+        self.ring.at(pos).expose_provenance() as u64
+    }
+
+    pub(crate) fn lkey(&self) -> u32 {
+        // SAFETY: registered as long as self lives; the field never changes.
+        unsafe { (*self.mr.as_ptr()).lkey }
+    }
+
+    pub(crate) fn rkey(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.mr.as_ptr()).rkey }
+    }
+
+    /// Copies bytes in, to be sent from here. One thread at a time, and not over bytes that the
+    /// device may still have to send for the first time.
+    #[inline]
+    pub(crate) fn write(&self, pos: u64, bytes: &[u8]) {
+        assert!(bytes.len() <= self.ring.bytes());
+        let to = self.ring.at(pos);
+        // SAFETY: mapped for a whole ring from `pos` on. A race with the device or the peer
+        // makes garbage on the wire or here, which its reader checks; no reference into the
+        // ring is ever formed.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    /// Copies bytes out, once. The peer may write there meanwhile: then the copy is garbage,
+    /// which its reader finds out like any other garbage from the wire.
+    #[inline]
+    pub(crate) fn read(&self, pos: u64, to: &mut [std::mem::MaybeUninit<u8>]) {
+        assert!(to.len() <= self.ring.bytes());
+        let from = self.ring.at(pos).cast_const().cast();
+        // SAFETY: mapped for a whole ring from `pos` on; `to` is ours. No reference into the
+        // shared bytes is formed; every bit pattern is a valid byte.
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.domain.device.is_ours() {
+            // SAFETY: registered in `new`; the queue pairs that use it are gone or idle, and the
+            // device checks keys itself.
+            unsafe { (self.domain.device.library.ibv_dereg_mr)(self.mr.as_ptr()) };
+        }
+    }
+}
