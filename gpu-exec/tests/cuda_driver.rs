@@ -240,6 +240,43 @@ fn boxes_are_copied_row_by_row() {
 }
 
 #[test]
+fn tensor_maps_are_the_driver_s() {
+    let (server, _folder) = server();
+    let client = client(&server);
+    let words = |list: &[u32]| -> Vec<u8> { list.iter().flat_map(|w| w.to_le_bytes()).collect() };
+    let longs = |list: &[u64]| -> Vec<u8> { list.iter().flat_map(|w| w.to_le_bytes()).collect() };
+    let ask = |kind: u32, params: &[u8]| {
+        let (status, body) = client.call(&CuTensorMapEncodeTiled {
+            address: 0x7000,
+            kind,
+            params,
+        });
+        let map = CuTensorMapEncodeTiledReply::decode_body(&body);
+        (status, map.map_or(Vec::new(), |reply| reply.map.to_vec()))
+    };
+    // Data type 7, rank 2, ..., box, element strides, sizes, stride: the fake writes down what it was told.
+    let head = words(&[7, 2, 0, 3, 2, 1]);
+    let params = [&head[..], &words(&[16, 32, 1, 1]), &longs(&[64, 128, 256])].concat();
+    let (status, map) = ask(1, &params);
+    assert_eq!(status, 0);
+    assert_eq!(map[..8], 0x7000_u64.to_le_bytes());
+    assert_eq!(map[8..16], [7, 2, 0, 3, 2, 1, 0, 0]);
+    assert_eq!(
+        map[16..40],
+        longs(&[128, 256, 32])[..],
+        "last size, stride, box"
+    );
+    assert_eq!(
+        ask(1, &params[..params.len() - 8]).0,
+        INVALID_VALUE,
+        "short"
+    );
+    let nine = [&words(&[7, 9, 0, 3, 2, 1])[..], &[0; 400]].concat();
+    assert_eq!(ask(1, &nine).0, INVALID_VALUE, "rank");
+    assert_eq!(ask(99, &params).0, 801);
+}
+
+#[test]
 fn blocks_share_granules_and_fresh_memory_is_zero() {
     let (server, _folder) = server();
     let client = client(&server);

@@ -13,7 +13,7 @@ SOURCES=$REPO/fixtures/programs
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
 PROGRAMS_ONCE="bad_launch hostmem oob threads"
 # Those that call the driver API.
-PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy"
+PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy driver_misc"
 
 # newer FILE SOURCE...: FILE is there and newer than each SOURCE.
 newer() {
@@ -94,7 +94,7 @@ build_programs() {
 build_driver() {
     newer "$PROGRAMS/$1" "$SOURCES/$1.c" "$SOURCES/driver.h" "$REPO/scripts/lib/cuda.sh" && return
     note "gcc $1"
-    quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -I"$2" -o "$PROGRAMS/$1.new" \
+    quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -Wno-deprecated-declarations -I"$2" -o "$PROGRAMS/$1.new" \
         "$SOURCES/$1.c" -ldl
     mv "$PROGRAMS/$1.new" "$PROGRAMS/$1"
 }

@@ -29,6 +29,7 @@ pub(crate) enum Kind {
     Array,
     Mipmapped,
     UserObject,
+    Linker,
 }
 
 const KIND_SHIFT: u32 = 40;

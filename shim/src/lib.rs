@@ -27,6 +27,7 @@ mod graph;
 mod handle;
 mod hooks;
 mod landing;
+mod link;
 mod memory;
 mod module;
 mod observe;

@@ -18,6 +18,7 @@ use farcall_marshal::wire::{
 };
 use parking_lot::Mutex;
 
+use crate::api::Prepared;
 use crate::context::Context;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::{Device, process};
@@ -346,6 +347,8 @@ pub(crate) struct Function {
     others: Mutex<HashMap<u32, u64>>,
     pub(crate) dynamic_shared_max: AtomicI32,
     pub(crate) carveout: AtomicI32,
+    /// For launches as CUDA 3 had them.
+    pub(crate) prepared: Mutex<Prepared>,
 }
 
 impl Function {
@@ -369,6 +372,7 @@ impl Function {
                 (48 << 10) - i32::try_from(shared).unwrap_or(48 << 10),
             ),
             carveout: AtomicI32::new(-1),
+            prepared: Mutex::default(),
         };
         functions.insert(handle, Arc::new(function));
         Ok(handle)

@@ -19,6 +19,7 @@ use crate::event::Event;
 use crate::global;
 use crate::graph::{Graph, GraphExec, GraphMemory, GraphNode, UserObject};
 use crate::handle::{Kind, Table};
+use crate::link::Linker;
 use crate::memory::{Allocations, Pool};
 use crate::module::{Function, Library, Module};
 use crate::observe;
@@ -82,6 +83,7 @@ pub(crate) struct Process {
     pub(crate) arrays: Table<Array>,
     pub(crate) mipmapped: Table<Mipmapped>,
     pub(crate) user_objects: Table<UserObject>,
+    pub(crate) linkers: Table<Linker>,
     /// Memory of graphs, by address.
     pub(crate) graph_memory: Mutex<HashMap<u64, Weak<GraphMemory>>>,
 }
@@ -206,6 +208,7 @@ fn connect_process() -> Result<Process, Failure> {
         arrays: Table::new(Kind::Array),
         mipmapped: Table::new(Kind::Mipmapped),
         user_objects: Table::new(Kind::UserObject),
+        linkers: Table::new(Kind::Linker),
         graph_memory: Mutex::default(),
     })
 }

@@ -220,6 +220,16 @@ EXPORT u32 cuMemsetD2D8Async(u64 at, size_t p, unsigned char v, size_t w, size_t
 EXPORT u32 cuMemsetD2D16Async(u64 at, size_t p, uint16_t v, size_t w, size_t h, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET16, .a = at, .b = v, .n = w, .rows = h, .pitch = p}); }
 EXPORT u32 cuMemsetD2D32Async(u64 at, size_t p, u32 v, size_t w, size_t h, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET32, .a = at, .b = v, .n = w, .rows = h, .pitch = p}); }
 
+/* A map is what was asked for: address, six numbers, last size, last stride, last edge of the box. */
+EXPORT u32 cuTensorMapEncodeTiled(unsigned char *map, u32 type, u32 rank, void *at, const u64 *sizes, const u64 *strides, const u32 *box, const u32 *steps, u32 interleave, u32 swizzle, u32 promotion, u32 fill) {
+    CHECK((u64)map % 64 == 0 && rank >= 1 && rank <= 5 && steps[rank - 1] == 1);
+    u64 words[3] = {sizes[rank - 1], rank > 1 ? strides[rank - 2] : 0, box[rank - 1]};
+    unsigned char numbers[6] = {type, rank, interleave, swizzle, promotion, fill};
+    memset(map, 0, 128);
+    memcpy(map, &at, 8); memcpy(map + 8, numbers, 6); memcpy(map + 16, words, 24);
+    return OK;
+}
+
 /* The module's text lists its kernels. */
 EXPORT u32 cuModuleLoadDataEx(char **module, const char *image, u32 n, const u32 *options, void **values) {
     if (strstr(image, ".broken")) {

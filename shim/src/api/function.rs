@@ -207,6 +207,14 @@ fn param(handle: u64, index: usize, offset: Out<usize>, size: Out<usize>) -> CuR
     Ok(())
 }
 
+pub(crate) fn cuFuncGetParamCount(handle: u64, place: Out<usize>) -> CuResult {
+    place.set(function(handle)?.info()?.params.len())
+}
+
+pub(crate) fn cuKernelGetParamCount(handle: u64, place: Out<usize>) -> CuResult {
+    cuFuncGetParamCount(handle, place)
+}
+
 pub(crate) fn cuFuncGetParamInfo(
     handle: u64,
     index: usize,

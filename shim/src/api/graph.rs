@@ -84,6 +84,8 @@ pub(crate) fn cuGraphInstantiate_v2(
     instantiate(place, handle, 0)
 }
 
+pub(crate) use cuGraphInstantiate_v2 as cuGraphInstantiate;
+
 pub(crate) fn cuGraphInstantiateWithParams(
     mode: StreamMode,
     place: Out<u64>,

@@ -64,6 +64,12 @@ pub(crate) fn cuGraphNodeGetLocalId(handle: u64, place: Out<u32>) -> CuResult {
     place.set(u32::try_from(node(handle)?.0.index).unwrap_or(u32::MAX))
 }
 
+/// A number of its own for every node.
+pub(crate) fn cuGraphNodeGetToolsId(handle: u64, place: Out<u64>) -> CuResult {
+    node(handle)?;
+    place.set(handle)
+}
+
 pub(crate) fn cuGraphNodeFindInClone(place: Out<u64>, original: u64, clone: u64) -> CuResult {
     let (node, _) = node(original)?;
     let clone = graph(clone)?;

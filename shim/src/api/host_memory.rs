@@ -73,6 +73,8 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
     Ok(())
 }
 
+pub(crate) use cuMemHostRegister_v2 as cuMemHostRegister;
+
 pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
     let removed = process()?
         .memory

@@ -147,6 +147,28 @@ pub(crate) fn launch_attributes(config: &CUlaunchConfig) -> CuResult<Vec<CUlaunc
         .collect()
 }
 
+/// A launch whose parameters are put together already.
+pub(super) fn launch_block(
+    mode: StreamMode,
+    function: &Function,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    stream_handle: u64,
+    params: &[u8],
+) -> CuResult {
+    let stream = stream(mode, stream_handle)?;
+    let shape = Shape {
+        grid,
+        block,
+        shared_bytes,
+        flags: 0,
+    };
+    check_shape(function, function.info()?, stream.context.device, &shape)?;
+    let id = function.id_in(stream.context)?;
+    send(id, &stream, &shape, &[], params)
+}
+
 /// A launch as a node of a graph, checked as a launch is.
 pub(crate) fn kernel_parts(
     context: &'static Context,

@@ -34,7 +34,7 @@ pub(crate) fn cuModuleLoadDataEx(
 }
 
 /// Options that name a log buffer also say how long it is and want to hear how much was written.
-fn clear_logs(count: u32, options: Out<u32>, values: Out<*mut c_void>) -> CuResult {
+pub(super) fn clear_logs(count: u32, options: Out<u32>, values: Out<*mut c_void>) -> CuResult {
     const INFO_LOG: u32 = 3;
     const ERROR_LOG: u32 = 5;
     for index in 0..count as usize {
@@ -53,7 +53,7 @@ pub(crate) fn cuModuleLoadFatBinary(place: Out<u64>, image: HostPtr) -> CuResult
 }
 
 /// The path is the client's.
-fn read_file(path: Text) -> CuResult<Vec<u8>> {
+pub(super) fn read_file(path: Text) -> CuResult<Vec<u8>> {
     std::fs::read(path.get()?).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => CuStatus::FILE_NOT_FOUND,
         _ => CuStatus::OPERATING_SYSTEM,

@@ -44,6 +44,40 @@ pub(crate) fn cuDeviceSetMemPool(ordinal: i32, pool: u64) -> CuResult {
     Ok(())
 }
 
+/// The device of a location that pools are asked for.
+fn device_at(location: Out<CUmemLocation>, kind: u32) -> CuResult<&'static Device> {
+    /// `CU_MEM_ALLOCATION_TYPE_PINNED` and `_MANAGED`.
+    const MANAGED: u32 = 2;
+    let location = location.get()?;
+    match (location.type_, kind) {
+        (LOCATION_DEVICE, 1) => process()?.device(location.id),
+        // Pools of the host or of managed memory there are none.
+        (1..=4, 1 | MANAGED) => Err(CuStatus::NOT_SUPPORTED),
+        _ => Err(CuStatus::INVALID_VALUE),
+    }
+}
+
+pub(crate) fn cuMemGetDefaultMemPool(
+    place: Out<u64>,
+    location: Out<CUmemLocation>,
+    kind: u32,
+) -> CuResult {
+    place.set(device_at(location, kind)?.pool)
+}
+
+pub(crate) fn cuMemGetMemPool(
+    place: Out<u64>,
+    location: Out<CUmemLocation>,
+    kind: u32,
+) -> CuResult {
+    place.set(device_at(location, kind)?.current_pool())
+}
+
+pub(crate) fn cuMemSetMemPool(location: Out<CUmemLocation>, kind: u32, pool: u64) -> CuResult {
+    let device = device_at(location, kind)?;
+    cuDeviceSetMemPool(device.ordinal.cast_signed(), pool)
+}
+
 pub(crate) fn cuMemPoolCreate(place: Out<u64>, props: In<CUmemPoolProps>) -> CuResult {
     let process = process()?;
     let props = props.get()?;

@@ -100,6 +100,17 @@ pub(crate) fn cuStreamGetCtx(mode: StreamMode, handle: u64, place: Out<u64>) -> 
     place.set(stream(mode, handle)?.context.handle)
 }
 
+/// Green contexts there are none.
+pub(crate) fn cuStreamGetCtx_v2(
+    mode: StreamMode,
+    handle: u64,
+    place: Out<u64>,
+    green: Out<u64>,
+) -> CuResult {
+    green.set_if(0);
+    cuStreamGetCtx(mode, handle, place)
+}
+
 pub(crate) fn cuStreamGetDevice(mode: StreamMode, handle: u64, place: Out<i32>) -> CuResult {
     place.set(i32::try_from(stream(mode, handle)?.context.device.ordinal).unwrap_or(0))
 }
@@ -150,6 +161,20 @@ pub(crate) fn cuLaunchHostFunc(
             user_data,
         },
     )
+}
+
+/// How the stream waits for the function is the driver's affair.
+pub(crate) fn cuLaunchHostFunc_v2(
+    mode: StreamMode,
+    handle: u64,
+    function: usize,
+    user_data: HostPtr,
+    sync_mode: u32,
+) -> CuResult {
+    if sync_mode > 1 {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    cuLaunchHostFunc(mode, handle, function, user_data)
 }
 
 pub(crate) fn cuStreamAddCallback(

@@ -20,6 +20,7 @@ use crate::limits::{ALLOCATION_GRAIN, GRAPH_BYTES_MAX};
 
 mod helpers;
 mod mapped;
+mod tensor_map;
 
 type Answer = Result<(), Violation>;
 
@@ -476,6 +477,14 @@ impl Dispatch for CpuDevice {
             Err(status) => self.outbox.finish(Reply::to(head), Err(status.into())),
         }
         Ok(())
+    }
+
+    fn cu_tensor_map_encode_tiled(
+        &mut self,
+        head: &Head,
+        record: CuTensorMapEncodeTiled<'_>,
+    ) -> Answer {
+        self.tensor_map(head, &record)
     }
 
     fn cu_stream_create_with_priority(

@@ -58,6 +58,7 @@ pub(crate) struct CpuDevice {
     contexts: FxHashMap<u32, ContextEntry>,
     graphs: HandleTable<Arc<GraphExec>>,
     device_count: usize,
+    runs_kernels: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +94,7 @@ impl CpuDevice {
             contexts: FxHashMap::default(),
             graphs: HandleTable::new(GRAPHS_MAX),
             device_count,
+            runs_kernels,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::executor::session::take;
 mod boxes;
 mod mapped;
 mod programs;
+mod tensor_maps;
 
 const CONTEXT: u32 = 1;
 const NOT_READY: u32 = 600;

@@ -9,12 +9,12 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuGraphInstantiateWithFlags, CuMemAllocV2Reply};
 
 use super::CudaDevice;
-use super::driver::{Context, receive_staged};
+use super::driver::{Context, Fence, receive_staged};
 use super::graphs::{self, GraphExec};
 use super::issue::Later;
 use super::memory::BlockKind;
 use super::op::After;
-use super::state::{ContextKey, State};
+use super::state::{ContextKey, Detached, State};
 use crate::device::Violation;
 use crate::executor::outbox::{Failure, Reply};
 use crate::sys::staging::Staging;
@@ -132,6 +132,44 @@ impl CudaDevice {
             (Some(_), Some(_)) => Err(CuStatus::NOT_READY),
             _ => Err(CuStatus::INVALID_HANDLE),
         }
+    }
+
+    /// Answers when the device has got to the event.
+    pub(crate) fn wait_for_event(&self, head: &Head, handle: u64) -> Answer {
+        let key = match self.context(head) {
+            Ok(key) => key,
+            Err(status) => return self.finish(head, Err(status.into())),
+        };
+        let state = self.shared.state();
+        let found = state
+            .events
+            .get(handle)
+            .map(|event| (event.event.clone(), event.recorded));
+        let passed = found
+            .as_ref()
+            .is_ok_and(|(_, recorded)| recorded.is_none_or(|wait| state.has_passed(wait)));
+        let mut state = state;
+        let reply = Reply::to(head);
+        match found {
+            Err(status) => {
+                drop(state);
+                self.outbox.finish(reply, Err(status.into()));
+            }
+            Ok((event, _)) if passed => {
+                drop(state);
+                self.shared.answer_at(key, reply, vec![Fence::of(event)]);
+            }
+            Ok((event, recorded)) => {
+                let waits = Vec::from_iter(recorded);
+                state.detached.push(Detached {
+                    key,
+                    reply,
+                    after: After::Event(event),
+                    waits,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Reads the definition of a graph: from the record, or when the bulk plane has brought it.

@@ -10,13 +10,13 @@ use farcall_marshal::wire::*;
 use super::CudaDevice;
 use super::answer::{driver_context, is_answering};
 use super::copies::{Transfer, discard};
-use super::driver::{Context, Event, Fence, Stream};
+use super::driver::{Context, Event, Stream};
 use super::graphs::{self, GraphExec};
 use super::issue::Later;
 use super::memory::BlockKind;
 use super::modules::{Load, Setting};
 use super::op::{After, Op};
-use super::state::{Detached, EventState, LaneKind};
+use super::state::{EventState, LaneKind};
 use crate::device::Violation;
 use crate::executor::outbox::{Failure, Reply};
 use crate::limits::GRAPH_BYTES_MAX;
@@ -172,40 +172,7 @@ impl Dispatch for CudaDevice {
     }
 
     fn cu_event_synchronize(&mut self, head: &Head, record: CuEventSynchronize) -> Answer {
-        let key = match self.context(head) {
-            Ok(key) => key,
-            Err(status) => return self.finish(head, Err(status.into())),
-        };
-        let state = self.shared.state();
-        let found = state
-            .events
-            .get(record.event)
-            .map(|event| (event.event.clone(), event.recorded));
-        let passed = found
-            .as_ref()
-            .is_ok_and(|(_, recorded)| recorded.is_none_or(|wait| state.has_passed(wait)));
-        let mut state = state;
-        let reply = Reply::to(head);
-        match found {
-            Err(status) => {
-                drop(state);
-                self.outbox.finish(reply, Err(status.into()));
-            }
-            Ok((event, _)) if passed => {
-                drop(state);
-                self.shared.answer_at(key, reply, vec![Fence::of(event)]);
-            }
-            Ok((event, recorded)) => {
-                let waits = Vec::from_iter(recorded);
-                state.detached.push(Detached {
-                    key,
-                    reply,
-                    after: After::Event(event),
-                    waits,
-                });
-            }
-        }
-        Ok(())
+        self.wait_for_event(head, record.event)
     }
 
     fn cu_func_set_attribute(&mut self, head: &Head, record: CuFuncSetAttribute) -> Answer {
@@ -502,6 +469,14 @@ impl Dispatch for CudaDevice {
     fn cu_module_unload(&mut self, head: &Head, record: CuModuleUnload) -> Answer {
         self.modules.unload(Reply::to(head), record.module);
         Ok(())
+    }
+
+    fn cu_tensor_map_encode_tiled(
+        &mut self,
+        head: &Head,
+        record: CuTensorMapEncodeTiled<'_>,
+    ) -> Answer {
+        self.tensor_map(head, &record)
     }
 
     fn cu_stream_create_with_priority(

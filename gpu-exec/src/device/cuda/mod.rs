@@ -45,6 +45,7 @@ mod op;
 mod perform;
 mod sender;
 mod state;
+mod tensor_map;
 
 pub(crate) mod driver;
 pub(crate) mod inventory;

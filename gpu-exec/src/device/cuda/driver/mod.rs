@@ -19,6 +19,7 @@ mod graph;
 mod host;
 mod memory;
 mod table;
+mod tensor_map;
 
 pub(crate) use code::{Function, Launch, Module};
 pub(crate) use context::{Context, Event, Fence, Stream};
@@ -26,3 +27,4 @@ pub(crate) use graph::{Graph, GraphExec, Rows};
 pub(crate) use host::{HostBlock, Landing, Region, Slab, receive, receive_staged};
 pub(crate) use memory::{Extent, Mapping, Physical, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};
+pub(crate) use tensor_map::TensorMap;

@@ -143,6 +143,14 @@ entry_points! {
         cuGraphInstantiateWithFlags: fn(*mut Raw, Raw, u64);
         cuGraphExecDestroy: fn(Raw);
         cuGraphLaunch: fn(Raw, Raw);
+        cuTensorMapEncodeTiled: fn(
+            *mut c_void, c_uint, c_uint, *mut c_void, *const u64, *const u64, *const u32, *const u32, c_uint, c_uint, c_uint, c_uint
+        );
+        cuTensorMapEncodeIm2col: fn(
+            *mut c_void, c_uint, c_uint, *mut c_void, *const u64, *const u64, *const i32, *const i32, c_uint, c_uint, *const u32,
+            c_uint, c_uint, c_uint, c_uint
+        );
+        cuTensorMapReplaceAddress: fn(*mut c_void, *mut c_void);
     }
 }
 
