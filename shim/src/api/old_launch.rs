@@ -16,7 +16,7 @@ pub(crate) struct Prepared {
 }
 
 fn prepare(handle: u64, change: impl FnOnce(&mut Prepared)) -> CuResult {
-    change(&mut *function(handle)?.prepared.lock());
+    change(&mut function(handle)?.prepared.lock());
     Ok(())
 }
 

@@ -70,28 +70,6 @@ pub(crate) fn cuStreamWriteValue64_v2(
     write(&*stream(mode, handle)?, address, value, 8, flags)
 }
 
-pub(crate) fn cuStreamWaitValue32_v2(
-    mode: StreamMode,
-    handle: u64,
-    address: u64,
-    _value: u32,
-    flags: u32,
-) -> CuResult {
-    refuse_wait(&*stream(mode, handle)?, address, 4, flags)
-}
-
-pub(crate) fn cuStreamWaitValue64_v2(
-    mode: StreamMode,
-    handle: u64,
-    address: u64,
-    _value: u64,
-    flags: u32,
-) -> CuResult {
-    refuse_wait(&*stream(mode, handle)?, address, 8, flags)
-}
-
-pub(crate) use cuStreamWaitValue32_v2 as cuStreamWaitValue32;
-pub(crate) use cuStreamWaitValue64_v2 as cuStreamWaitValue64;
 pub(crate) use cuStreamWriteValue32_v2 as cuStreamWriteValue32;
 pub(crate) use cuStreamWriteValue64_v2 as cuStreamWriteValue64;
 

@@ -25,9 +25,10 @@ const REPLACE_ADDRESS: u32 = 4;
 const KNOWN_MAX: usize = 4096;
 
 type Map = [u8; MAP_BYTES];
-
 /// Maps by kind and description, with the address that each was made for.
-static KNOWN: Mutex<Option<HashMap<(u32, Vec<u8>), (u64, Map)>>> = Mutex::new(None);
+type Known = HashMap<(u32, Vec<u8>), (u64, Map)>;
+
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 
 /// A description as it travels: words of 4 bytes, then the addresses' worth of 8.
 #[derive(Default)]

@@ -154,23 +154,3 @@ pub(crate) fn cuMemRetainAllocationHandle(place: Out<u64>, address: HostPtr) -> 
     }
     place.set(process()?.space.retain_at(address.address())?)
 }
-
-/// A descriptor of this machine cannot name memory of another.
-pub(crate) fn cuMemExportToShareableHandle(
-    _place: HostPtr,
-    handle: u64,
-    _kind: u32,
-    _flags: u64,
-) -> CuResult {
-    process()?.space.physical(handle)?;
-    Err(CuStatus::NOT_SUPPORTED)
-}
-
-pub(crate) fn cuMemImportFromShareableHandle(
-    _place: Out<u64>,
-    _handle: HostPtr,
-    _kind: u32,
-) -> CuResult {
-    process()?;
-    Err(CuStatus::NOT_SUPPORTED)
-}

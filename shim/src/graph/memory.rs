@@ -13,6 +13,9 @@ use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::process;
 use crate::stream::Stream;
 
+/// Whether there ever was any: the one thing that most frees look at.
+static IS_USED: AtomicBool = AtomicBool::new(false);
+
 /// One allocation node's memory.
 pub(crate) struct GraphMemory {
     allocation: Allocation,
@@ -78,6 +81,7 @@ impl GraphMemory {
     }
 
     fn register(self: &Arc<Self>) {
+        IS_USED.store(true, Ordering::Relaxed);
         if let Ok(process) = process() {
             let mut known = process.graph_memory.lock();
             known.retain(|_, memory| memory.strong_count() > 0);
@@ -88,6 +92,9 @@ impl GraphMemory {
 
 /// The graph memory that begins at an address.
 pub(crate) fn find(address: u64) -> Option<Arc<GraphMemory>> {
+    if !IS_USED.load(Ordering::Relaxed) {
+        return None;
+    }
     process().ok()?.graph_memory.lock().get(&address)?.upgrade()
 }
 

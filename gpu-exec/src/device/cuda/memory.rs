@@ -21,6 +21,8 @@ use crate::sys::reserve::Reservation;
 /// Size and alignment of what the driver maps.
 pub(super) const GRANULE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
+/// Addresses that no driver with virtual memory management refuses.
+const SIZE_ENOUGH: u64 = 64 << 30;
 /// Tries to find addresses that are free on both sides.
 const ATTEMPTS: u32 = 4;
 
@@ -121,7 +123,13 @@ impl Memory {
                 .zip(base.checked_add(bytes))
                 .is_some_and(|(a, b)| a <= b)
         });
-        let found = reserve(driver, proposed, size);
+        // A driver that has no such many addresses may have some of them.
+        let mut size = size;
+        let mut found = reserve(driver, proposed, size);
+        while found.0.is_none() && found.1.is_none() && size > SIZE_ENOUGH {
+            size = (size / 4).max(RANGE_BYTES_MIN) & !(8 * GRANULE - 1);
+            found = reserve(driver, proposed, size);
+        }
         let mut memory = Self {
             range: None,
             device: Area::default(),
