@@ -19,6 +19,7 @@ pub(crate) struct ConfigFile {
     pub(crate) memory: Option<NumberOrText>,
     pub(crate) spin_us: Option<NumberOrText>,
     pub(crate) transport: Option<String>,
+    pub(crate) connect_timeout_ms: Option<NumberOrText>,
     pub(crate) rdma_device: Option<String>,
     pub(crate) gid_index: Option<NumberOrText>,
     pub(crate) rdma_mode: Option<String>,

@@ -9,8 +9,8 @@ use farcall_transport::{RdmaOptions, SocketOptions};
 
 use crate::file::{self, ConfigFile, NumberOrText};
 use crate::network::{
-    self, parse_added_rtt, parse_busy_poll, parse_dscp, parse_gid_index, parse_local_end,
-    parse_rdma_device, parse_rdma_mode,
+    self, parse_added_rtt, parse_busy_poll, parse_connect_timeout, parse_dscp, parse_gid_index,
+    parse_local_end, parse_rdma_device, parse_rdma_mode,
 };
 use crate::{
     ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub transport: Transport,
     /// What TCP sockets are told.
     pub socket: SocketOptions,
+    /// Bound on opening a session; `None` = the transport's default.
+    pub connect_timeout: Option<Duration>,
     /// Over RDMA: which device and how.
     pub rdma: RdmaOptions,
     /// Delay added to every round trip.
@@ -169,6 +171,12 @@ impl ClientConfig {
                 )?
                 .unwrap_or_default(),
             socket,
+            connect_timeout: read.value(
+                vars::CONNECT_TIMEOUT_MS,
+                "connect_timeout_ms",
+                number(file.connect_timeout_ms),
+                parse_connect_timeout,
+            )?,
             rdma,
             added_rtt,
             log: read

@@ -96,7 +96,7 @@ fn file_and_variables() {
 
 #[test]
 fn the_way_to_the_server() {
-    let toml = "server = 'unix:/run/farcall.sock'\nbind = 'eth1'\ndscp = 'af31'\nbusy_poll_us = 50\nadded_rtt_us = 100\nrdma_device = 'mlx5_0'\nrdma_mode = 'memory'\n";
+    let toml = "server = 'unix:/run/farcall.sock'\nbind = 'eth1'\ndscp = 'af31'\nbusy_poll_us = 50\nadded_rtt_us = 100\nrdma_device = 'mlx5_0'\nrdma_mode = 'memory'\nconnect_timeout_ms = 60000\n";
     let env = [("FARCALL_BIND", "10.0.0.7"), ("FARCALL_GID_INDEX", "3")];
     let options = load(&env, Some(toml)).0.unwrap().connect_options();
     assert_eq!(options.server, "unix:/run/farcall.sock");
@@ -115,9 +115,11 @@ fn the_way_to_the_server() {
         mode: RdmaMode::Memory,
     };
     assert_eq!(options.rdma, Some(rdma));
+    assert_eq!(options.connect_timeout, Duration::from_secs(60));
     for (variable, value) in [
         ("FARCALL_GID_INDEX", "255"),
         ("FARCALL_RDMA_MODE", "fast"),
+        ("FARCALL_CONNECT_TIMEOUT_MS", "0"),
         ("FARCALL_RDMA_DEVICE", "a/b"),
     ] {
         assert!(load(&[(variable, value)], None).0.is_err(), "{variable}");

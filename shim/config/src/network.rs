@@ -12,6 +12,8 @@ use crate::{ClientConfig, Transport};
 
 /// Longest name of a network interface (`IFNAMSIZ` less its end).
 const INTERFACE_BYTES_MAX: usize = 15;
+/// Whoever waits ten minutes for a server waits for ever.
+const CONNECT_TIMEOUT_MS_MAX: u64 = 600_000;
 /// More than a second between two systems is no network any more.
 const ADDED_RTT_US_MAX: u64 = 1_000_000;
 /// Polling the network card longer than this starves everything else.
@@ -32,6 +34,9 @@ impl ClientConfig {
         };
         options.socket = self.socket.clone();
         options.rdma = Some(self.rdma);
+        if let Some(timeout) = self.connect_timeout {
+            options.connect_timeout = timeout;
+        }
         if let Some(spin) = self.spin {
             options.tuning.spin = spin;
         }
@@ -60,6 +65,19 @@ pub fn parse_local_end(text: &str) -> Result<LocalEnd, String> {
         Err(format!(
             "{text:?} is neither an address of this host nor the name of a network interface"
         ))
+    }
+}
+
+/// A bound on opening a session, in milliseconds.
+///
+/// # Errors
+/// The message says what is allowed.
+pub(crate) fn parse_connect_timeout(text: &str) -> Result<Duration, String> {
+    match text.trim().parse::<u64>() {
+        Ok(ms) if (1..=CONNECT_TIMEOUT_MS_MAX).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(format!(
+            "{text:?} is not a time in milliseconds from 1 to {CONNECT_TIMEOUT_MS_MAX}"
+        )),
     }
 }
 

@@ -23,6 +23,8 @@ pub const BIND: &str = "FARCALL_BIND";
 pub const DSCP: &str = "FARCALL_DSCP";
 /// How long a system call polls the network card, in microseconds.
 pub const BUSY_POLL_US: &str = "FARCALL_BUSY_POLL_US";
+/// Bound on opening a session, in milliseconds.
+pub const CONNECT_TIMEOUT_MS: &str = "FARCALL_CONNECT_TIMEOUT_MS";
 /// RDMA device.
 pub const RDMA_DEVICE: &str = "FARCALL_RDMA_DEVICE";
 /// Entry of the RDMA port's GID table.

@@ -169,6 +169,8 @@ fn over_verbs(options: &ConnectOptions, deadline: Instant) -> Result<Link, Conne
     let Some(rdma) = &options.rdma else {
         return Err(unavailable("verbs", "it is switched off"));
     };
+    // What can be seen from here needs no session first.
+    verbs_at_hand(options).map_err(|reason| unavailable("verbs", reason))?;
     let link = over_network(options, deadline, Some(rdma))?;
     match link.not_rdma {
         Some(why) => Err(unavailable("verbs", why.to_string())),

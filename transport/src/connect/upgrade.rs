@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::exchange::{recv_exact, send_all};
 use crate::error::VerbsError;
@@ -15,6 +15,10 @@ use crate::stream::tcp::TcpStream;
 use crate::stream::verbs::{Answer, Joined, Near, OFFER_BYTES, Offer, Side};
 use crate::stream::{Planes, Stream};
 use crate::sys::socket;
+
+/// How long a server waits for each answer of a client, which may have a library to load. It holds
+/// up nobody else: the process serves this client alone.
+const CLIENT_TIME: Duration = Duration::from_secs(20);
 
 /// What became of the connection.
 pub(crate) enum Upgrade {
@@ -71,13 +75,13 @@ pub(crate) fn client(mut near: Near, tcp: TcpStream, deadline: Instant) -> io::R
     Ok(Upgrade::Stays(tcp, error))
 }
 
-/// The server's part, after its welcome. Blocks as the client's does; at most five seconds for
+/// The server's part, after its welcome. Blocks as the client's does; at most 20 seconds for
 /// each answer of the client.
 ///
 /// # Errors
 /// The TCP connection's.
 pub(crate) fn server(tcp: TcpStream, options: &RdmaOptions) -> io::Result<Upgrade> {
-    let half = match receive(&tcp, None)? {
+    let half = match receive(&tcp, client_time())? {
         Answer::Half(half) => half,
         Answer::Refused(text) => return Ok(Upgrade::Stays(tcp, VerbsError::Refused(text))),
     };
@@ -99,11 +103,15 @@ pub(crate) fn server(tcp: TcpStream, options: &RdmaOptions) -> io::Result<Upgrad
         }
     };
     joined.tell(&offer.bytes(), None)?;
-    let verdict = joined.with_tcp(|tcp| receive(tcp, None))?;
+    let verdict = joined.with_tcp(|tcp| receive(tcp, client_time()))?;
     Ok(match verdict {
         Answer::Half(_) => done(joined, &how),
         Answer::Refused(text) => Upgrade::Stays(joined.into_tcp()?, VerbsError::Refused(text)),
     })
+}
+
+fn client_time() -> Option<Instant> {
+    Some(Instant::now() + CLIENT_TIME)
 }
 
 fn done(joined: Joined, how: &str) -> Upgrade {
