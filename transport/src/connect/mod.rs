@@ -170,7 +170,7 @@ fn over_verbs(options: &ConnectOptions, deadline: Instant) -> Result<Link, Conne
         return Err(unavailable("verbs", "it is switched off"));
     };
     // What can be seen from here needs no session first.
-    verbs_at_hand(options).map_err(|reason| unavailable("verbs", reason))?;
+    Near::prepare(rdma).map_err(|error| unavailable("verbs", error.to_string()))?;
     let link = over_network(options, deadline, Some(rdma))?;
     match link.not_rdma {
         Some(why) => Err(unavailable("verbs", why.to_string())),

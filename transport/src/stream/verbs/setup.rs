@@ -21,7 +21,7 @@ use crate::stream::Stream;
 use crate::stream::tcp::TcpStream;
 use crate::sys::interfaces;
 use crate::sys::random::random16;
-use crate::sys::verbs::{Cq, Device, Domain, Qp, QpPath, Region};
+use crate::sys::verbs::{Cq, Device, Domain, Qp, QpPath, Region, preload};
 
 /// Inboxes of calls and bulk. With as much staging, 1.5 MiB of registered memory for a session.
 const INBOX_BYTES: [usize; PLANES] = [256 << 10, 512 << 10];
@@ -77,6 +77,15 @@ impl Near {
             Some(name) => Err(VerbsError::UnknownDevice(name.to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// Does what takes long only the first time, before a server waits for us.
+    ///
+    /// # Errors
+    /// [`VerbsError::NoDevice`], [`VerbsError::UnknownDevice`], [`VerbsError::Library`].
+    pub(crate) fn prepare(options: &RdmaOptions) -> Result<(), VerbsError> {
+        Self::at_hand(options)?;
+        preload()
     }
 
     /// Chooses a device and makes our half. With the peer's half in hand the choice follows it.

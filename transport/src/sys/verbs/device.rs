@@ -44,6 +44,23 @@ pub(crate) enum AsyncCause {
     Device,
 }
 
+/// Loads the library and its providers, where that has not been done.
+///
+/// # Errors
+/// [`VerbsError::Library`], [`VerbsError::NoDevice`].
+pub(crate) fn preload() -> Result<(), VerbsError> {
+    let library = Library::get()?;
+    let mut count: c_int = 0;
+    // SAFETY: `count` is writable.
+    let list = unsafe { (library.ibv_get_device_list)(&raw mut count) };
+    if list.is_null() {
+        return Err(VerbsError::NoDevice);
+    }
+    // SAFETY: the list of above, freed once; nothing points into it.
+    unsafe { (library.ibv_free_device_list)(list) };
+    Ok(())
+}
+
 impl Device {
     /// Opens the device of this name. Loads the library on first use.
     ///

@@ -7,7 +7,7 @@ mod library;
 mod memory;
 mod queue;
 
-pub(crate) use device::{AsyncCause, Device};
+pub(crate) use device::{AsyncCause, Device, preload};
 pub(crate) use memory::{Domain, Region};
 pub(crate) use queue::{CompletionKind, Cq, Qp, QpPath, Write};
 
