@@ -361,6 +361,9 @@ pub(crate) struct TraceArgs {
     /// Show only calls of this name; may be given several times
     #[arg(long, value_name = "CALL")]
     pub(crate) only: Vec<String>,
+    /// Show nothing; write a compact record to FILE, to be played again without the program
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["steps", "only", "output"])]
+    pub(crate) record: Option<PathBuf>,
     /// Write the trace to FILE
     #[arg(short = 'o', long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,

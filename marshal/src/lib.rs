@@ -5,9 +5,11 @@
 //! - [`record`]: heads and bodies of records, encoded in place and decoded in place;
 //! - [`wire`]: one type per record, generated from `catalogue/driver.cat`;
 //! - [`status`]: CUDA result codes, passed through unchanged;
+//! - [`calltrace`]: the record of a program's calls, to be played again;
 //! - [`image`]: fatbins, cubins and PTX: what is in them and what a device needs of them.
 #![forbid(unsafe_code)]
 
+pub mod calltrace;
 pub mod catalogue;
 pub mod image;
 pub mod record;

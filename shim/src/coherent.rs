@@ -5,12 +5,14 @@
 //! shadow of the server's bytes tells the changes apart, so neither side's writes are lost to the other's copy.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use farcall_marshal::record::INLINE_BYTES_MAX;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuMemFreeHost, CuMemHostAlloc, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2,
+    CuEventCreate, CuEventRecordWithFlags, CuMemFreeHost, CuMemHostAlloc, CuMemcpyDtoHAsyncV2,
+    CuMemcpyHtoDAsyncV2, CuStreamCreateWithPriority, CuStreamWaitEvent,
 };
 use parking_lot::Mutex;
 
@@ -18,9 +20,9 @@ use crate::context::Context;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::process;
 use crate::ptr::HostPtr;
-use crate::session::Session;
-use crate::stream::Stream;
-use crate::ticket::Sink;
+use crate::session::{EVENT_DISABLE_TIMING, Session};
+use crate::stream::{STREAM_NON_BLOCKING, Stream};
+use crate::ticket::{Pending, Sink};
 
 /// Changes are looked for and sent in pieces of this size.
 const PIECE: usize = 4096;
@@ -30,16 +32,51 @@ const PIECE: usize = 4096;
 pub(crate) struct Coherent {
     /// Whether there is any region: the one thing that a launch looks at.
     is_used: AtomicBool,
-    /// Whether the device may have written since the last time it was asked.
-    is_stale: AtomicBool,
+    /// Stamp of the first work since the device was last asked what it has written; 0 = none.
+    stale_from: AtomicU64,
     regions: Mutex<Vec<Region>>,
+    lane: Mutex<Option<Lane>>,
 }
 
 struct Region {
     start: u64,
     /// The server's bytes, as last known.
     shadow: Vec<u8>,
+    /// Counts what the program changed, so that bytes which were asked for before are not taken for the device's.
+    version: u64,
     context: &'static Context,
+}
+
+/// A stream of our own that fetches bytes as soon as a point in another stream is behind, and the event for that.
+#[derive(Clone, Copy)]
+struct Lane {
+    context: u32,
+    stream: u64,
+    event: u64,
+}
+
+/// After which point bytes are fetched.
+#[derive(Clone, Copy)]
+pub(crate) enum Behind<'a> {
+    /// All that was sent on this stream.
+    Stream(&'a Stream),
+    /// This event, as it was recorded last.
+    Event(u64),
+}
+
+/// Bytes on their way from the server.
+pub(crate) struct Fetch {
+    region: u64,
+    version: u64,
+    /// Not looked at before `pending` is done: the server's bytes land here.
+    bytes: Box<[u8]>,
+    pending: Arc<Pending>,
+}
+
+impl Fetch {
+    pub(crate) fn pending(&self) -> &Pending {
+        &self.pending
+    }
 }
 
 /// Makes host memory usable by kernels at its own address.
@@ -67,10 +104,11 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
         };
         session.send(allocation.context.id, &record)?;
     }
-    let bytes = usize::try_from(allocation.reserved_bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
+    let bytes = usize::try_from(allocation.bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
     regions.push(Region {
         start: allocation.start,
         shadow: vec![0; bytes],
+        version: 0,
         context: allocation.context,
     });
     session.coherent.is_used.store(true, Ordering::Release);
@@ -142,7 +180,13 @@ pub(crate) fn before_use(stream: &Stream, allocation: &Allocation) -> CuResult {
 /// Sends what the program changed.
 fn push(stream: &Stream) -> CuResult {
     let session = stream.session();
-    session.coherent.is_stale.store(true, Ordering::Relaxed);
+    // The work that is about to be sent gets the next stamp, or a later one.
+    let _ = session.coherent.stale_from.compare_exchange(
+        0,
+        session.last_stamp() + 1,
+        Ordering::Relaxed,
+        Ordering::Relaxed,
+    );
     for region in session.coherent.regions.lock().iter_mut() {
         let host = HostPtr::from_address(region.start).bytes(region.shadow.len())?;
         let mut at = 0;
@@ -153,6 +197,7 @@ fn push(stream: &Stream) -> CuResult {
                 break;
             };
             old.copy_from_slice(new);
+            region.version += 1;
             for (index, data) in old.chunks(INLINE_BYTES_MAX).enumerate() {
                 let dst = region.start + (from + index * INLINE_BYTES_MAX) as u64;
                 stream.mark()?;
@@ -186,33 +231,173 @@ fn changed(new: &[u8], old: &[u8], at: usize) -> Option<(usize, usize)> {
     Some((from, to))
 }
 
-/// The program has waited for the device: what the device changed comes back.
-pub(crate) fn after_wait(context: &'static Context) -> CuResult {
-    let session = context.session();
-    if !session.coherent.is_used.load(Ordering::Acquire)
-        || !session.coherent.is_stale.swap(false, Ordering::Relaxed)
-    {
-        return Ok(());
+/// Whether work up to `stamp` may have written what has not been fetched. From then on it counts as fetched.
+fn take_stale(session: &Session, stamp: u64) -> bool {
+    let coherent = &session.coherent;
+    if !coherent.is_used.load(Ordering::Acquire) {
+        return false;
     }
-    for region in session.coherent.regions.lock().iter_mut() {
-        let mut fresh = vec![0_u8; region.shadow.len()];
-        fetch(region.context, &mut fresh, region.start)?;
-        let pieces = fresh
+    let from = coherent.stale_from.load(Ordering::Relaxed);
+    if from == 0 || from > stamp {
+        return false;
+    }
+    // What was sent after that point stays to be fetched.
+    let rest = if session.last_stamp() > stamp {
+        stamp + 1
+    } else {
+        0
+    };
+    coherent.stale_from.store(rest, Ordering::Relaxed);
+    true
+}
+
+/// The program is about to wait for a point with this stamp: asks for what the device will have changed by then, so
+/// that the bytes come with the answer.
+pub(crate) fn fetch_behind(
+    context: &'static Context,
+    stamp: u64,
+    behind: Behind<'_>,
+) -> CuResult<Vec<Fetch>> {
+    let session = context.session();
+    if !session.coherent.is_used.load(Ordering::Acquire) {
+        return Ok(Vec::new());
+    }
+    let regions = session.coherent.regions.lock();
+    let is_foreign = |region: &Region| !std::ptr::eq(region.context, context);
+    if regions.iter().any(is_foreign) || !take_stale(session, stamp) {
+        return Ok(Vec::new());
+    }
+    let lane = lane(context)?;
+    let event = match behind {
+        Behind::Event(event) => event,
+        Behind::Stream(stream) => {
+            let record = CuEventRecordWithFlags {
+                event: lane.event,
+                stream: stream.id,
+                flags: 0,
+            };
+            session.send(context.id, &record)?;
+            lane.event
+        }
+    };
+    let wait = CuStreamWaitEvent {
+        stream: lane.stream,
+        event,
+        flags: 0,
+    };
+    session.send(context.id, &wait)?;
+    regions
+        .iter()
+        .map(|region| fetch(region, lane.stream))
+        .collect()
+}
+
+/// The stream that fetches, made on the first use.
+fn lane(context: &'static Context) -> CuResult<Lane> {
+    let session = context.session();
+    let mut lane = session.coherent.lane.lock();
+    if let Some(lane) = *lane
+        && lane.context == context.id
+    {
+        return Ok(lane);
+    }
+    let new = Lane {
+        context: context.id,
+        stream: session.new_id(),
+        event: session.new_id(),
+    };
+    let stream = CuStreamCreateWithPriority {
+        stream: new.stream,
+        flags: STREAM_NON_BLOCKING,
+        priority: 0,
+    };
+    session.send(context.id, &stream)?;
+    let event = CuEventCreate {
+        event: new.event,
+        flags: EVENT_DISABLE_TIMING,
+    };
+    session.send(context.id, &event)?;
+    *lane = Some(new);
+    Ok(new)
+}
+
+fn fetch(region: &Region, stream: u64) -> CuResult<Fetch> {
+    let session = region.context.session();
+    let mut bytes = vec![0_u8; region.shadow.len()].into_boxed_slice();
+    let bulk = if bytes.len() <= INLINE_BYTES_MAX {
+        0
+    } else {
+        session.new_id()
+    };
+    let record = CuMemcpyDtoHAsyncV2 {
+        src: region.start,
+        count: bytes.len() as u64,
+        stream,
+        bulk,
+    };
+    let sink = Sink::Copy {
+        to: HostPtr::from_address(bytes.as_mut_ptr() as u64),
+        len: bytes.len(),
+        bulk,
+        later: true,
+    };
+    let pending = session.request(region.context.id, &record, sink)?;
+    Ok(Fetch {
+        region: region.start,
+        version: region.version,
+        bytes,
+        pending,
+    })
+}
+
+/// Takes over what has come. The bytes of a region that the program changed meanwhile are asked for again later.
+pub(crate) fn take_over(session: &Session, fetches: Vec<Fetch>) -> CuResult {
+    let mut regions = session.coherent.regions.lock();
+    for fetch in fetches {
+        match fetch.pending.take().0 {
+            CuStatus::SUCCESS => {}
+            status => return Err(status),
+        }
+        let Some(region) = regions.iter_mut().find(|r| r.start == fetch.region) else {
+            continue;
+        };
+        if region.version != fetch.version || region.shadow.len() != fetch.bytes.len() {
+            session.coherent.stale_from.store(1, Ordering::Relaxed);
+            continue;
+        }
+        let pieces = fetch
+            .bytes
             .chunks(PIECE)
             .zip(region.shadow.chunks_mut(PIECE))
             .enumerate();
         for (index, (new, old)) in pieces {
             if new != old {
-                merge(
-                    HostPtr::from_address(region.start + (index * PIECE) as u64),
-                    new,
-                    old,
-                )?;
+                let at = HostPtr::from_address(region.start + (index * PIECE) as u64);
+                merge(at, new, old)?;
                 old.copy_from_slice(new);
             }
         }
     }
     Ok(())
+}
+
+/// The program has waited for the device up to this stamp: what the device changed comes back, if it did not come
+/// with the answer.
+pub(crate) fn after_wait(context: &'static Context, stamp: u64) -> CuResult {
+    let session = context.session();
+    if !take_stale(session, stamp) {
+        return Ok(());
+    }
+    let fetches = {
+        let regions = session.coherent.regions.lock();
+        regions
+            .iter()
+            .map(|region| fetch(region, lane(region.context)?.stream))
+            .collect::<CuResult<Vec<Fetch>>>()?
+    };
+    let pending: Vec<&Pending> = fetches.iter().map(Fetch::pending).collect();
+    session.wait_all(&pending)?;
+    take_over(session, fetches)
 }
 
 /// Writes the bytes that the device changed, and only those.
@@ -230,33 +415,6 @@ fn merge(at: HostPtr, new: &[u8], old: &[u8]) -> CuResult {
         index = end;
     }
     Ok(())
-}
-
-fn fetch(context: &'static Context, to: &mut [u8], from: u64) -> CuResult {
-    let session = context.session();
-    let bulk = if to.len() <= INLINE_BYTES_MAX {
-        0
-    } else {
-        session.new_id()
-    };
-    let record = CuMemcpyDtoHAsyncV2 {
-        src: from,
-        count: to.len() as u64,
-        stream: 0,
-        bulk,
-    };
-    let sink = Sink::Copy {
-        to: HostPtr::from_address(to.as_mut_ptr() as u64),
-        len: to.len(),
-        bulk,
-        later: false,
-    };
-    let pending = session.request(context.id, &record, sink)?;
-    session.wait(&pending)?;
-    match pending.take().0 {
-        CuStatus::SUCCESS => Ok(()),
-        status => Err(status),
-    }
 }
 
 /// Forgets the regions of a context that has gone.

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -60,6 +61,8 @@ impl Default for Settings {
             (4, 2048),
             (5, 128),
             (6, 0),
+            (7, 0),
+            (8, 0),
         ];
         Self {
             limits: limits.into(),
@@ -135,29 +138,34 @@ impl Context {
             .get_or_init(|| Arc::new(Stream::new(self, 0, 0, 0)))
     }
 
-    /// The calling thread's default stream, created on the first use.
+    /// The calling thread's default stream, created on the first use. A thread that has lost its own, in an exit
+    /// handler, gets the legacy stream.
     fn thread_stream(&'static self) -> CuResult<Arc<Stream>> {
-        THREAD_STREAMS.with_borrow_mut(|streams| {
-            streams.retain(|stream| stream.context.is_usable());
-            if let Some(stream) = streams
-                .iter()
-                .find(|stream| std::ptr::eq(stream.context, self))
-            {
-                return Ok(Arc::clone(stream));
-            }
-            let id = self.session().new_id();
-            self.session().send(
-                self.id,
-                &CuStreamCreateWithPriority {
-                    stream: id,
-                    flags: 0,
-                    priority: 0,
-                },
-            )?;
-            let stream = Arc::new(Stream::new(self, id, 0, 0));
-            streams.push(Arc::clone(&stream));
-            Ok(stream)
-        })
+        THREAD_STREAMS
+            .try_with(|streams| self.stream_among(&mut streams.borrow_mut()))
+            .unwrap_or_else(|_| Ok(Arc::clone(self.legacy())))
+    }
+
+    fn stream_among(&'static self, streams: &mut Vec<Arc<Stream>>) -> CuResult<Arc<Stream>> {
+        streams.retain(|stream| stream.context.is_usable());
+        if let Some(stream) = streams
+            .iter()
+            .find(|stream| std::ptr::eq(stream.context, self))
+        {
+            return Ok(Arc::clone(stream));
+        }
+        let id = self.session().new_id();
+        self.session().send(
+            self.id,
+            &CuStreamCreateWithPriority {
+                stream: id,
+                flags: 0,
+                priority: 0,
+            },
+        )?;
+        let stream = Arc::new(Stream::new(self, id, 0, 0));
+        streams.push(Arc::clone(&stream));
+        Ok(stream)
     }
 
     fn is_usable(&self) -> bool {
@@ -167,7 +175,10 @@ impl Context {
 
 thread_local! {
     static TOP: Cell<Option<&'static Context>> = const { Cell::new(None) };
-    static BELOW: RefCell<Vec<Option<&'static Context>>> = const { RefCell::new(Vec::new()) };
+    /// Never dropped, only emptied: libraries push and pop contexts in their exit handlers, when what has a destructor
+    /// is gone.
+    static BELOW: RefCell<ManuallyDrop<Vec<Option<&'static Context>>>> =
+        const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     static THREAD_STREAMS: RefCell<Vec<Arc<Stream>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -221,7 +232,13 @@ pub(crate) fn push(context: &'static Context) {
 
 pub(crate) fn pop() -> CuResult<&'static Context> {
     let top = current_any()?;
-    TOP.set(BELOW.with_borrow_mut(|below| below.pop().flatten()));
+    TOP.set(BELOW.with_borrow_mut(|below| {
+        let next = below.pop().flatten();
+        if below.is_empty() {
+            **below = Vec::new();
+        }
+        next
+    }));
     Ok(top)
 }
 

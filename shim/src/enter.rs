@@ -7,7 +7,7 @@ use std::time::Instant;
 use farcall_marshal::catalogue;
 use farcall_marshal::status::{CuResult, CuStatus};
 
-use crate::{observe, steps};
+use crate::{counters, observe, steps};
 
 /// Runs one call. When nothing is counted this is one load and the call itself; `args` is not evaluated.
 #[inline]
@@ -31,6 +31,7 @@ pub(crate) fn missing(number: u16) -> u32 {
     let began = Instant::now();
     let status = observe::missing(info).0;
     if observe::is_on() {
+        counters::entered(info);
         observe::called(info, &[], status, began);
     }
     status
@@ -51,9 +52,14 @@ fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
     let Some(info) = catalogue::call(number) else {
         return guarded(body);
     };
+    counters::entered(info);
     steps::captured(info);
     let began = Instant::now();
+    let recording = observe::record(info, args, began);
     let status = guarded(body);
+    if let Some(running) = recording {
+        observe::recorded(running, info, args, status, began);
+    }
     steps::returned(info, CuStatus(status));
     observe::called(info, args, status, began);
     status

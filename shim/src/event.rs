@@ -12,9 +12,11 @@ use farcall_marshal::wire::{
 use parking_lot::Mutex;
 
 use crate::capture::{Capture, CaptureMark};
-use crate::coherent;
+use crate::coherent::{self, Behind};
 use crate::context::Context;
 use crate::graph::Node;
+use crate::passing::{Asked, Passing};
+use crate::session::Urgency;
 use crate::stream::Stream;
 
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -28,6 +30,7 @@ pub(crate) struct Event {
     pub(crate) id: u64,
     pub(crate) flags: u32,
     recorded: Mutex<Recorded>,
+    asked: Asked,
 }
 
 #[derive(Clone, Default)]
@@ -47,6 +50,7 @@ impl Event {
             id,
             flags,
             recorded: Mutex::default(),
+            asked: Asked::default(),
         }
     }
 
@@ -64,8 +68,9 @@ impl Event {
             stream: stream.id,
             flags,
         })?;
-        *self.recorded.lock() = Recorded::At(Arc::clone(stream), stream.last());
-        Ok(())
+        let stamp = stream.last();
+        *self.recorded.lock() = Recorded::At(Arc::clone(stream), stamp);
+        self.asked.recorded(|| self.ask(stamp, Urgency::Later))
     }
 
     /// Makes later work of `stream` wait for this event.
@@ -96,26 +101,34 @@ impl Event {
         }
     }
 
-    /// Whether the recorded point is behind: `NOT_READY` if not.
+    /// Whether the recorded point is behind: `NOT_READY` if not. Waits for the server the first time only.
     pub(crate) fn query(&self) -> CuResult {
-        self.ask_unless_done(|| {
-            self.context
-                .session()
-                .ask(self.context.id, &CuEventQuery { event: self.id })?;
-            Ok(())
+        self.unless_done(|stamp| match self.asked.look(stamp)? {
+            Some(true) => Ok(()),
+            Some(false) => Err(CuStatus::NOT_READY),
+            None => {
+                self.asked.poll();
+                let session = self.context.session();
+                session
+                    .ask(self.context.id, &CuEventQuery { event: self.id })
+                    .map(|_| ())
+            }
         })
     }
 
+    /// Waits until the recorded point is behind.
     pub(crate) fn synchronize(&self) -> CuResult {
-        self.ask_unless_done(|| {
-            self.context
-                .session()
-                .ask(self.context.id, &CuEventSynchronize { event: self.id })?;
-            Ok(())
-        })
+        self.unless_done(|stamp| self.ask(stamp, Urgency::Now)?.wait())
     }
 
-    fn ask_unless_done(&self, ask: impl FnOnce() -> CuResult) -> CuResult {
+    /// Has the server say when the recorded point is behind.
+    fn ask(&self, stamp: u64, urgency: Urgency) -> CuResult<Passing> {
+        let record = CuEventSynchronize { event: self.id };
+        let behind = Behind::Event(self.id);
+        Passing::ask(self.context, stamp, behind, &record, urgency)
+    }
+
+    fn unless_done(&self, ask: impl FnOnce(u64) -> CuResult) -> CuResult {
         let recorded = self.recorded.lock().clone();
         match recorded {
             Recorded::Never => Ok(()),
@@ -126,11 +139,11 @@ impl Event {
             Recorded::At(stream, stamp) => {
                 self.context.check()?;
                 if !stream.has_done(stamp) {
-                    ask()?;
+                    ask(stamp)?;
                 }
                 self.context.session().await_landings(stamp)?;
                 stream.set_done(stamp);
-                coherent::after_wait(self.context)?;
+                coherent::after_wait(self.context, stamp)?;
                 self.context.check()
             }
         }

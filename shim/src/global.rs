@@ -64,6 +64,7 @@ extern "C" fn at_load() {
     // Programs ask for addresses and versions long before `cuInit`: what is counted starts here.
     if std::env::var_os(farcall_config::vars::STATS).is_some()
         || std::env::var_os(farcall_config::vars::TRACE).is_some()
+        || std::env::var_os(farcall_config::vars::RECORD).is_some()
     {
         crate::observe::early();
     }

@@ -7,7 +7,7 @@
 //! - `session` is one server: tickets, replies, errors that come back late;
 //! - `context`, `stream`, `event`, `module`, `memory`, `capture` are the driver's objects as the client keeps them.
 //!
-//! `unsafe` lives in `exports`, `ptr`, `global`, `landing`, `reserve` and `tables`; every other module forbids it.
+//! `unsafe` lives in `exports`, `ptr`, `global`, `landing`, `mark`, `reserve` and `tables`; every other module forbids it.
 
 #![allow(non_snake_case)]
 
@@ -19,6 +19,7 @@ mod box_copy;
 mod capture;
 mod coherent;
 mod context;
+mod counters;
 mod enter;
 mod event;
 mod exports;
@@ -28,12 +29,15 @@ mod handle;
 mod hooks;
 mod landing;
 mod link;
+mod mark;
 mod memory;
 mod module;
 mod observe;
 mod occupancy;
+mod passing;
 mod process;
 mod ptr;
+mod recorder;
 mod reserve;
 mod session;
 mod steps;

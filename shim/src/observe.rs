@@ -13,14 +13,13 @@ use farcall_config::{ClientConfig, LogLevel, TraceTarget};
 use farcall_marshal::catalogue::{CALLS, CallInfo, Class};
 use farcall_marshal::status::CuStatus;
 use parking_lot::Mutex;
-use serde_json::{Map, json};
+use serde_json::json;
 
+use crate::counters;
 use crate::process::Process;
+use crate::recorder::{Recorder, Running};
 
 static ON: AtomicBool = AtomicBool::new(false);
-static ROUND_TRIPS: AtomicU64 = AtomicU64::new(0);
-static COUNTS: [AtomicU64; CALLS.len() + 1] = [const { AtomicU64::new(0) }; CALLS.len() + 1];
-static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 static SETTINGS: OnceLock<Settings> = OnceLock::new();
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 
@@ -28,6 +27,7 @@ struct Settings {
     stats: Option<PathBuf>,
     trace: Option<Mutex<Box<dyn std::io::Write + Send>>>,
     steps: bool,
+    record: Option<Mutex<Recorder>>,
     started: Instant,
 }
 
@@ -44,9 +44,10 @@ pub(crate) fn configure(config: &ClientConfig) {
         stats: config.stats.clone(),
         trace: config.trace.as_ref().and_then(open_trace).map(Mutex::new),
         steps: config.trace_steps,
+        record: config.record.clone().map(Recorder::new).map(Mutex::new),
         started: Instant::now(),
     });
-    if settings.stats.is_some() || settings.trace.is_some() {
+    if settings.stats.is_some() || settings.trace.is_some() || settings.record.is_some() {
         ON.store(true, Ordering::Relaxed);
     }
 }
@@ -77,25 +78,53 @@ fn open_trace(target: &TraceTarget) -> Option<Box<dyn std::io::Write + Send>> {
 /// The child of a fork counts for itself, in a file of its own.
 pub(crate) fn forked() {
     IN_CHILD.store(true, Ordering::Relaxed);
-    ROUND_TRIPS.store(0, Ordering::Relaxed);
-    NANOSECONDS.store(0, Ordering::Relaxed);
-    for count in &COUNTS {
-        count.store(0, Ordering::Relaxed);
-    }
+    counters::reset();
 }
 
 /// A call is about to wait for a server.
 pub(crate) fn round_trip() {
-    ROUND_TRIPS.fetch_add(1, Ordering::Relaxed);
+    if is_on() {
+        counters::round_trip();
+    }
+}
+
+/// What follows belongs to the phase `name`.
+pub(crate) fn mark(name: String, process: Option<&Process>) {
+    if let Some(recorder) = recorder() {
+        recorder.lock().mark(&name);
+    }
+    counters::mark(name, process);
+}
+
+fn recorder() -> Option<&'static Mutex<Recorder>> {
+    SETTINGS.get()?.record.as_ref()
+}
+
+/// A call begins; `None` unless calls are recorded.
+pub(crate) fn record(info: &CallInfo, args: &[u64], began: Instant) -> Option<Running> {
+    Some(recorder()?.lock().begin(info, args, began))
+}
+
+/// A recorded call has returned.
+pub(crate) fn recorded(
+    running: Running,
+    info: &CallInfo,
+    args: &[u64],
+    status: u32,
+    began: Instant,
+) {
+    let spent = began.elapsed();
+    if let Some(recorder) = recorder() {
+        recorder
+            .lock()
+            .end(running, info, args, status, spent, counters::waited());
+    }
 }
 
 /// One call was made.
 pub(crate) fn called(info: &CallInfo, args: &[u64], status: u32, began: Instant) {
     let ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    NANOSECONDS.fetch_add(ns, Ordering::Relaxed);
-    if let Some(count) = COUNTS.get(usize::from(info.number)) {
-        count.fetch_add(1, Ordering::Relaxed);
-    }
+    counters::left(info, ns);
     if let Some(settings) = SETTINGS.get()
         && let Some(trace) = &settings.trace
     {
@@ -185,6 +214,13 @@ pub(crate) fn finish(process: Option<&Process>) {
     if let Some(trace) = &settings.trace {
         let _ = trace.lock().flush();
     }
+    // In the child of a fork another thread may have held the recorder.
+    if let Some(recorder) = settings.record.as_ref().and_then(Mutex::try_lock)
+        && !IN_CHILD.load(Ordering::Relaxed)
+        && let Err(error) = std::fs::write(recorder.path(), recorder.file())
+    {
+        eprintln!("farcall: no record: {}: {error}", recorder.path().display());
+    }
     let Some(path) = &settings.stats else { return };
     let path = if IN_CHILD.load(Ordering::Relaxed) {
         let mut name = path.clone().into_os_string();
@@ -200,28 +236,9 @@ pub(crate) fn finish(process: Option<&Process>) {
 }
 
 fn statistics(process: Option<&Process>) -> serde_json::Value {
-    let mut by_function = Map::new();
-    let mut by_class = Map::new();
-    let mut calls = 0;
-    for info in &CALLS {
-        let count = COUNTS
-            .get(usize::from(info.number))
-            .map_or(0, |count| count.load(Ordering::Relaxed));
-        if count == 0 {
-            continue;
-        }
-        calls += count;
-        by_function.insert(info.symbol.to_owned(), count.into());
-        let before = by_class
-            .get(info.class.name())
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(0);
-        by_class.insert(info.class.name().to_owned(), (before + count).into());
-    }
-    let stats: Vec<farcall_transport::Stats> = process.map_or_else(Vec::new, |p| {
-        p.sessions.iter().map(|s| s.endpoint.stats()).collect()
+    let rtt_ns: u64 = process.map_or(0, |p| {
+        p.sessions.iter().map(|s| s.endpoint.stats().rtt_ns).sum()
     });
-    let sum = |field: fn(&farcall_transport::Stats) -> u64| stats.iter().map(field).sum::<u64>();
     let devices: Vec<serde_json::Value> = process.map_or_else(Vec::new, |p| {
         p.devices
             .iter()
@@ -231,20 +248,18 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
     let endpoint = process
         .and_then(|p| p.sessions.first())
         .map(|s| &s.endpoint);
-    json!({
-        "calls": calls,
-        "by_class": by_class,
-        "by_function": by_function,
-        "blocking_round_trips": ROUND_TRIPS.load(Ordering::Relaxed),
-        "frames": sum(|s| s.frames_out) + sum(|s| s.frames_in),
-        "bytes_out": sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
-        "bytes_in": sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
-        "rtt_ns": sum(|s| s.rtt_ns),
-        "ns_in_calls": NANOSECONDS.load(Ordering::Relaxed),
-        "transport": endpoint.map(farcall_transport::Endpoint::transport_name),
-        "transport_reason": endpoint.map(farcall_transport::Endpoint::transport_reason),
-        "devices": devices,
-    })
+    let mut object = counters::to_json(process);
+    object.insert("rtt_ns".to_owned(), rtt_ns.into());
+    object.insert(
+        "transport".to_owned(),
+        json!(endpoint.map(farcall_transport::Endpoint::transport_name)),
+    );
+    object.insert(
+        "transport_reason".to_owned(),
+        json!(endpoint.map(farcall_transport::Endpoint::transport_reason)),
+    );
+    object.insert("devices".to_owned(), devices.into());
+    object.into()
 }
 
 fn start_log(level: LogLevel) {

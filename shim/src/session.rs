@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use farcall_marshal::record::{self, FLAG_TRACED, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
@@ -11,7 +12,7 @@ use farcall_marshal::wire::{
     CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue,
     KernelOutput, TraceStep,
 };
-use farcall_transport::{CloseReason, Endpoint, Handler};
+use farcall_transport::{CloseReason, Endpoint, Handler, WaitError};
 use parking_lot::{Mutex, RwLock};
 
 use crate::coherent::Coherent;
@@ -26,7 +27,7 @@ use crate::stream::Stream;
 use crate::ticket::{Pending, Sink, Tickets};
 
 /// `CU_EVENT_DISABLE_TIMING`.
-const EVENT_DISABLE_TIMING: u32 = 2;
+pub(crate) const EVENT_DISABLE_TIMING: u32 = 2;
 
 /// What kind of device a server stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,15 @@ pub(crate) enum DeviceKind {
     Cuda,
     Soft,
     Null,
+}
+
+/// When a record with a ticket leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// At once: the reply is waited for next.
+    Now,
+    /// With what follows.
+    Later,
 }
 
 /// One server and the session with it.
@@ -163,6 +173,22 @@ impl Session {
         body: &R,
         sink: Sink,
     ) -> CuResult<Arc<Pending>> {
+        let urgency = match sink {
+            // Bytes that land later may leave with what follows.
+            Sink::Copy { later: true, .. } => Urgency::Later,
+            _ => Urgency::Now,
+        };
+        self.request_when(context, body, sink, urgency)
+    }
+
+    /// The same, at once or with what follows.
+    pub(crate) fn request_when<'a, R: Record<'a>>(
+        &self,
+        context: u32,
+        body: &R,
+        sink: Sink,
+        urgency: Urgency,
+    ) -> CuResult<Arc<Pending>> {
         let (ticket, pending) = self.inbox.tickets.issue(sink)?;
         // The destination is known before the server can send to it.
         if let Sink::Copy { to, len, bulk, .. } = sink
@@ -171,10 +197,9 @@ impl Session {
             landing::expect(&self.endpoint, bulk, to, len, Arc::clone(&pending))?;
         }
         let head = Head::request(R::NUMBER, context, ticket);
-        match sink {
-            // Bytes that land later may leave with what follows.
-            Sink::Copy { later: true, .. } => self.post(head, body)?,
-            _ => self.post_now(head, body)?,
+        match urgency {
+            Urgency::Later => self.post(head, body)?,
+            Urgency::Now => self.post_now(head, body)?,
         }
         Ok(pending)
     }
@@ -187,17 +212,36 @@ impl Session {
         sent.map(|_| ()).map_err(|_| self.ended())
     }
 
-    /// Waits until a reply, with all that it brings, is there. This is the only place where a program waits for
-    /// a server.
+    /// Waits until a reply, with all that it brings, is there.
     pub(crate) fn wait(&self, pending: &Pending) -> CuResult {
-        if pending.is_done() {
+        self.wait_all(&[pending])
+    }
+
+    /// Waits until all of these are there, which is one round trip: they were asked for together. Counted as one even
+    /// if they have come by now, so that the count does not depend on the time. This is the only place where a program
+    /// waits for a server.
+    pub(crate) fn wait_all(&self, pending: &[&Pending]) -> CuResult {
+        observe::round_trip();
+        let is_done = || pending.iter().all(|pending| pending.is_done());
+        if is_done() {
             return Ok(());
         }
-        observe::round_trip();
         self.endpoint.flush().map_err(|_| self.ended())?;
         self.endpoint
-            .wait_until(&|| pending.is_done(), None)
+            .wait_until(&is_done, None)
             .map_err(|_| self.ended())
+    }
+
+    /// Whether a reply is there, after taking in what has arrived. Does not wait.
+    pub(crate) fn poll(&self, pending: &Pending) -> CuResult<bool> {
+        match self
+            .endpoint
+            .wait_until(&|| pending.is_done(), Some(Duration::ZERO))
+        {
+            Ok(()) => Ok(true),
+            Err(WaitError::TimedOut) => Ok(false),
+            Err(_) => Err(self.ended()),
+        }
     }
 
     #[inline]
@@ -383,7 +427,12 @@ impl Session {
                 .map(|(_, p)| Arc::clone(p))
                 .collect()
         };
-        due.iter().try_for_each(|pending| self.wait(pending))
+        let late: Vec<&Pending> = due.iter().map(|pending| &**pending).collect();
+        // Nearly always they came with the answer that was waited for before.
+        if late.iter().all(|pending| pending.is_done()) {
+            return Ok(());
+        }
+        self.wait_all(&late)
     }
 }
 

@@ -11,10 +11,11 @@ use farcall_marshal::wire::{CuStreamQuery, CuStreamSynchronize};
 use parking_lot::Mutex;
 
 use crate::capture::{self, Capture};
-use crate::coherent;
+use crate::coherent::{self, Behind};
 use crate::context::Context;
 use crate::graph::Node;
-use crate::session::Session;
+use crate::passing::Passing;
+use crate::session::{Session, Urgency};
 
 /// `CU_STREAM_NON_BLOCKING`: does not wait for the legacy stream.
 pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
@@ -129,14 +130,25 @@ impl Stream {
         self.context.check()?;
         let stamp = self.last();
         if !self.has_done(stamp) {
-            self.session()
-                .ask(self.context.id, &CuStreamSynchronize { stream: self.id })?;
+            self.ask(stamp)?.wait()?;
         }
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
-        coherent::after_wait(self.context)?;
+        coherent::after_wait(self.context, stamp)?;
         self.context.check()?;
         self.session().take_deferred()
+    }
+
+    /// Has the server say when everything sent so far has run.
+    fn ask(&self, stamp: u64) -> CuResult<Passing> {
+        let record = CuStreamSynchronize { stream: self.id };
+        Passing::ask(
+            self.context,
+            stamp,
+            Behind::Stream(self),
+            &record,
+            Urgency::Now,
+        )
     }
 
     /// Whether everything sent so far has run: `NOT_READY` if not.
@@ -144,14 +156,14 @@ impl Stream {
         self.forbid_capture()?;
         self.context.check()?;
         let stamp = self.last();
-        if self.has_done(stamp) {
-            return Ok(());
+        if !self.has_done(stamp) {
+            self.session()
+                .ask(self.context.id, &CuStreamQuery { stream: self.id })?;
         }
-        self.session()
-            .ask(self.context.id, &CuStreamQuery { stream: self.id })?;
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
-        Ok(())
+        coherent::after_wait(self.context, stamp)?;
+        self.context.check()
     }
 
     /// A call that a capturing stream may not make; it spoils the capture.

@@ -32,6 +32,10 @@ const END: &[u8] = b"\nend of trace\n";
 
 pub(crate) fn trace(args: &TraceArgs) -> Result<ExitCode, Failure> {
     let mut prepared = run::prepare(&args.server, &args.share, &args.command)?;
+    if let Some(file) = &args.record {
+        prepared.command.env(vars::RECORD, run::absolute(file)?);
+        return prepared.run(&Signals::block()?).map(run::Ended::exit_code);
+    }
     let (output, style) = output(args)?;
     let path = prepared.private.path().join("trace");
     let fifo = make_fifo(&path)?;

@@ -13,7 +13,7 @@ const COUNT: usize = 162;
 /// Compute capability times ten.
 pub(crate) const SM: u32 = 90;
 
-/// Values indexed by attribute.
+/// Values of the device that runs PTX, indexed by attribute.
 pub(crate) fn table(cores: u32, pci_bus: u32) -> Vec<i32> {
     let mut values = vec![0; COUNT];
     // Numbers that no header up to 13.x defines.
@@ -32,6 +32,16 @@ pub(crate) fn table(cores: u32, pci_bus: u32) -> Vec<i32> {
         (97, number(SHARED_BYTES_OPTIN)),
     ] {
         set(&mut values, attribute, value);
+    }
+    values
+}
+
+/// Values of the device that runs nothing: those of an H100, so that libraries choose the kernels that they would
+/// choose there, but for what the server does not do.
+pub(crate) fn null_table(pci_bus: u32) -> Vec<i32> {
+    let mut values = table(132, pci_bus);
+    for (attribute, value) in H100 {
+        set(&mut values, *attribute, *value);
     }
     values
 }
@@ -69,6 +79,23 @@ const FIXED: &[(usize, i32)] = &[
     (115, 1),                                      // stream-ordered allocation
     (126, 1),                                      // memory synchronization domains
     (131, -1), (134, -1),                          // no NUMA node
+];
+
+/// What an H100 answers where the CPU devices answer otherwise (measured; no peers, arrays of the largest size).
+#[rustfmt::skip]
+const H100: &[(usize, i32)] = &[
+    (13, 1_980_000), (36, 2_619_000), (37, 5120),  // clocks in kHz, memory bus width
+    (38, 50 << 20), (108, 32_768_000), (109, 134_213_632), // L2 cache, its persisting part, its window
+    (31, 1), (32, 1), (40, 3),                     // concurrent kernels, ECC, copy engines
+    (21, 131_072), (22, 131_072), (23, 65_536), (24, 16_384), (25, 16_384), (26, 16_384), // textures
+    (27, 32_768), (28, 32_768), (29, 2048), (42, 32_768), (43, 2048), (45, 32_768), (46, 32_768),
+    (52, 32_768), (53, 32_768), (54, 2046), (69, 1 << 28), (70, 131_072), (71, 65_000), (72, 2_097_120),
+    (73, 32_768), (74, 32_768), (77, 32_768),
+    (55, 32_768), (56, 131_072), (57, 65_536), (58, 16_384), (59, 16_384), (60, 16_384), // surfaces
+    (78, 1), (90, 1),                              // stream priorities, compute preemption
+    (81, 233_472),                                 // shared memory of a multiprocessor
+    (120, 1), (121, 1),                            // clusters, deferred mapping of arrays
+    (126, 4),                                      // memory synchronization domains
 ];
 
 #[cfg(test)]

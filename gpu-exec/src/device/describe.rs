@@ -4,7 +4,7 @@
 use farcall_marshal::record::{Head, Record, to_vec};
 use farcall_marshal::wire::DeviceDescription;
 
-use super::attributes::{SM, table};
+use super::attributes::{SM, null_table, table};
 use super::cuda::inventory;
 use crate::DeviceKind;
 
@@ -77,7 +77,10 @@ pub(crate) fn uuid(kind: DeviceKind, ordinal: u32) -> [u8; 16] {
 
 fn description(kind: DeviceKind, device: &DeviceSpec) -> Vec<u8> {
     let pci_bus = PCI_BUS_FIRST + device.ordinal;
-    let attributes = table(u32::try_from(cores()).unwrap_or(u32::MAX), pci_bus);
+    let attributes = match kind {
+        DeviceKind::Null => null_table(pci_bus),
+        _ => table(u32::try_from(cores()).unwrap_or(u32::MAX), pci_bus),
+    };
     let attributes: Vec<u8> = attributes.into_iter().flat_map(i32::to_le_bytes).collect();
     let record = DeviceDescription {
         total_bytes: device.total_bytes,

@@ -143,7 +143,7 @@ fn implemented(out: &mut String, call: &Call, symbol: &str, mode: &str, args: &[
     let shown: Vec<String> = args.iter().map(|a| shown(&ident(&a.name), &a.ty)).collect();
     let _ = writeln!(
         out,
-        "#[unsafe(no_mangle)]\nunsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    crate::enter::call({}, || [{}], || crate::api::{}({}))\n}}\n",
+        "#[unsafe(no_mangle)]\npub(crate) unsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    crate::enter::call({}, || [{}], || crate::api::{}({}))\n}}\n",
         params.join(", "),
         call.number,
         shown.join(", "),

@@ -51,6 +51,8 @@ pub struct ClientConfig {
     pub trace: Option<TraceTarget>,
     /// Whether the steps of each call are traced too.
     pub trace_steps: bool,
+    /// Where the record of the calls goes at exit.
+    pub record: Option<PathBuf>,
     /// The configuration file that was read.
     pub file: Option<PathBuf>,
 }
@@ -185,6 +187,7 @@ impl ClientConfig {
             stats: env(vars::STATS).map(PathBuf::from),
             trace: env(vars::TRACE).map(|text| TraceTarget::parse(&text)),
             trace_steps: env(vars::TRACE_STEPS).is_some_and(|text| text != "0"),
+            record: env(vars::RECORD).map(PathBuf::from),
             file: path,
         })
     }

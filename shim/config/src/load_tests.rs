@@ -133,6 +133,7 @@ fn only_variables_turn_tracing_on() {
             ("FARCALL_TRACE", "-"),
             ("FARCALL_TRACE_STEPS", "1"),
             ("FARCALL_STATS", "/s"),
+            ("FARCALL_RECORD", "/r"),
         ],
         None,
     )
@@ -141,6 +142,7 @@ fn only_variables_turn_tracing_on() {
     assert_eq!(config.trace, Some(TraceTarget::Stderr));
     assert!(config.trace_steps);
     assert_eq!(config.stats.unwrap().to_str(), Some("/s"));
+    assert_eq!(config.record.unwrap().to_str(), Some("/r"));
     assert!(
         !load(&[("FARCALL_TRACE_STEPS", "0")], None)
             .0

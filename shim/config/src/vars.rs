@@ -41,5 +41,7 @@ pub const STATS: &str = "FARCALL_STATS";
 pub const TRACE: &str = "FARCALL_TRACE";
 /// `1`: trace the steps of each call as well.
 pub const TRACE_STEPS: &str = "FARCALL_TRACE_STEPS";
+/// File that gets the record of the driver calls, at exit.
+pub const RECORD: &str = "FARCALL_RECORD";
 /// Directory that holds the shim libraries; read by the `farcall` command.
 pub const LIB_DIR: &str = "FARCALL_LIB_DIR";

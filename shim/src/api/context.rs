@@ -211,7 +211,7 @@ fn synchronize(context: &'static Context) -> CuResult {
         }
     }
     session.await_landings(stamp)?;
-    crate::coherent::after_wait(context)?;
+    crate::coherent::after_wait(context, stamp)?;
     context.check()?;
     session.take_deferred()
 }

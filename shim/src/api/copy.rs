@@ -154,6 +154,8 @@ pub(crate) fn to_host(
         return Err(status);
     }
     stream.set_done(stamp);
+    // To the program the work before the copy is over too, with all that it wrote.
+    coherent::after_wait(stream.context, stamp)?;
     session.take_deferred()
 }
 

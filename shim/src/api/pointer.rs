@@ -46,7 +46,10 @@ fn value(attribute: u32, address: u64, allocation: &Allocation) -> CuResult<Valu
         7 => Value::Word(allocation.serial),
         8 => Value::Half(u32::from(allocation.kind == AllocationKind::Managed)),
         9 => Value::Half(allocation.context.device.ordinal),
-        10 => Value::Half(0),
+        // As a driver says of memory of cuMemAlloc. NCCL takes any other for memory that it can ask a handle of.
+        10 => Value::Half(u32::from(
+            allocation.kind == AllocationKind::Device && allocation.pool == 0,
+        )),
         11 => Value::Word(allocation.start),
         12 => Value::Word(allocation.bytes),
         13 => Value::Half(1),

@@ -468,14 +468,7 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_module_unload(&mut self, head: &Head, record: CuModuleUnload) -> Answer {
-        match self.modules.unload(record.module) {
-            Ok((context, addrs)) => self.streams.submit_after_all(
-                Reply::to(head),
-                context,
-                Work::RemoveGlobals { addrs },
-            ),
-            Err(status) => self.outbox.finish(Reply::to(head), Err(status.into())),
-        }
+        self.modules.unload(Reply::to(head), record.module);
         Ok(())
     }
 

@@ -143,6 +143,9 @@ enum Question {
         name: String,
         reply: Reply,
     },
+    Unload {
+        reply: Reply,
+    },
 }
 
 #[derive(Debug)]
@@ -230,14 +233,21 @@ impl Modules {
     /// Names a function.
     pub(crate) fn name_function(&self, reply: Reply, module: u64, handle: u64, name: &str) {
         let mut tables = self.tables.lock();
-        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
-            && questions.len() < FUNCTIONS_MAX
+        // Where nothing is compiled the function is known already, and launches of it follow at once.
+        if self.compile == Compile::Ptx
+            && let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
         {
-            return questions.push(Question::Function {
-                handle,
-                name: name.to_owned(),
-                reply,
-            });
+            if questions.len() < FUNCTIONS_MAX {
+                return questions.push(Question::Function {
+                    handle,
+                    name: name.to_owned(),
+                    reply,
+                });
+            }
+            drop(tables);
+            return self
+                .outbox
+                .finish(reply, Err(CuStatus::OUT_OF_MEMORY.into()));
         }
         let outcome = tables.name_function(module, handle, name);
         drop(tables);
@@ -285,22 +295,29 @@ impl Modules {
         Ok(())
     }
 
-    /// Forgets a module and its functions; the addresses of its variables are the caller's to free.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE`: none, or still being loaded.
-    pub(crate) fn unload(&self, module: u64) -> CuResult<(ContextKey, Vec<u64>)> {
+    /// Forgets a module and its functions. Its variables go when the work before is done, which answers; a module
+    /// that is still being loaded goes when it is there.
+    pub(crate) fn unload(&self, reply: Reply, module: u64) {
         let mut tables = self.tables.lock();
-        if matches!(tables.modules.get(module)?, Entry::Loading(..)) {
-            return Err(CuStatus::INVALID_HANDLE);
-        }
-        let Entry::Loaded(context, _, globals) = tables.modules.remove(module)? else {
-            return Err(CuStatus::INVALID_HANDLE);
+        let removed = match tables.modules.get_mut(module) {
+            Ok(Entry::Loading(_, questions)) => {
+                return questions.push(Question::Unload { reply });
+            }
+            Ok(Entry::Loaded(..)) => tables.modules.remove(module),
+            Err(status) => Err(status),
         };
         tables
             .functions
             .retain(|function| function.module != module);
-        Ok((context, globals))
+        drop(tables);
+        match removed {
+            Ok(Entry::Loaded(context, _, addrs)) => {
+                self.streams
+                    .submit_after_all(reply, context, Work::RemoveGlobals { addrs });
+            }
+            Ok(Entry::Loading(..)) => {}
+            Err(status) => self.outbox.finish(reply, Err(status.into())),
+        }
     }
 
     /// Forgets what a context had. Its memory is freed by itself.
@@ -371,6 +388,7 @@ impl Modules {
                 reply,
             } => self.name_function(reply, module, handle, &name),
             Question::Global { name, reply } => self.find_global(reply, module, &name),
+            Question::Unload { reply } => self.unload(reply, module),
         }
     }
 
@@ -541,17 +559,15 @@ impl Modules {
 
 impl Tables {
     fn name_function(&mut self, module: u64, handle: u64, name: &str) -> Result<(), Failure> {
-        let Entry::Loaded(context, loaded, _) = self.modules.get(module)? else {
-            return Err(CuStatus::INVALID_HANDLE.into());
-        };
-        let code = match loaded {
-            Loaded::Compiled(module) => {
-                let kernel = module.kernel(name);
-                Code::Kernel(kernel.ok_or_else(|| {
+        let (context, code) = match self.modules.get(module)? {
+            Entry::Loading(context, _) => (context, Code::Nothing),
+            Entry::Loaded(context, Loaded::Named(_), _) => (context, Code::Nothing),
+            Entry::Loaded(context, Loaded::Compiled(module), _) => {
+                let kernel = module.kernel(name).ok_or_else(|| {
                     Failure::new(CuStatus::NOT_FOUND, format!("no kernel `{name}`"))
-                })?)
+                })?;
+                (context, Code::Kernel(kernel))
             }
-            Loaded::Named(_) => Code::Nothing,
         };
         let function = Function {
             context: *context,
