@@ -3,6 +3,7 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use farcall_config::{LogLevel, read_token_file, vars};
 use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions};
@@ -72,6 +73,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         memory_bytes: args.memory,
         token: token.map(|token| token.expose().to_owned()),
         sessions_max: args.max_sessions.unwrap_or(defaults.sessions_max),
+        grace: args.grace.map_or(defaults.grace, Duration::from_secs),
         warm_executors: args.warm_executors.unwrap_or(defaults.warm_executors),
         server_name: args.name.clone().unwrap_or(defaults.server_name),
         cache_dir: args.cache_dir.clone(),

@@ -24,6 +24,8 @@ pub(crate) enum Order {
     Open(Box<OpenOrder>),
     /// The session's bulk connection. `state`: its handover; descriptor: the connection.
     Bulk,
+    /// The session's next connection after it lost the last one. As `Bulk`.
+    Resume,
 }
 
 /// What an executor needs to know for its session.
@@ -36,6 +38,8 @@ pub(crate) struct OpenOrder {
     pub(crate) cache_directory: Option<PathBuf>,
     /// Who it is, for the log.
     pub(crate) client: String,
+    /// How long the session outlives its connection.
+    pub(crate) grace_ms: u64,
 }
 
 /// From an executor.
@@ -48,6 +52,10 @@ pub(crate) enum Report {
     /// The session is over; the process ends.
     Closed {
         reason: String,
+        /// Records that the device took.
+        records: u64,
+        /// Times that it went on over another connection.
+        resumes: u64,
         bytes_in: u64,
         bytes_out: u64,
     },

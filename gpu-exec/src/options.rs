@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use farcall_transport::{RdmaOptions, SocketOptions};
 
@@ -104,6 +105,9 @@ pub struct ServeOptions {
     pub token: Option<String>,
     /// Sessions at once.
     pub sessions_max: u32,
+    /// How long a session whose connection is lost is kept, with all that it has, for its client to come back.
+    /// Zero: it ends with its connection.
+    pub grace: Duration,
     /// Executors that stand ready for the next session.
     pub warm_executors: u32,
     /// Name that clients see; the host's name by default.
@@ -130,6 +134,7 @@ impl Default for ServeOptions {
             memory_bytes: None,
             token: None,
             sessions_max: 64,
+            grace: Duration::from_secs(60),
             warm_executors: 2,
             server_name: host_name(),
             cache_dir: None,

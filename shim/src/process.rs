@@ -324,6 +324,7 @@ fn options(config: &ClientConfig, proposed: Option<Range>) -> ConnectOptions {
         program: &program,
     };
     let mut options = config.connect_options();
+    options.tuning.grace = config.grace;
     options.payload = record::to_vec(record::Head::request(SessionOpen::NUMBER, 0, 0), &open);
     options
 }

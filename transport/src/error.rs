@@ -20,6 +20,12 @@ pub enum CloseReason {
     /// The connection broke, or the peer died without closing.
     #[error("connection to the peer lost: {0}")]
     Lost(#[source] Arc<io::Error>),
+    /// The connection was lost, and before it could be resumed the server gave the session up.
+    #[error("connection to the peer lost ({0}), and the peer has given the session up")]
+    Expired(#[source] Arc<io::Error>),
+    /// The server was restarted: what the session had there is gone.
+    #[error("the server was restarted; the session ended with it")]
+    Restarted,
     /// The peer broke the protocol; nothing further of what it sent is used.
     #[error("the peer broke the protocol: {0}")]
     Violation(#[from] Violation),
@@ -291,6 +297,8 @@ impl RefuseCode {
     pub const APPLICATION: Self = Self(7);
     /// An error of the server itself.
     pub const INTERNAL: Self = Self(8);
+    /// A bulk connection or a resume names a session of an earlier run of the server.
+    pub const RESTARTED: Self = Self(9);
 }
 
 /// Why [`crate::Listener::accept`] returned nothing.

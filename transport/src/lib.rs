@@ -28,13 +28,13 @@ pub use handshake::{SessionId, constant_time_eq};
 pub use listener::{Incoming, IncomingKind, Listener};
 pub use options::{
     ConnectOptions, DeviceName, Limits, ListenOptions, LocalEnd, RdmaMode, RdmaOptions,
-    SocketOptions, TransportChoice, Tuning,
+    SILENCE_KEEPALIVES, SocketOptions, TransportChoice, Tuning,
 };
 
 pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};
 pub use stream::PathInfo;
 
 /// Version of the handshake and of the frames.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Longest opaque payload of a hello or welcome.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;

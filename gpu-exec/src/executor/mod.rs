@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{SessionOpen, SessionWelcome};
@@ -69,6 +70,8 @@ fn serve_one_session() -> io::Result<()> {
     let stats = endpoint.stats();
     let report = Report::Closed {
         reason: session.violation().unwrap_or_else(|| why.to_string()),
+        records: session.records(),
+        resumes: stats.resumes,
         bytes_in: stats.bytes_in + stats.bulk_bytes_in,
         bytes_out: stats.bytes_out + stats.bulk_bytes_out,
     };
@@ -78,25 +81,29 @@ fn serve_one_session() -> io::Result<()> {
     std::process::exit(0);
 }
 
-/// Takes bulk connections; ends the session when the supervisor is gone.
+/// Takes further connections; ends the session when the supervisor is gone.
 fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
     loop {
         match control::receive::<Order>(control.as_fd(), true) {
             Ok(Some(Message {
-                header: Order::Bulk,
-                state,
-                fds,
+                header: Order::Open(_),
                 ..
+            })) => log::error!("a second session for one executor"),
+            Ok(Some(Message {
+                header, state, fds, ..
             })) => {
-                let attached = fds
-                    .into_iter()
-                    .next()
-                    .map(|fd| endpoint.attach_bulk(fd, &state));
-                if let Some(Err(error)) = attached {
-                    log::warn!("a bulk connection was refused: {error}");
+                let Some(fd) = fds.into_iter().next() else {
+                    log::error!("an order without its descriptor");
+                    continue;
+                };
+                let taken = match header {
+                    Order::Resume => endpoint.resume(fd, &state),
+                    _ => endpoint.attach_bulk(fd, &state),
+                };
+                if let Err(error) = taken {
+                    log::warn!("a connection was not taken: {error}");
                 }
             }
-            Ok(Some(_)) => log::error!("a second session for one executor"),
             Ok(None) => return endpoint.close(),
             Err(error) => {
                 log::error!("control: {error}");
@@ -144,7 +151,7 @@ fn open(
             cache,
             ordinals: order.devices.iter().map(|device| device.ordinal).collect(),
         });
-        return adopt(connection, state, &welcome, device, outbox);
+        return adopt(order, (connection, state), &welcome, device, outbox);
     }
     let (memory, turn) = Memory::open(base, bytes, wanted_bytes, account, limit_bytes)?;
     let (device, host) = cpu::areas(&memory);
@@ -159,19 +166,22 @@ fn open(
         workers: cores(),
         device_count: order.devices.len(),
     });
-    adopt(connection, state, &welcome, device, outbox)
+    adopt(order, (connection, state), &welcome, device, outbox)
 }
 
 /// Lets a device serve the connection.
 fn adopt<D: Device + 'static>(
-    connection: OwnedFd,
-    state: &[u8],
+    order: &OpenOrder,
+    (connection, state): (OwnedFd, &[u8]),
     welcome: &[u8],
     device: D,
     outbox: Arc<Connection>,
 ) -> io::Result<OpenSession> {
     let session = Arc::new(Session::new(device, outbox.clone()));
-    let tuning = Tuning::default();
+    let tuning = Tuning {
+        grace: Duration::from_millis(order.grace_ms),
+        ..Tuning::default()
+    };
     let endpoint = Endpoint::adopt(connection, state, welcome, &tuning, session.clone());
     let endpoint = endpoint.map_err(io::Error::other)?;
     outbox.attach(endpoint.clone());

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use farcall_marshal::record::{Record, split};
@@ -18,12 +19,16 @@ pub(crate) struct Session<D> {
     device: Mutex<D>,
     outbox: Arc<Connection>,
     violation: Mutex<Option<String>>,
+    /// Records that the device took.
+    records: AtomicU64,
 }
 
 /// A session, whatever its devices are.
 pub(crate) trait Live: Send + Sync {
     /// What the client did wrong, if that ended the session.
     fn violation(&self) -> Option<String>;
+    /// How many records the device took.
+    fn records(&self) -> u64;
     /// Ends what runs.
     fn close(&self);
 }
@@ -35,6 +40,7 @@ impl<D: Device> Session<D> {
             device: Mutex::new(device),
             outbox,
             violation: Mutex::new(None),
+            records: AtomicU64::new(0),
         }
     }
 }
@@ -42,6 +48,10 @@ impl<D: Device> Session<D> {
 impl<D: Device> Live for Session<D> {
     fn violation(&self) -> Option<String> {
         self.violation.lock().clone()
+    }
+
+    fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
     }
 
     fn close(&self) {
@@ -55,7 +65,10 @@ impl<D: Device> Handler for Session<D> {
             return;
         }
         tell_traced(&*self.outbox, frame);
-        if let Err(violation) = take(&mut *self.device.lock(), frame) {
+        let mut taken = 0;
+        let outcome = take(&mut *self.device.lock(), frame, &mut taken);
+        self.records.fetch_add(taken, Ordering::Relaxed);
+        if let Err(violation) = outcome {
             let mut first = self.violation.lock();
             if first.is_none() {
                 *first = Some(format!("protocol violation: {violation}"));
@@ -90,11 +103,15 @@ fn tell_traced(outbox: &dyn Outbox, frame: &[u8]) {
     }
 }
 
-/// Hands the records of a frame to a device, in order.
+/// Hands the records of a frame to a device, in order, and counts them.
 ///
 /// # Errors
 /// The first record that no correct client sends; those before it have been taken.
-pub(crate) fn take<D: Device>(device: &mut D, frame: &[u8]) -> Result<(), Violation> {
+pub(crate) fn take<D: Device>(
+    device: &mut D,
+    frame: &[u8],
+    taken: &mut u64,
+) -> Result<(), Violation> {
     let mut rest = frame;
     while !rest.is_empty() {
         let (head, body, after) = split(rest)?;
@@ -106,6 +123,7 @@ pub(crate) fn take<D: Device>(device: &mut D, frame: &[u8]) -> Result<(), Violat
         } else {
             dispatch(device, &head, body)??;
         }
+        *taken += 1;
         rest = after;
     }
     Ok(())

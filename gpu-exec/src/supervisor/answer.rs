@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, to_vec};
 use farcall_marshal::wire::{DeviceUsage, SessionWelcome};
@@ -61,13 +62,12 @@ impl Inventories {
         let under_way = self.under_way.clone();
         let answer = move || {
             let (connection, state) = incoming.into_parts();
-            match Endpoint::adopt(
-                connection,
-                &state,
-                &payload,
-                &Tuning::default(),
-                Arc::new(Deaf),
-            ) {
+            // Over before anybody could fall silent.
+            let tuning = Tuning {
+                keepalive: Duration::ZERO,
+                ..Tuning::default()
+            };
+            match Endpoint::adopt(connection, &state, &payload, &tuning, Arc::new(Deaf)) {
                 Ok(endpoint) => endpoint.close(),
                 Err(error) => log::warn!("an inventory was not sent: {error}"),
             }

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 pub(crate) enum Event {
     /// A client that may come in.
     Client(Incoming),
-    /// A session's second connection.
-    Bulk(Incoming),
+    /// A further connection of a session.
+    Further(Incoming),
     /// An executor process is gone, its memory too.
     Reaped(u64),
     /// Time to stop.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use farcall_marshal::record::{Record, split};
 use farcall_marshal::wire::SessionOpen;
-use farcall_transport::{Incoming, RefuseCode};
+use farcall_transport::{Incoming, IncomingKind, RefuseCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::answer::{Inventories, inventory};
@@ -143,7 +143,7 @@ impl Keeper {
                 incoming.refuse(RefuseCode::DRAINING, "the server stops")
             }
             Event::Client(incoming) => self.take_client(incoming),
-            Event::Bulk(incoming) => self.take_bulk(incoming),
+            Event::Further(incoming) => self.take_further(incoming),
             Event::Reaped(id) => self.forget(id),
             Event::Stop => self.stop(),
         }
@@ -267,6 +267,7 @@ impl Keeper {
             server_name: self.plan.server_name.clone(),
             cache_directory: self.plan.cache_directory.clone(),
             client: name.clone(),
+            grace_ms: self.plan.grace_ms,
         };
         let (session, payload) = (incoming.session(), incoming.payload().to_vec());
         let (connection, state) = incoming.into_parts();
@@ -294,8 +295,14 @@ impl Keeper {
         }
     }
 
-    fn take_bulk(&self, incoming: Incoming) {
+    /// Hands a further connection to the executor of its session, which checks its right to it.
+    fn take_further(&self, incoming: Incoming) {
         let session = incoming.session();
+        let order = match incoming.kind() {
+            IncomingKind::Bulk { .. } => Order::Bulk,
+            IncomingKind::Resume { .. } => Order::Resume,
+            _ => return incoming.refuse(RefuseCode::INTERNAL, "unknown kind of connection"),
+        };
         let executor = self.executors.values().find(|executor| {
             executor
                 .serving()
@@ -305,9 +312,8 @@ impl Keeper {
             return incoming.refuse(RefuseCode::SESSION, "no such session");
         };
         let (connection, state) = incoming.into_parts();
-        if let Err(error) = control::send(control, &Order::Bulk, &state, &[], &[connection.as_fd()])
-        {
-            log::warn!("a bulk connection is dropped: {error}");
+        if let Err(error) = control::send(control, &order, &state, &[], &[connection.as_fd()]) {
+            log::warn!("a connection is dropped: {error}");
         }
     }
 
@@ -420,13 +426,15 @@ fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32)
         (
             Report::Closed {
                 reason,
+                records,
+                resumes,
                 bytes_in,
                 bytes_out,
             },
             Stage::Serving(serving),
         ) => {
             serving.farewell = Some(format!(
-                "{reason}; {bytes_in} bytes in, {bytes_out} bytes out"
+                "{reason}; {records} records, {resumes} times resumed, {bytes_in} bytes in, {bytes_out} bytes out"
             ));
         }
         (report, stage) => log::error!("executor {}: {report:?} in {stage:?}", executor.process),

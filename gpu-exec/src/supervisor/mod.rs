@@ -152,7 +152,7 @@ fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
     let prober = Prober::default();
     loop {
         match listener.accept() {
-            // The right of a bulk connection to its session is checked by its executor.
+            // The right of a further connection to its session is checked by its executor.
             Ok(incoming) if matches!(incoming.kind(), IncomingKind::New) => {
                 let admitted = admit(incoming, token);
                 if let Some(client) = admitted.and_then(|client| prober.take(client)) {
@@ -161,7 +161,7 @@ fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
             }
             Ok(incoming) => {
                 if let Some(incoming) = prober.take(incoming) {
-                    inbox.send(Event::Bulk(incoming));
+                    inbox.send(Event::Further(incoming));
                 }
             }
             Err(AcceptError::Closed) => return,

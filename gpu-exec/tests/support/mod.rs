@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, encode, record_bytes, split, to_vec};
 use farcall_marshal::wire::*;
-use farcall_transport::{CloseReason, ConnectError, ConnectOptions, Endpoint, Handler, connect};
+use farcall_transport::{
+    CloseReason, ConnectError, ConnectOptions, Endpoint, Handler, TransportChoice, connect,
+};
 use parking_lot::{Condvar, Mutex};
 
 /// Longest that anything may take here before it counts as hanging.
@@ -150,8 +152,19 @@ impl Client {
     }
 
     pub(crate) fn connect_with(server: &str, memory_bytes: u64) -> Result<Self, ConnectError> {
+        Self::connect_over(server, memory_bytes, TransportChoice::Auto)
+    }
+
+    pub(crate) fn connect_over(
+        server: &str,
+        memory_bytes: u64,
+        transport: TransportChoice,
+    ) -> Result<Self, ConnectError> {
         let mut options = ConnectOptions::new(server);
         options.payload = hello(memory_bytes, 0);
+        options.transport = transport;
+        // With many sessions on few processors an executor may take its time to start.
+        options.connect_timeout = PATIENCE;
         let heard = Arc::new(Heard::default());
         let (endpoint, welcome) = connect(&options, heard.clone())?;
         let client = Self {

@@ -18,6 +18,7 @@ pub(crate) struct ConfigFile {
     pub(crate) devices: Option<NumberOrText>,
     pub(crate) memory: Option<NumberOrText>,
     pub(crate) spin_us: Option<NumberOrText>,
+    pub(crate) grace_s: Option<NumberOrText>,
     pub(crate) transport: Option<String>,
     pub(crate) connect_timeout_ms: Option<NumberOrText>,
     pub(crate) rdma_device: Option<String>,

@@ -33,6 +33,8 @@ pub struct ClientConfig {
     pub memory_bytes: Option<u64>,
     /// How long a wait polls before it sleeps; `None` = the transport's default.
     pub spin: Option<Duration>,
+    /// How long a session waits to be resumed after its connection was lost; zero: not at all.
+    pub grace: Duration,
     /// Which transport.
     pub transport: Transport,
     /// What TCP sockets are told.
@@ -164,6 +166,9 @@ impl ClientConfig {
                 .flatten(),
             memory_bytes: read.value(vars::MEMORY, "memory", number(file.memory), size)?,
             spin: read.value(vars::SPIN_US, "spin_us", number(file.spin_us), parse_spin)?,
+            grace: read
+                .value(vars::GRACE_S, "grace_s", number(file.grace_s), parse_grace)?
+                .unwrap_or(GRACE_DEFAULT),
             transport: read
                 .value(
                     vars::TRANSPORT,
@@ -275,6 +280,20 @@ fn parse_spin(text: &str) -> Result<Duration, String> {
         Ok(us) if us <= SPIN_US_MAX => Ok(Duration::from_micros(us)),
         _ => Err(format!(
             "{text:?} is not a time in microseconds from 0 to {SPIN_US_MAX}"
+        )),
+    }
+}
+
+/// As long as a server keeps a session by default.
+const GRACE_DEFAULT: Duration = Duration::from_secs(60);
+/// A program that waits longer seems to hang.
+const GRACE_S_MAX: u64 = 86_400;
+
+fn parse_grace(text: &str) -> Result<Duration, String> {
+    match text.trim().parse::<u64>() {
+        Ok(s) if s <= GRACE_S_MAX => Ok(Duration::from_secs(s)),
+        _ => Err(format!(
+            "{text:?} is not a time in seconds from 0 to {GRACE_S_MAX}"
         )),
     }
 }

@@ -158,6 +158,7 @@ fn errors_name_the_place_and_what_is_allowed() {
         ("FARCALL_DEVICES", "0", "from 1 to 256"),
         ("FARCALL_MEMORY", "lots", "8G, 512MiB"),
         ("FARCALL_SPIN_US", "-1", "from 0 to 1000000"),
+        ("FARCALL_GRACE_S", "1m", "from 0 to 86400"),
         ("FARCALL_TRANSPORT", "pigeon", "auto, tcp, shm or verbs"),
         ("FARCALL_LOG", "loud", "off, error, warn"),
         ("FARCALL_BIND", "a/b", "network interface"),

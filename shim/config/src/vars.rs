@@ -15,6 +15,8 @@ pub const DEVICES: &str = "FARCALL_DEVICES";
 pub const MEMORY: &str = "FARCALL_MEMORY";
 /// How long a waiting call polls before it sleeps, in microseconds.
 pub const SPIN_US: &str = "FARCALL_SPIN_US";
+/// Seconds that a session waits to be resumed after its connection was lost.
+pub const GRACE_S: &str = "FARCALL_GRACE_S";
 /// `auto`, `tcp`, `shm` or `verbs`.
 pub const TRANSPORT: &str = "FARCALL_TRANSPORT";
 /// Local address or network interface that connections leave from.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::redial::Place;
 use super::{Link, exchange, greet, resolve, unavailable};
 use crate::error::ConnectError;
 use crate::options::ConnectOptions;
@@ -28,7 +29,7 @@ pub(super) fn is_path(options: &ConnectOptions) -> bool {
 /// own word.
 pub(super) fn over_shm(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
     let failed = |error: io::Error| unavailable("shm", error.to_string());
-    let socket = open(options)?;
+    let (socket, door) = open(options)?;
     let stream = TcpStream::new(socket, None).map_err(failed)?;
     let greeted = match greet(options, &stream, deadline, false) {
         Err(ConnectError::Connect { source, .. }) => return Err(failed(source)),
@@ -42,17 +43,48 @@ pub(super) fn over_shm(options: &ConnectOptions, deadline: Instant) -> Result<Li
         call,
         bulk: Some(bulk),
         agreed: greeted.agreed,
-        address: None,
+        place: Place::Local(door),
         payload: greeted.payload,
         not_rdma: None,
     })
 }
 
-/// A Unix socket to the server.
-fn open(options: &ConnectOptions) -> Result<OwnedFd, ConnectError> {
+/// A Unix socket that a server listens on.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// The path's permissions say who may listen there.
+    Path(String),
+    /// An abstract name, which anybody may take.
+    Name(String),
+}
+
+impl Door {
+    /// A connection. Does not block.
+    ///
+    /// # Errors
+    /// The system's; `PermissionDenied` where somebody else listens.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        let name = match self {
+            Self::Path(path) => return unix::connect_path(path),
+            Self::Name(name) => name,
+        };
+        let socket = unix::connect(name)?;
+        if unix::peer_is_trusted(&socket) {
+            return Ok(socket);
+        }
+        let why = format!("@{name} belongs to another user");
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    }
+}
+
+/// A Unix socket to the server, and where it was found.
+fn open(options: &ConnectOptions) -> Result<(OwnedFd, Door), ConnectError> {
     if let Some(path) = options.server.strip_prefix(PATH_PREFIX) {
-        // The path's permissions say who may listen there.
-        return unix::connect_path(path).map_err(|error| unavailable("shm", error.to_string()));
+        let door = Door::Path(path.to_owned());
+        return match door.open() {
+            Ok(socket) => Ok((socket, door)),
+            Err(error) => Err(unavailable("shm", error.to_string())),
+        };
     }
     let mut reason = "the server is not on this host".to_owned();
     for address in resolve(options)? {
@@ -60,9 +92,9 @@ fn open(options: &ConnectOptions) -> Result<OwnedFd, ConnectError> {
             continue;
         }
         for name in names(address) {
-            match unix::connect(&name) {
-                Ok(socket) if unix::peer_is_trusted(&socket) => return Ok(socket),
-                Ok(_) => reason = format!("@{name} belongs to another user"),
+            let door = Door::Name(name.clone());
+            match door.open() {
+                Ok(socket) => return Ok((socket, door)),
                 Err(error) => reason = format!("@{name}: {error}"),
             }
         }

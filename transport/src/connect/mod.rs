@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::PAYLOAD_BYTES_MAX;
-use crate::endpoint::{Agreed, BulkConnector, Endpoint, Handler};
+use crate::endpoint::{Agreed, Endpoint, Handler};
 use crate::error::{ConnectError, HelloError, RefuseCode, VerbsError};
 use crate::handshake::{ClientHead, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX};
 use crate::options::{ConnectOptions, RdmaOptions, SocketOptions, TransportChoice};
@@ -20,8 +20,10 @@ use crate::sys::socket;
 mod choice;
 pub(crate) mod exchange;
 mod local;
+pub(crate) mod redial;
 pub(crate) mod upgrade;
 
+use redial::{Place, Redial};
 use upgrade::Upgrade;
 
 /// Opens a session. Returns it with the server application's answer to
@@ -53,7 +55,7 @@ pub fn connect(
         call,
         bulk,
         agreed,
-        address,
+        place,
         payload,
         not_rdma: _,
     } = link;
@@ -65,14 +67,12 @@ pub fn connect(
         added(options)
     );
     let socket = options.socket.clone();
-    let connector = address
-        .filter(|_| bulk.is_none())
-        .map(|address| BulkConnector {
-            address,
-            agreed,
-            socket,
-        });
-    let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, connector, true)
+    let redial = Some(Redial {
+        place,
+        agreed,
+        socket,
+    });
+    let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, redial, true)
         .map_err(ConnectError::System)?;
     endpoint.explain_transport(reason + &added(options));
     if let Some(bulk) = bulk {
@@ -87,8 +87,8 @@ struct Link {
     /// Where the bulk plane came with it.
     bulk: Option<Arc<dyn Stream>>,
     agreed: Agreed,
-    /// Where to open a bulk connection, if it did not.
-    address: Option<SocketAddr>,
+    /// Where to open further connections.
+    place: Place,
     payload: Vec<u8>,
     /// Why it did not become RDMA, where that was tried.
     not_rdma: Option<VerbsError>,
@@ -158,7 +158,7 @@ fn over_network(
         call,
         bulk,
         agreed: greeted.agreed,
-        address: Some(address),
+        place: Place::Tcp(address),
         payload: greeted.payload,
         not_rdma: why,
     })

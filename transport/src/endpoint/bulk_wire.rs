@@ -65,21 +65,39 @@ impl BulkHeader {
 
 /// How far a transfer has been sent: a header, then parts.
 pub(super) struct Cursor<'a, 'b> {
+    all: (&'a [u8], &'a [IoSlice<'b>]),
     head: &'a [u8],
     parts: &'a [IoSlice<'b>],
     /// Sent bytes of the first part that is left.
     offset: usize,
+    /// Sent bytes of the whole.
+    position: usize,
 }
 
 impl<'a, 'b> Cursor<'a, 'b> {
     pub(super) fn new(head: &'a [u8], parts: &'a [IoSlice<'b>]) -> Self {
         let mut cursor = Self {
+            all: (head, parts),
             head,
             parts,
             offset: 0,
+            position: 0,
         };
         cursor.skip_empty();
         cursor
+    }
+
+    /// Sent bytes of the whole.
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Goes on somewhere else; costs nothing where it stands.
+    pub(super) fn seek(&mut self, position: usize) {
+        if position != self.position {
+            *self = Self::new(self.all.0, self.all.1);
+            self.advance(position);
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -109,6 +127,7 @@ impl<'a, 'b> Cursor<'a, 'b> {
     }
 
     fn advance(&mut self, sent: usize) {
+        self.position += sent;
         let of_head = sent.min(self.head.len());
         self.head = &self.head[of_head..];
         let mut left = sent - of_head;
@@ -161,8 +180,14 @@ mod tests {
                 cursor.advance(step);
                 at += step;
                 prop_assert_eq!(cursor.is_done(), at == expected.len());
+                prop_assert_eq!(cursor.position(), at);
                 if cursor.is_done() { break; }
             }
+            let back = at / 2;
+            cursor.seek(back);
+            prop_assert_eq!(cursor.position(), back);
+            cursor.advance(expected.len() - back);
+            prop_assert!(cursor.is_done());
         }
     }
 }

@@ -31,6 +31,10 @@ impl Endpoint {
             if !shared.rx.is_mine() {
                 self.drain(deadline);
             }
+            // Only over a connection can there be a goodbye.
+            if shared.link.is_down() && !shared.rx.is_mine() {
+                let _ = self.wait_core(&mut || !shared.link.is_down(), false, Some(deadline));
+            }
             if self.check().is_ok() {
                 shared.goodbye.store(true, SeqCst);
                 self.send_control(CTL_CLOSE);
@@ -38,7 +42,7 @@ impl Endpoint {
                 // A peer that takes nothing does not get the goodbye either.
                 let mut left = || !shared.want_write.load(SeqCst);
                 let _ = self.wait_core(&mut left, false, Some(deadline));
-                shared.stream.shutdown();
+                shared.link.stream().shutdown();
                 self.fail(CloseReason::Local);
             }
         }
@@ -92,14 +96,12 @@ impl Endpoint {
         // SYNC: Release pairs with the Acquire in `check`.
         shared.closed.store(true, Release);
         if !graceful {
-            shared.stream.shutdown();
+            shared.link.stream().shutdown();
         }
         self.fail_bulk(&why);
         shared.events.advance();
         self.wake_leader();
-        if let Some(trailing) = &shared.trailing {
-            trailing.wake();
-        }
+        self.wake_helper();
         shared.handler.on_closed(self, &why);
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Endpoint;
+use super::pulse::Pulse;
 use super::stats::Flush;
 use crate::sys::event::EventFd;
 use crate::sys::poll::{IN, PollSet, precise_timers};
@@ -19,6 +20,8 @@ use crate::sys::poll::{IN, PollSet, precise_timers};
 const TICK: Duration = Duration::from_millis(10);
 /// The same while bulk data is expected.
 const TICK_BULK: Duration = Duration::from_millis(1);
+/// How long the bulk plane may have this thread at a time.
+const BULK_TURN: Duration = Duration::from_millis(100);
 /// Rounds without work before a busy flusher sleeps again: waking it costs a system call.
 const LINGER_ROUNDS: u32 = 20;
 /// A program that appends so much in one gathering time fills batches by itself: this thread leaves them
@@ -151,7 +154,19 @@ impl Endpoint {
         };
         let mut quiet_rounds = 0;
         let mut seen_activity = 0;
+        let shared = &*self.shared;
+        let mut pulse = Pulse::new(shared.tuning.keepalive);
+        // After a resume the bulk plane has to catch up.
+        let mut bulk_due = false;
         while !trailing.stop.load(SeqCst) {
+            self.beat(&mut pulse);
+            if shared.needs_attention() && !shared.closed.load(SeqCst) {
+                bulk_due |= self.look_after_link(trailing);
+            }
+            if bulk_due {
+                bulk_due = !self.reopen_bulk(BULK_TURN);
+                continue;
+            }
             if self.trailing_round() {
                 quiet_rounds = 0;
                 continue;
@@ -167,13 +182,30 @@ impl Endpoint {
                 let activity = trailing.activity.load(Relaxed);
                 let active = activity != seen_activity;
                 seen_activity = activity;
-                self.long_sleep(active);
+                self.long_sleep(active, &pulse);
             }
             if trailing.state.load(SeqCst) == AWAKE {
                 quiet_rounds = 0;
             }
         }
         trailing.exited.store(true, SeqCst);
+    }
+
+    /// Nobody else may be there to notice a loss; and it is this thread that dials. Whether the session was
+    /// resumed.
+    fn look_after_link(&self, trailing: &Trailing) -> bool {
+        let shared = &*self.shared;
+        if !shared.link.is_down() {
+            let _ = self.poll();
+            return false;
+        }
+        let nap = |time: Duration| {
+            let mut set = PollSet::new();
+            set.add(trailing.wake.raw(), IN);
+            let _ = set.wait(Some(time));
+            trailing.wake.clear();
+        };
+        self.reconnect(&|| trailing.stop.load(SeqCst), &nap)
     }
 
     fn has_trailing_work(&self) -> bool {
@@ -221,12 +253,13 @@ impl Endpoint {
         let led = socket && write && self.delegate(trailing, AWAKE);
         write &= !led;
         let watch = socket && !led && !shared.rx.is_held();
-        let idle = !(watch || write) || shared.stream.arm(&mut set, watch, write);
+        let stream = shared.link.stream();
+        let idle = !(watch || write) || stream.arm(&mut set, watch, write);
         if idle {
             let _ = set.wait(Some(time));
         }
         if watch || write {
-            shared.stream.disarm();
+            stream.disarm();
             self.pass_on();
         }
         let _ = trailing
@@ -239,7 +272,7 @@ impl Endpoint {
 
     /// Sleeps until kicked. While the program is `active`, its own threads receive, and this
     /// one only looks now and then; when it has gone quiet, the connection is watched.
-    fn long_sleep(&self, active: bool) {
+    fn long_sleep(&self, active: bool, pulse: &Pulse) {
         let shared = &*self.shared;
         let Some(trailing) = &shared.trailing else {
             return;
@@ -250,9 +283,10 @@ impl Endpoint {
         let over = shared.closed.load(SeqCst);
         let delegated = !active && !over && self.delegate(trailing, ASLEEP);
         let watch = !active && !over && !delegated;
+        let stream = shared.link.stream();
         let idle = if watch {
             self.acknowledge();
-            shared.stream.arm(&mut set, true, false)
+            stream.arm(&mut set, true, false)
         } else {
             true
         };
@@ -261,11 +295,16 @@ impl Endpoint {
             (true, false) => Some(TICK),
             (false, false) => None,
         };
-        if idle {
+        let beat = pulse.left().filter(|_| !over);
+        let timeout = [timeout, beat, shared.link.trouble_left()]
+            .into_iter()
+            .flatten()
+            .min();
+        if idle && (over || !shared.link.is_pressing()) {
             let _ = set.wait(timeout);
         }
         if watch {
-            shared.stream.disarm();
+            stream.disarm();
         }
         if set.ready(0) {
             trailing.wake.clear();

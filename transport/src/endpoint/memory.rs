@@ -45,6 +45,18 @@ impl Shared {
         room.copy_from_slice(&header.bytes());
     }
 
+    /// Payload length of the sealed frame at `at`, which is retained.
+    pub(super) fn retained_len(&self, tx: &MutexGuard<'_, Tx>, at: u64) -> u32 {
+        assert!((tx.sender.acked()..tx.sender.sealed()).contains(&at));
+        // SAFETY: `at .. at + header` is retained: sealed, not acknowledged, so nobody writes there while
+        // the guard keeps acknowledgements and appenders out.
+        let bytes = unsafe { self.tx_ring.slice(at, FRAME_HEADER_BYTES) };
+        let mut header = [0; FRAME_HEADER_BYTES];
+        header.copy_from_slice(bytes);
+        // Our own header: it decodes.
+        FrameHeader::decode(&header, u32::MAX).map_or(0, |header| header.len())
+    }
+
     /// The sealed bytes from what was sent up to `sealed`.
     pub(super) fn unsent<'a>(&'a self, wire: &'a Wire, sealed: u64) -> &'a [u8] {
         // SAFETY: sealed bytes are not written again until they are acknowledged and sent

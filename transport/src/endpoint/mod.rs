@@ -3,13 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 use std::{io, thread};
 
 use parking_lot::Mutex;
 
+use crate::connect::redial::Redial;
 use crate::error::{AdoptError, CloseReason};
-use crate::handshake::{Handover, HandoverKind, SessionId, SessionKey};
+use crate::handshake::{Handover, HandoverKind, Positions, SessionId, SessionKey};
 use crate::num::{to_u64, to_usize};
 use crate::options::{Limits, Tuning};
 use crate::session::{Receiver, Sender};
@@ -20,22 +20,28 @@ use crate::sys::fork::ForkMark;
 use crate::sys::lead::LeadCell;
 use crate::sys::mirror::Mirror;
 
-mod bulk;
+mod bulk_in;
+mod bulk_link;
+mod bulk_out;
 mod bulk_wire;
 mod close;
 mod flusher;
+mod link;
 mod memory;
+mod pulse;
 mod receive;
+mod resume;
 mod send;
 mod spin;
 mod stats;
 mod wait;
 
-pub(crate) use bulk::BulkConnector;
-pub use bulk::BulkDone;
+pub use bulk_in::BulkDone;
 pub use stats::Stats;
 
-use bulk::{BulkIn, BulkOut};
+use bulk_in::BulkIn;
+use bulk_out::BulkOut;
+use link::Link;
 use receive::Rx;
 use send::{Tx, Wire};
 use stats::Counters;
@@ -85,7 +91,11 @@ pub(crate) struct Shared {
     frame_bytes_max: u32,
     window_bytes: u64,
     handler: Arc<dyn Handler>,
-    stream: Arc<dyn Stream>,
+    link: Link,
+    /// Client: how to open further connections.
+    redial: Option<Redial>,
+    /// Client: connections tried so far.
+    attempts: AtomicU32,
 
     /// Set with `reason`; read by every call.
     closed: AtomicBool,
@@ -93,8 +103,6 @@ pub(crate) struct Shared {
     /// The last frame is on its way: the session ends as closed by this side.
     goodbye: AtomicBool,
     reason: OnceLock<CloseReason>,
-    /// Sending failed; the receive side decides what that means.
-    send_error: OnceLock<(CloseReason, Instant)>,
     handles: AtomicUsize,
 
     // Sending: `tx` is held for the length of a memory copy, `wire` during system calls.
@@ -131,12 +139,20 @@ pub(crate) struct Shared {
     leader_sleeps: AtomicBool,
     spin: spin::Spin,
     trailing: Option<flusher::Trailing>,
+    /// Server: wakes the thread that keeps time.
+    pulse: Option<EventFd>,
 
     bulk_out: Mutex<BulkOut>,
     bulk_in: Mutex<BulkIn>,
     /// Destinations that wait for data.
     bulk_posted: AtomicUsize,
     bulk_stalled: AtomicBool,
+    /// Changes of the bulk connection so far; written under `bulk_in`.
+    bulk_version: AtomicU64,
+    /// What has arrived on the bulk plane, what the peer was told of it, and what it said.
+    bulk_received: AtomicU64,
+    told_bulk: AtomicU64,
+    bulk_acked: AtomicU64,
 
     counters: Counters,
     transport_reason: OnceLock<String>,
@@ -161,7 +177,7 @@ impl Endpoint {
         agreed: &Agreed,
         tuning: &Tuning,
         handler: Arc<dyn Handler>,
-        connector: Option<BulkConnector>,
+        redial: Option<Redial>,
         client: bool,
     ) -> io::Result<Self> {
         let frame_bytes_max = agreed
@@ -182,12 +198,13 @@ impl Endpoint {
             frame_bytes_max,
             window_bytes,
             handler,
-            stream: Arc::clone(&stream),
+            link: Link::new(Arc::clone(&stream)),
+            redial,
+            attempts: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             goodbye: AtomicBool::new(false),
             reason: OnceLock::new(),
-            send_error: OnceLock::new(),
             handles: AtomicUsize::new(1),
             tx_ring: Mirror::new(ring_bytes)?,
             tx: Mutex::new(Tx::new(Sender::new(
@@ -218,10 +235,19 @@ impl Endpoint {
             } else {
                 None
             },
-            bulk_out: Mutex::new(BulkOut::new(connector)),
+            pulse: if client || !keeps_time(tuning) {
+                None
+            } else {
+                Some(EventFd::new()?)
+            },
+            bulk_out: Mutex::new(BulkOut::default()),
             bulk_in: Mutex::new(BulkIn::default()),
             bulk_posted: AtomicUsize::new(0),
             bulk_stalled: AtomicBool::new(false),
+            bulk_version: AtomicU64::new(0),
+            bulk_received: AtomicU64::new(0),
+            told_bulk: AtomicU64::new(0),
+            bulk_acked: AtomicU64::new(0),
             counters: Counters::default(),
             transport_reason: OnceLock::new(),
         });
@@ -231,6 +257,8 @@ impl Endpoint {
         };
         if client {
             endpoint.start_flusher()?;
+        } else if keeps_time(tuning) {
+            endpoint.start_pulse()?;
         }
         Ok(endpoint)
     }
@@ -254,7 +282,7 @@ impl Endpoint {
         if handover.kind != HandoverKind::New {
             return Err(AdoptError::WrongSession);
         }
-        let (stream, bulk) = handover.welcome(fd, welcome)?;
+        let (stream, bulk) = handover.welcome(fd, welcome, Positions::default())?;
         let endpoint = Self::start(stream, &handover.agreed, tuning, handler, None, false)?;
         if let Some(bulk) = bulk {
             endpoint.attach_bulk_stream(bulk);
@@ -274,7 +302,7 @@ impl Endpoint {
     /// Which backend carries the session: `tcp`, `shm`, ...
     #[must_use]
     pub fn transport_name(&self) -> &'static str {
-        self.shared.stream.name()
+        self.shared.link.stream().name()
     }
 
     /// Why that backend was taken, for people; empty on a server.
@@ -294,13 +322,13 @@ impl Endpoint {
     /// What the system knows of the way to the peer, where there is a connection that it keeps.
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {
-        self.shared.stream.path()
+        self.shared.link.stream().path()
     }
 
     /// The peer's address, if it has one.
     #[must_use]
     pub fn peer(&self) -> Option<std::net::SocketAddr> {
-        self.shared.stream.peer()
+        self.shared.link.stream().peer()
     }
 
     /// The session's name, the same on both sides.
@@ -322,8 +350,15 @@ impl Endpoint {
     pub fn after_fork_child(&self) {
         let shared = &self.shared;
         shared.mark.clear();
-        shared.stream.abandon();
+        if let Some(stream) = shared.link.try_stream() {
+            stream.abandon();
+        }
     }
+}
+
+/// Whether a server needs a thread that keeps time.
+fn keeps_time(tuning: &Tuning) -> bool {
+    !(tuning.keepalive.is_zero() && tuning.grace.is_zero())
 }
 
 impl Clone for Endpoint {
@@ -340,7 +375,7 @@ impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")
             .field("session", &self.shared.session)
-            .field("transport", &self.shared.stream.name())
+            .field("transport", &self.shared.link.stream().name())
             .finish_non_exhaustive()
     }
 }

@@ -17,9 +17,6 @@ use crate::session::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Receiver, credi
 use crate::stream::Stream;
 use crate::sys::lead::Lead;
 
-/// After sending failed: how long the receive side may take to show why. Normally it shows the
-/// peer's goodbye or the end of the connection at once.
-const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 const HEADER: u64 = FRAME_HEADER_BYTES as u64;
 
 /// The receiving half of the connection; belongs to the leading thread. Positions are local
@@ -53,6 +50,14 @@ impl Rx {
             peer_closed: false,
             delayed: VecDeque::new(),
         }
+    }
+
+    /// Lets go of the connection, and of what has not come whole: it will be sent again.
+    pub(super) fn sever(&mut self, severed: Arc<dyn Stream>) {
+        self.stream = severed;
+        self.filled = self.parsed;
+        self.ended = None;
+        self.delayed.clear();
     }
 
     /// Up to where received bytes count as here.
@@ -107,6 +112,8 @@ impl Rx {
 struct Parsed {
     ack: u64,
     credit: u64,
+    /// Bulk bytes that have arrived at the peer, if it said so.
+    bulk: u64,
     frames: u64,
     any: bool,
 }
@@ -134,9 +141,7 @@ impl Endpoint {
         let moved = self.pump_acks(lead);
         let delivered = !lead.is_nested() && self.deliver(lead);
         let bulk = self.pump_bulk();
-        if !lead.is_nested() {
-            self.finish(lead, moved || delivered);
-        }
+        self.finish(lead, moved || delivered);
         moved || delivered || bulk
     }
 
@@ -183,6 +188,10 @@ impl Endpoint {
                 }
             }
         }
+        if parsed.bulk > 0 {
+            shared.bulk_acked.fetch_max(parsed.bulk, Release);
+            shared.events.advance();
+        }
         if shared.control.load(Relaxed) & CTL_PONG != 0 {
             self.transmit(Flush::Forced);
         }
@@ -215,22 +224,23 @@ impl Endpoint {
         any
     }
 
-    /// Ends the session when the stream has ended and everything is delivered.
+    /// Sees to the end of the stream, once everything is delivered, and to what other threads report. A
+    /// handler that waits for room (`nested`) sees to it when nothing more comes that could make room.
     fn finish(&self, lead: &Lead<'_, Rx>, moved: bool) {
+        if lead.is_nested() && moved {
+            return;
+        }
         let why = lead.with(|rx| {
             if rx.peer_closed {
                 return Some(CloseReason::Peer);
             }
             rx.ended.clone().filter(|_| rx.delayed.is_empty())
         });
-        if let Some(why) = why {
-            self.fail(why);
-        } else if let Some((error, since)) = self.shared.send_error.get()
-            && !moved
-            && since.elapsed() > GOODBYE_PATIENCE
-        {
-            // Sending failed, and reading shows neither a goodbye nor an end.
-            self.fail(error.clone());
+        match why {
+            Some(why @ CloseReason::Lost(_)) => self.on_loss(lead, why),
+            Some(why) => self.fail(why),
+            None if self.shared.needs_attention() => self.attend(lead, moved),
+            None => {}
         }
     }
 
@@ -296,7 +306,8 @@ impl Shared {
                     self.pong.store(header.seq(), Release);
                     self.control.fetch_or(CTL_PONG, Release);
                 }
-                FrameKind::Ack | FrameKind::Pong => {}
+                FrameKind::Ack => parsed.bulk = parsed.bulk.max(header.seq()),
+                FrameKind::Pong => {}
             }
             parsed.any = true;
             parsed.ack = parsed.ack.max(header.ack());

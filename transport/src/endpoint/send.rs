@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -20,8 +20,13 @@ use crate::stream::Stream;
 pub(super) const CTL_ACK: u32 = 1;
 /// Answer a ping.
 pub(super) const CTL_PONG: u32 = 2;
-/// Say that the stream ends.
-pub(super) const CTL_CLOSE: u32 = 4;
+/// Ask for a sign of life.
+pub(super) const CTL_PING: u32 = 4;
+/// Say that the stream ends. The last one: nothing is sent after it.
+pub(super) const CTL_CLOSE: u32 = 8;
+/// After sending failed: how long the receive side may take to show why. Normally it shows the
+/// peer's goodbye or the end of the connection at once.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Where records gather.
 pub(super) struct Tx {
@@ -48,6 +53,10 @@ impl Tx {
 /// The sending half of the connection.
 pub(super) struct Wire {
     stream: Arc<dyn Stream>,
+    /// Sending failed, or there is no connection: nothing is sent until there is another.
+    broken: bool,
+    /// Which connection this is, for reports of its loss.
+    epoch: u64,
     /// Bytes of the stream that were sent.
     pub(super) sent: u64,
     /// A control frame that left in part: its bytes from `rest_at` on.
@@ -59,10 +68,27 @@ impl Wire {
     pub(super) fn new(stream: Arc<dyn Stream>) -> Self {
         Self {
             stream,
+            broken: false,
+            epoch: 0,
             sent: 0,
             rest: [0; FRAME_HEADER_BYTES],
             rest_at: FRAME_HEADER_BYTES,
         }
+    }
+
+    /// Lets go of the connection.
+    pub(super) fn sever(&mut self, severed: Arc<dyn Stream>) {
+        self.stream = severed;
+        self.broken = true;
+        self.rest_at = FRAME_HEADER_BYTES;
+    }
+
+    /// Goes on at `sent` over another connection.
+    pub(super) fn connect(&mut self, stream: Arc<dyn Stream>, sent: u64, epoch: u64) {
+        self.stream = stream;
+        self.broken = false;
+        self.epoch = epoch;
+        self.sent = sent;
     }
 
     /// Sends what is left of a control frame; true when nothing is.
@@ -262,10 +288,16 @@ impl Endpoint {
             if newly {
                 shared.want_write.store(blocked, SeqCst);
             }
-            drop(wire);
             if let Err(error) = result {
-                return self.send_failed(error);
+                // Under the lock: what is found about this connection is not held against the next.
+                wire.broken = true;
+                shared.note_loss(wire.epoch, CloseReason::of_stream(error), GOODBYE_PATIENCE);
+                drop(wire);
+                shared.gathered.store(false, Release);
+                // Whoever receives finds out whether the peer closed in good order before.
+                return self.wake_receiver();
             }
+            drop(wire);
             if newly && blocked {
                 self.wake_writer();
             }
@@ -284,16 +316,6 @@ impl Endpoint {
     pub(super) fn send_control(&self, bits: u32) {
         self.shared.control.fetch_or(bits, AcqRel);
         self.transmit(Flush::Forced);
-    }
-
-    fn send_failed(&self, error: io::Error) {
-        let shared = &*self.shared;
-        let _ = shared
-            .send_error
-            .set((CloseReason::of_stream(error), Instant::now()));
-        shared.gathered.store(false, Release);
-        // Whoever receives finds out whether the peer closed in good order before.
-        self.wake_receiver();
     }
 
     /// Fails when the session is over or belongs to another process.
@@ -351,6 +373,15 @@ impl Shared {
         }
     }
 
+    /// Makes sending go on at `at`, which the peer names after a lost connection. Allocates nothing.
+    pub(super) fn rewind(&self, tx: &mut MutexGuard<'_, Tx>, at: u64) -> Result<(), Violation> {
+        let mut sender = tx.sender.clone();
+        sender.resume(at, |boundary| self.retained_len(tx, boundary))?;
+        tx.sender = sender;
+        tx.probe = None;
+        Ok(())
+    }
+
     /// Acknowledgement and credit for a header that leaves now.
     fn tell(&self) -> (u64, u64) {
         let ack = self.rx_ack.load(Acquire);
@@ -362,7 +393,8 @@ impl Shared {
 
     /// One round of sending; true when the connection took less than there is.
     fn push(&self, wire: &mut Wire, why: Flush) -> io::Result<bool> {
-        if self.send_error.get().is_some() {
+        if wire.broken {
+            self.gathered.store(false, Release);
             return Ok(false);
         }
         if !wire.finish_control()? {
@@ -396,7 +428,7 @@ impl Shared {
     /// Sends due control frames; the stream stands at a frame boundary.
     fn push_control(&self, wire: &mut Wire, sealed: u64) -> io::Result<bool> {
         let due = self.control.swap(0, AcqRel);
-        for bit in [CTL_ACK, CTL_PONG, CTL_CLOSE] {
+        for bit in [CTL_ACK, CTL_PONG, CTL_PING, CTL_CLOSE] {
             if due & bit == 0 {
                 continue;
             }
@@ -407,10 +439,17 @@ impl Shared {
             }
             let told = (self.told_ack.load(Relaxed), self.told_credit.load(Relaxed));
             let (ack, credit) = self.tell();
+            let bulk = self.bulk_received.load(Acquire);
             let (kind, seq) = match bit {
                 // A data frame carried it meanwhile.
-                CTL_ACK if told == (ack, credit) => continue,
-                CTL_ACK => (FrameKind::Ack, 0),
+                CTL_ACK if told == (ack, credit) && self.told_bulk.load(Relaxed) == bulk => {
+                    continue;
+                }
+                CTL_ACK => {
+                    self.told_bulk.store(bulk, Relaxed);
+                    (FrameKind::Ack, bulk)
+                }
+                CTL_PING => (FrameKind::Ping, 0),
                 CTL_PONG => (FrameKind::Pong, self.pong.load(Acquire)),
                 _ => (FrameKind::Close, sealed),
             };

@@ -41,6 +41,10 @@ pub struct Stats {
     pub blocked: u64,
     /// Times that a waiting thread slept instead of polling.
     pub sleeps: u64,
+    /// Times that the connection was lost and the session went on waiting.
+    pub losses: u64,
+    /// Times that it went on over another connection.
+    pub resumes: u64,
     /// Estimated round trip, biased to the fastest; 0 before the first acknowledgement.
     pub rtt_ns: u64,
 }
@@ -68,6 +72,8 @@ pub(super) struct Counters {
     flushes: [AtomicU64; 5],
     pub(super) blocked: AtomicU64,
     pub(super) sleeps: AtomicU64,
+    pub(super) losses: AtomicU64,
+    pub(super) resumes: AtomicU64,
 }
 
 impl Counters {
@@ -118,6 +124,8 @@ impl Endpoint {
             flush_timer: flushed(Flush::Timer),
             blocked: get(&counters.blocked),
             sleeps: get(&counters.sleeps),
+            losses: get(&counters.losses),
+            resumes: get(&counters.resumes),
             rtt_ns,
         }
     }

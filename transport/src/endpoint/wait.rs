@@ -223,20 +223,25 @@ impl Endpoint {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        let timeout = match (timeout, shared.link.trouble_left()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         let mut set = PollSet::new();
         set.add(shared.wake.raw(), IN);
         let (bulk_idle, armed) = self.arm_bulk(&mut set, bulk_write);
-        let idle = shared
-            .stream
-            .arm(&mut set, room, shared.want_write.load(SeqCst))
-            && bulk_idle;
-        let stop = done() || shared.closed.load(SeqCst) || shared.gathered.load(SeqCst);
+        let stream = shared.link.stream();
+        let idle = stream.arm(&mut set, room, shared.want_write.load(SeqCst)) && bulk_idle;
+        let stop = done()
+            || shared.closed.load(SeqCst)
+            || shared.gathered.load(SeqCst)
+            || shared.link.is_pressing();
         if idle && !stop {
             shared.counters.add(&shared.counters.sleeps, 1);
             // An error here (no memory for the call) only means polling on.
             let _ = set.wait(timeout);
         }
-        shared.stream.disarm();
+        stream.disarm();
         drop(armed);
         shared.leader_sleeps.store(false, SeqCst);
         if set.ready(0) {

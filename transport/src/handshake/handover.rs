@@ -3,10 +3,10 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{ServerHead, SessionId, SessionKey};
+use super::{Positions, ServerHead, SessionId, SessionKey};
 use crate::connect::exchange;
 use crate::connect::upgrade::{self, Upgrade};
 use crate::endpoint::Agreed;
@@ -22,6 +22,7 @@ use crate::sys::{socket, unix};
 pub(crate) enum HandoverKind {
     New,
     Bulk,
+    Resume,
 }
 
 /// A connection whose hello was read, on its way to another process.
@@ -31,6 +32,10 @@ pub(crate) struct Handover {
     pub(crate) agreed: Agreed,
     /// The client would go on over RDMA, and may.
     pub(crate) rdma: Option<RdmaOptions>,
+    /// Which of the session's connections.
+    pub(crate) link: u32,
+    /// `Resume`: what has arrived at the client.
+    pub(crate) positions: Positions,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -47,9 +52,11 @@ struct Wire {
     /// 0: none; else the index and 1.
     gid_index: U16,
     device: [u8; DeviceName::BYTES_MAX],
+    link: U32,
+    positions: [U64; 2],
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Handover {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -90,6 +97,8 @@ impl Handover {
                     .map_or(0, |index| u16::from(index) + 1),
             ),
             device,
+            link: U32::new(self.link),
+            positions: [self.positions.call, self.positions.bulk].map(U64::new),
         };
         wire.as_bytes().to_vec()
     }
@@ -102,6 +111,7 @@ impl Handover {
         let kind = match wire.kind {
             0 => HandoverKind::New,
             1 => HandoverKind::Bulk,
+            2 => HandoverKind::Resume,
             other => return Err(HelloError::Kind(other)),
         };
         let limits = |at: usize| Limits {
@@ -123,12 +133,22 @@ impl Handover {
                 local,
                 remote,
             },
+            link: wire.link.get(),
+            positions: Positions {
+                call: wire.positions[0].get(),
+                bulk: wire.positions[1].get(),
+            },
         })
     }
 
-    /// Answers the client, and makes streams of its connection: the call plane's, and the bulk
-    /// plane's where that comes with it (shared memory).
-    pub(crate) fn welcome(&self, fd: OwnedFd, payload: &[u8]) -> Result<Planes, AdoptError> {
+    /// Answers the client with what has arrived here, and makes streams of its connection: the call
+    /// plane's, and the bulk plane's where that comes with it (shared memory).
+    pub(crate) fn welcome(
+        &self,
+        fd: OwnedFd,
+        payload: &[u8],
+        positions: Positions,
+    ) -> Result<Planes, AdoptError> {
         let len = u32::try_from(payload.len())
             .ok()
             .filter(|_| payload.len() <= crate::PAYLOAD_BYTES_MAX)
@@ -140,7 +160,9 @@ impl Handover {
             ..
         } = &self.agreed;
         let offered = self.rdma.is_some();
-        let head = ServerHead::welcome(*session, *key, local, len).with_rdma(offered);
+        let head = ServerHead::welcome(*session, *key, local, len)
+            .with_rdma(offered)
+            .with_positions(positions);
         let peer = socket::peer_address(&fd);
         let unix = unix::is_unix(fd.as_raw_fd());
         let stream = TcpStream::new(fd, peer)?;

@@ -44,7 +44,19 @@ pub(crate) struct ClientHead {
     /// `Resume`: what this side has received of the stream.
     position: U64,
     bulk_position: U64,
-    reserved2: [u8; 12],
+    /// Which of the session's connections: 0 is the first; every attempt to resume has a number of its
+    /// own, and a bulk connection has that of the connection it goes with.
+    link: U32,
+    reserved2: [u8; 8],
+}
+
+/// Where a session goes on after a lost connection, as one side says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Positions {
+    /// Everything before this has arrived on the call plane.
+    pub(crate) call: u64,
+    /// Bytes that have arrived on the bulk plane.
+    pub(crate) bulk: u64,
 }
 
 /// The server's answer; the payload (welcome, or the message of a refusal) follows.
@@ -132,7 +144,8 @@ impl ClientHead {
             payload_len: U32::new(payload_len),
             position: U64::ZERO,
             bulk_position: U64::ZERO,
-            reserved2: [0; 12],
+            link: U32::ZERO,
+            reserved2: [0; 8],
         }
     }
 
@@ -153,13 +166,27 @@ impl ClientHead {
         self.wants_rdma == 1
     }
 
+    /// Says which of the session's connections it is.
+    pub(crate) fn with_link(mut self, link: u32) -> Self {
+        self.link = U32::new(link);
+        self
+    }
+
+    /// Says what has arrived.
+    pub(crate) fn with_positions(mut self, positions: Positions) -> Self {
+        self.position = U64::new(positions.call);
+        self.bulk_position = U64::new(positions.bulk);
+        self
+    }
+
     /// Checks the first bytes of a client. Total.
     pub(crate) fn decode(bytes: &[u8; HELLO_HEAD_BYTES]) -> Result<Self, HelloError> {
         let head: Self = zerocopy::transmute!(*bytes);
         check_preamble(head.magic, head.version)?;
         let kind = head.kind()?;
-        let reserved = head.wants_rdma > 1 || head.reserved != [0; 4] || head.reserved2 != [0; 12];
-        let unused = kind == HelloKind::New && (head.session != [0; 16] || head.key != [0; 16])
+        let reserved = head.wants_rdma > 1 || head.reserved != [0; 4] || head.reserved2 != [0; 8];
+        let named = head.session != [0; 16] || head.key != [0; 16] || head.link() != 0;
+        let unused = kind == HelloKind::New && named
             || kind != HelloKind::Resume
                 && (head.position != U64::ZERO || head.bulk_position != U64::ZERO);
         if reserved || unused {
@@ -188,6 +215,17 @@ impl ClientHead {
 
     pub(crate) fn key(&self) -> SessionKey {
         SessionKey(self.key)
+    }
+
+    pub(crate) fn link(&self) -> u32 {
+        self.link.get()
+    }
+
+    pub(crate) fn positions(&self) -> Positions {
+        Positions {
+            call: self.position.get(),
+            bulk: self.bulk_position.get(),
+        }
     }
 
     pub(crate) fn limits(&self) -> Result<Limits, HelloError> {
@@ -249,6 +287,20 @@ impl ServerHead {
 
     pub(crate) fn offers_rdma(&self) -> bool {
         self.offers_rdma == 1
+    }
+
+    /// Says what has arrived.
+    pub(crate) fn with_positions(mut self, positions: Positions) -> Self {
+        self.position = U64::new(positions.call);
+        self.bulk_position = U64::new(positions.bulk);
+        self
+    }
+
+    pub(crate) fn positions(&self) -> Positions {
+        Positions {
+            call: self.position.get(),
+            bulk: self.bulk_position.get(),
+        }
     }
 
     /// Sends a client away.
@@ -338,6 +390,11 @@ mod tests {
             changed(16, 1),
             Some(HelloError::Reserved),
             "a new client names no session"
+        );
+        assert_eq!(
+            changed(84, 1),
+            Some(HelloError::Reserved),
+            "a new client has no earlier connection"
         );
         assert_eq!(changed(48, 1), Some(HelloError::Limits));
         assert_eq!(changed(63, 1), Some(HelloError::TooLong((1 << 24) + 3 + 5)));

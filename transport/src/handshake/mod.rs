@@ -6,14 +6,46 @@ mod hello;
 
 pub(crate) use handover::{Handover, HandoverKind};
 pub(crate) use hello::{
-    ClientHead, HELLO_HEAD_BYTES, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX,
+    ClientHead, HELLO_HEAD_BYTES, HelloKind, Positions, SERVER_HEAD_BYTES, ServerHead,
+    TOKEN_BYTES_MAX,
 };
 
 use std::fmt;
 
+use crate::sys::random::random16;
+
 /// Names a session; both sides know it, logs may show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(pub [u8; 16]);
+
+/// Bytes of a session's name that say which run of which server made it.
+pub(crate) const INSTANCE_BYTES: usize = 8;
+
+/// A run of a server: drawn at its start, so that after a restart it knows the sessions that it cannot
+/// have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Instance([u8; INSTANCE_BYTES]);
+
+impl Instance {
+    /// A fresh one.
+    pub(crate) fn draw() -> std::io::Result<Self> {
+        let mut instance = [0; INSTANCE_BYTES];
+        instance.copy_from_slice(&random16()?[..INSTANCE_BYTES]);
+        Ok(Self(instance))
+    }
+
+    /// A name for a new session.
+    pub(crate) fn name(self) -> std::io::Result<SessionId> {
+        let mut name = random16()?;
+        name[..INSTANCE_BYTES].copy_from_slice(&self.0);
+        Ok(SessionId(name))
+    }
+
+    /// Whether this run made the session.
+    pub(crate) fn made(self, session: SessionId) -> bool {
+        session.0.starts_with(&self.0)
+    }
+}
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::pending::{Pending, send_refusal};
 use crate::endpoint::Agreed;
 use crate::error::RefuseCode;
-use crate::handshake::{ClientHead, Handover, HandoverKind, HelloKind, SessionId, SessionKey};
+use crate::handshake::{
+    ClientHead, Handover, HandoverKind, HelloKind, Instance, SessionId, SessionKey,
+};
 use crate::options::ListenOptions;
 use crate::sys::random::random16;
 use crate::sys::socket;
@@ -26,6 +28,12 @@ pub enum IncomingKind {
         /// Which session.
         session: SessionId,
     },
+    /// The next connection of a session that lost its last one: hand it to [`crate::Endpoint::resume`]
+    /// of the process that serves it. Its right to the session is checked there.
+    Resume {
+        /// Which session.
+        session: SessionId,
+    },
 }
 
 /// A connection whose hello is complete. Dropping it closes it without an answer.
@@ -39,26 +47,24 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// None when this version cannot serve it; it is told so.
-    pub(super) fn new(pending: Pending, options: &ListenOptions) -> io::Result<Option<Self>> {
+    /// None when it cannot be served; it is told so.
+    pub(super) fn new(
+        pending: Pending,
+        options: &ListenOptions,
+        instance: Instance,
+    ) -> io::Result<Option<Self>> {
         let Some((fd, peer, head, body)) = pending.into_hello() else {
             return Ok(None);
         };
-        let Some((kind, session, key)) = Self::admit(&head)? else {
-            send_refusal(
-                fd.as_raw_fd(),
-                RefuseCode::SESSION,
-                "this server cannot resume sessions",
-            );
+        let (kind, handover_kind, session, key) = Self::admit(&head, instance)?;
+        if !instance.made(session) {
+            let message = "the server was restarted; the session ended with it";
+            send_refusal(fd.as_raw_fd(), RefuseCode::RESTARTED, message);
             socket::shutdown_write(fd.as_raw_fd());
             return Ok(None);
-        };
+        }
         let Ok(remote) = head.limits() else {
             return Ok(None);
-        };
-        let handover_kind = match kind {
-            IncomingKind::New => HandoverKind::New,
-            IncomingKind::Bulk { .. } => HandoverKind::Bulk,
         };
         let agreed = Agreed {
             session,
@@ -70,6 +76,8 @@ impl Incoming {
             kind: handover_kind,
             agreed,
             rdma: options.rdma.filter(|_| head.wants_rdma() && peer.is_some()),
+            link: head.link(),
+            positions: head.positions(),
         };
         Ok(Some(Self {
             fd,
@@ -81,17 +89,25 @@ impl Incoming {
         }))
     }
 
-    fn admit(head: &ClientHead) -> io::Result<Option<(IncomingKind, SessionId, SessionKey)>> {
+    fn admit(
+        head: &ClientHead,
+        instance: Instance,
+    ) -> io::Result<(IncomingKind, HandoverKind, SessionId, SessionKey)> {
+        let (session, key) = (head.session(), head.key());
         Ok(match head.kind() {
-            Ok(HelloKind::New) => {
-                let (session, key) = (SessionId(random16()?), SessionKey(random16()?));
-                Some((IncomingKind::New, session, key))
-            }
             Ok(HelloKind::Bulk) => {
-                let session = head.session();
-                Some((IncomingKind::Bulk { session }, session, head.key()))
+                let kind = IncomingKind::Bulk { session };
+                (kind, HandoverKind::Bulk, session, key)
             }
-            Ok(HelloKind::Resume) | Err(_) => None,
+            Ok(HelloKind::Resume) => {
+                let kind = IncomingKind::Resume { session };
+                (kind, HandoverKind::Resume, session, key)
+            }
+            // A hello of another kind does not decode.
+            Ok(HelloKind::New) | Err(_) => {
+                let (session, key) = (instance.name()?, SessionKey(random16()?));
+                (IncomingKind::New, HandoverKind::New, session, key)
+            }
         })
     }
 
@@ -132,8 +148,8 @@ impl Incoming {
         socket::shutdown_write(self.fd.as_raw_fd());
     }
 
-    /// The connection and what [`crate::Endpoint::adopt`] or
-    /// [`crate::Endpoint::attach_bulk`] needs to know about it, here or in another process.
+    /// The connection and what [`crate::Endpoint::adopt`], [`crate::Endpoint::attach_bulk`] or
+    /// [`crate::Endpoint::resume`] needs to know about it, here or in another process.
     /// The bytes hold the session's key: pass them on privately.
     #[must_use]
     pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::AcceptError;
+use crate::handshake::Instance;
 use crate::options::{ListenOptions, SocketOptions};
 use crate::sys::event::EventFd;
 use crate::sys::poll::{self, IN};
@@ -37,6 +38,7 @@ pub struct Listener {
     wake: EventFd,
     closed: AtomicBool,
     pending: Mutex<Vec<Pending>>,
+    instance: Instance,
 }
 
 /// After a failure of accept (out of descriptors): how long to leave new connections waiting.
@@ -92,6 +94,7 @@ impl Listener {
             wake: EventFd::new()?,
             closed: AtomicBool::new(false),
             pending: Mutex::new(Vec::new()),
+            instance: Instance::draw()?,
         })
     }
 
@@ -154,7 +157,7 @@ impl Listener {
                 Progress::Gone => drop(pending.swap_remove(at)),
                 Progress::Ready => {
                     let ready = pending.swap_remove(at);
-                    if let Some(incoming) = Incoming::new(ready, &self.options)? {
+                    if let Some(incoming) = Incoming::new(ready, &self.options, self.instance)? {
                         return Ok(Some(incoming));
                     }
                 }

@@ -32,7 +32,8 @@ pub struct FrameHeader {
     reserved2: U16,
     /// Payload bytes that follow: a multiple of 8, zero unless `Data`.
     len: U32,
-    /// `Data`: position of this header. `Close`: end of the stream. `Ping`: any number.
+    /// `Data`: position of this header. `Close`: end of the stream. `Ping`: any number. `Ack`: bytes that
+    /// have arrived on the bulk plane.
     seq: U64,
     /// Everything before this position of the other direction has arrived.
     ack: U64,

@@ -7,10 +7,12 @@
 //! to here"), and as place in the ring. Control frames are outside of the stream.
 #![forbid(unsafe_code)]
 
+pub(crate) mod backoff;
 pub(crate) mod frame;
 pub(crate) mod receiver;
 pub(crate) mod sender;
 
+pub use backoff::Backoff;
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 pub use receiver::{Receiver, Verdict, credit_is_due};
 pub use sender::{Claim, Sender};

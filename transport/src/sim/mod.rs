@@ -14,6 +14,7 @@ use crate::handshake::{SessionId, SessionKey};
 use crate::options::{Limits, Tuning};
 use crate::stream::Stream;
 
+mod dial;
 pub(crate) mod pipe;
 pub mod scenario;
 

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Rng;
+use super::dial::{Dialing, Greeting};
 use crate::error::Violation;
 use crate::num::{align8, to_usize};
 use crate::session::{
@@ -20,10 +21,14 @@ pub struct Network {
     pub double: u8,
     /// Most time units that a packet takes; different ones reorder.
     pub delay_max: u64,
-    /// The connection breaks: everything under way is lost, the sides resume.
+    /// The connection breaks: everything under way is lost, the client dials again.
     pub disconnect: u8,
     /// For some time nothing passes.
     pub partition: u8,
+    /// The server crashes and is started again, without the session.
+    pub crash: u8,
+    /// The clocks jump.
+    pub jump: u8,
 }
 
 /// What one side of a scenario did wrong.
@@ -70,6 +75,21 @@ pub struct Outcome {
     pub gaps: u64,
     /// Times that the connection broke.
     pub disconnects: u64,
+    /// Times that the session went on over another connection.
+    pub resumes: u64,
+    /// Attempts to resume that came after a later one.
+    pub stale: u64,
+    /// How it ended, if not with everything delivered.
+    pub end: Option<End>,
+}
+
+/// Why a session ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was not resumed within its grace.
+    Expired,
+    /// The server was started anew.
+    Restarted,
 }
 
 const RING_BYTES: u64 = 4096;
@@ -97,37 +117,44 @@ pub fn run(seed: u64, network: Network, records: u64) -> Result<Outcome, Failure
     Err(Failure::Stuck { seed, left })
 }
 
-struct Side {
-    sender: Sender,
-    receiver: Receiver,
+pub(super) struct Side {
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
     /// Retained frames by position: header and record numbers.
-    retained: BTreeMap<u64, Vec<u64>>,
+    pub(super) retained: BTreeMap<u64, Vec<u64>>,
     open: Vec<u64>,
-    lens: BTreeMap<u64, u32>,
+    pub(super) lens: BTreeMap<u64, u32>,
     to_send: VecDeque<u64>,
     /// The oracle: what the other side's records should be.
     expected: VecDeque<u64>,
     /// Delivered and not yet consumed.
     inbox: VecDeque<u32>,
-    last_ack_at: u64,
+    pub(super) last_ack_at: u64,
 }
 
 struct Packet {
-    header: FrameHeader,
-    records: Vec<u64>,
+    /// The connection that it belongs to.
+    link: u32,
+    body: Body,
 }
 
-struct World {
-    seed: u64,
-    rng: Rng,
-    network: Network,
-    now: u64,
-    sides: [Side; 2],
+enum Body {
+    Frame(FrameHeader, Vec<u64>),
+    Greeting(Greeting),
+}
+
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) rng: Rng,
+    pub(super) network: Network,
+    pub(super) now: u64,
+    pub(super) sides: [Side; 2],
+    pub(super) dialing: Dialing,
     /// Packets under way, by arrival and a number that tells equal ones apart.
     flying: BTreeMap<(u64, u64), (usize, Packet)>,
     counter: u64,
     partitioned_until: u64,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 impl World {
@@ -149,6 +176,7 @@ impl World {
             network,
             now: 0,
             sides: [side(0), side(1 << 32)],
+            dialing: Dialing::new(seed),
             flying: BTreeMap::new(),
             counter: 0,
             partitioned_until: 0,
@@ -157,7 +185,7 @@ impl World {
     }
 
     fn is_done(&self) -> bool {
-        self.sides.iter().all(|side| side.expected.is_empty())
+        self.outcome.end.is_some() || self.sides.iter().all(|side| side.expected.is_empty())
     }
 
     fn step(&mut self) -> Result<(), Failure> {
@@ -165,9 +193,10 @@ impl World {
         if self.rng.chance(self.network.partition) && self.rng.chance(16) {
             self.partitioned_until = self.now + self.rng.below(2000);
         }
-        if self.rng.chance(self.network.disconnect) && self.rng.chance(16) {
-            self.reconnect()?;
+        if self.rng.chance(self.network.jump) && self.rng.chance(2) {
+            self.now += self.rng.below(5_000);
         }
+        self.dial();
         for n in 0..2 {
             self.append(n);
             self.consume(n);
@@ -214,35 +243,42 @@ impl World {
     }
 
     /// Sends every retained frame from a position on.
-    fn transmit_from(&mut self, n: usize, from: u64) {
+    pub(super) fn transmit_from(&mut self, n: usize, from: u64) {
         let side = &self.sides[n];
         let (ack, credit) = (side.receiver.ack(), side.receiver.credit());
         let packets: Vec<_> = side
             .retained
             .range(from..)
-            .map(|(&at, records)| Packet {
-                header: FrameHeader::new(FrameKind::Data, side.lens[&at], at, ack, credit),
-                records: records.clone(),
+            .map(|(&at, records)| {
+                let header = FrameHeader::new(FrameKind::Data, side.lens[&at], at, ack, credit);
+                (header, records.clone())
             })
             .collect();
-        for packet in packets {
-            self.send(1 - n, packet);
+        for (header, records) in packets {
+            self.send_frame(n, header, records);
         }
     }
 
     fn send_control(&mut self, n: usize) {
         let receiver = &self.sides[n].receiver;
         let header = FrameHeader::new(FrameKind::Ack, 0, 0, receiver.ack(), receiver.credit());
-        self.send(
-            1 - n,
-            Packet {
-                header,
-                records: Vec::new(),
-            },
-        );
+        self.send_frame(n, header, Vec::new());
     }
 
-    fn send(&mut self, to: usize, packet: Packet) {
+    fn send_frame(&mut self, n: usize, header: FrameHeader, records: Vec<u64>) {
+        if let Some(link) = self.dialing.link_of(n) {
+            self.send(1 - n, link, Body::Frame(header, records));
+        }
+    }
+
+    pub(super) fn send_greeting(&mut self, to: usize, link: u32, greeting: Greeting) {
+        self.send(to, link, Body::Greeting(greeting));
+    }
+
+    fn send(&mut self, to: usize, link: u32, body: Body) {
+        if self.dialing.is_dead(link) {
+            return;
+        }
         if self.rng.chance(self.network.drop) || self.now < self.partitioned_until {
             self.outcome.dropped += 1;
             return;
@@ -251,10 +287,11 @@ impl World {
         for _ in 0..copies {
             let arrival = self.now + 1 + self.rng.below(self.network.delay_max);
             self.counter += 1;
-            let copy = Packet {
-                header: packet.header,
-                records: packet.records.clone(),
+            let body = match &body {
+                Body::Frame(header, records) => Body::Frame(*header, records.clone()),
+                Body::Greeting(greeting) => Body::Greeting(*greeting),
             };
+            let copy = Packet { link, body };
             self.flying.insert((arrival, self.counter), (to, copy));
         }
     }
@@ -264,9 +301,17 @@ impl World {
             if entry.key().0 > self.now {
                 break;
             }
-            let (to, packet) = entry.remove();
+            let (to, Packet { link, body }) = entry.remove();
             let seed = self.seed;
-            self.receive(to, &packet).map_err(|failure| match failure {
+            let judged = match body {
+                Body::Greeting(greeting) => self.greeted(link, greeting).map_err(Ok),
+                Body::Frame(header, records) if self.dialing.takes(to, link) => {
+                    self.receive(to, header, &records)
+                }
+                // Its connection is gone.
+                Body::Frame(..) => Ok(()),
+            };
+            judged.map_err(|failure| match failure {
                 Ok(violation) => Failure::Judged { seed, violation },
                 Err(failure) => failure,
             })?;
@@ -275,8 +320,13 @@ impl World {
     }
 
     /// A packet through the wire format and the core of its receiver.
-    fn receive(&mut self, to: usize, packet: &Packet) -> Result<(), Result<Violation, Failure>> {
-        let header = FrameHeader::decode(&packet.header.bytes(), FRAME_BYTES_MAX).map_err(Ok)?;
+    fn receive(
+        &mut self,
+        to: usize,
+        header: FrameHeader,
+        records: &[u64],
+    ) -> Result<(), Result<Violation, Failure>> {
+        let header = FrameHeader::decode(&header.bytes(), FRAME_BYTES_MAX).map_err(Ok)?;
         let side = &mut self.sides[to];
         if side
             .sender
@@ -294,7 +344,7 @@ impl World {
             Verdict::Duplicate => self.outcome.duplicates += 1,
             Verdict::Gap => self.outcome.gaps += 1,
             Verdict::Deliver => {
-                for &record in &packet.records {
+                for &record in records {
                     let expected = side.expected.pop_front();
                     if expected != Some(record) {
                         let (seed, got) = (self.seed, Some(record));
@@ -320,26 +370,6 @@ impl World {
             self.sides[n].receiver.on_consumed(len);
         }
     }
-
-    /// The connection breaks and comes back: both sides say what they have, and replay.
-    fn reconnect(&mut self) -> Result<(), Failure> {
-        self.outcome.disconnects += 1;
-        self.flying.clear();
-        let seed = self.seed;
-        for n in 0..2 {
-            let position = self.sides[1 - n].receiver.ack();
-            let credit = self.sides[1 - n].receiver.credit();
-            let side = &mut self.sides[n];
-            let lens = &side.lens;
-            side.sender
-                .resume(position, |at| lens.get(&at).copied().unwrap_or(0))
-                .and_then(|()| side.sender.on_ack(position, credit))
-                .map_err(|violation| Failure::Judged { seed, violation })?;
-            side.retained = side.retained.split_off(&position);
-            self.transmit_from(n, position);
-        }
-        Ok(())
-    }
 }
 
 const _: () = assert!(align8(1) == 8 && WINDOW_BYTES >= 2 * (FRAME_BYTES_MAX as u64 + HEADER));
@@ -359,16 +389,21 @@ mod tests {
             delay_max: u64::from(up_to(60)),
             disconnect: up_to(8),
             partition: up_to(4),
+            // One world in eight has a server that crashes, one in four a clock that jumps.
+            crash: u8::from(seed % 8 == 3) * 8,
+            jump: u8::from(seed % 4 == 2) * 8,
         }
     }
 
+    /// `FARCALL_SIM_SEED` runs one seed, `FARCALL_SIM_SEEDS` the first so many.
     #[test]
     fn two_thousand_seeds_deliver_everything_once_and_in_order() {
-        let one = std::env::var("FARCALL_SIM_SEED")
-            .ok()
-            .map(|seed| seed.parse().unwrap());
-        let seeds = one.map_or(0..2000, |seed: u64| seed..seed + 1);
+        let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().unwrap());
+        let one = number("FARCALL_SIM_SEED");
+        let many = number("FARCALL_SIM_SEEDS").unwrap_or(2000);
+        let seeds = one.map_or(0..many, |seed| seed..seed + 1);
         let mut sum = Outcome::default();
+        let (mut expired, mut restarted) = (0, 0);
         for seed in seeds {
             let outcome = run(seed, weather(seed), 40)
                 .unwrap_or_else(|failure| panic!("{failure} (replay: FARCALL_SIM_SEED={seed})"));
@@ -376,10 +411,17 @@ mod tests {
             sum.duplicates += outcome.duplicates;
             sum.gaps += outcome.gaps;
             sum.disconnects += outcome.disconnects;
+            sum.resumes += outcome.resumes;
+            sum.stale += outcome.stale;
+            expired += u64::from(outcome.end == Some(End::Expired));
+            restarted += u64::from(outcome.end == Some(End::Restarted));
         }
+        println!("{sum:?}, {expired} expired, {restarted} restarted");
         if one.is_none() {
             assert!(sum.dropped > 5_000 && sum.duplicates > 5_000, "{sum:?}");
             assert!(sum.gaps > 5_000 && sum.disconnects > 500, "{sum:?}");
+            assert!(sum.resumes > 500 && sum.stale > 10, "{sum:?}");
+            assert!(expired > 0 && restarted > 10, "{expired} {restarted}");
         }
     }
 

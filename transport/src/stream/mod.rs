@@ -5,12 +5,14 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::sys::poll::PollSet;
 use crate::sys::{socket, sync};
 
 pub(crate) mod ring;
+pub(crate) mod severed;
 pub(crate) mod shm;
 pub(crate) mod tcp;
 pub(crate) mod verbs;
@@ -52,6 +54,23 @@ pub(crate) trait Stream: Send + Sync {
 
     /// The sleep announced by `arm` is over.
     fn disarm(&self) {}
+
+    /// After the connection is lost: the last `bytes` that were sent, if the stream itself still has them.
+    /// A sender over a stream that has none keeps a copy of what the peer may not have.
+    fn unread(&self, bytes: usize) -> Option<Vec<u8>> {
+        let _ = bytes;
+        None
+    }
+
+    /// Whether [`Stream::unread`] gives everything that the peer has not received.
+    fn keeps_unread(&self) -> bool {
+        false
+    }
+
+    /// A descriptor that is readable once the process at the other end has ended, where that can be known.
+    fn peer_process(&self) -> Option<&OwnedFd> {
+        None
+    }
 
     /// In a forked child: lets go of the descriptors without a word to the peer.
     /// Async-signal-safe.

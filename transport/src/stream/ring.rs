@@ -57,6 +57,11 @@ impl Sides<'_> {
         Ok((produced, ring_bytes - used))
     }
 
+    /// Everything that was written so far.
+    pub(crate) fn produced(self) -> u64 {
+        self.near.produced.0.load(Relaxed)
+    }
+
     /// Everything before `position` of our ring is there.
     #[inline]
     pub(crate) fn produce(self, position: u64) {

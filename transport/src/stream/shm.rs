@@ -21,7 +21,7 @@ use crate::num::{to_u64, to_usize};
 use crate::sys::event::EventFd;
 use crate::sys::poll::{IN, PollSet};
 use crate::sys::sharedring::{self, SharedRing, WORDS_BYTES};
-use crate::sys::{fdpass, socket};
+use crate::sys::{fdpass, socket, unix};
 
 /// Ring of the call plane: as large as the default send ring, so that it is hardly ever full and the
 /// program's thread sends each batch itself.
@@ -129,7 +129,8 @@ impl Near {
             own,
             peer: EventFd::from_fd(peer),
         };
-        let call = Shm::new(self.call, call, bells(self.call_bell, call_bell), &socket);
+        let mut call = Shm::new(self.call, call, bells(self.call_bell, call_bell), &socket);
+        call.process = unix::peer_process(&socket);
         let bulk = Shm::new(self.bulk, bulk, bells(self.bulk_bell, bulk_bell), &socket);
         Ok((call, bulk))
     }
@@ -148,6 +149,8 @@ pub(crate) struct Shm {
     far: SharedRing,
     bells: Bells,
     socket: Arc<OwnedFd>,
+    /// Readable once the peer's process has ended, where the system can tell.
+    process: Option<OwnedFd>,
     /// Threads that sleep, or are about to.
     sleepers: Mutex<u32>,
     /// Someone slept: the peer may have died meanwhile.
@@ -162,6 +165,7 @@ impl Shm {
             far,
             bells,
             socket: Arc::clone(socket),
+            process: None,
             sleepers: Mutex::new(0),
             suspicious: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -302,6 +306,24 @@ impl Stream for Shm {
             self.sides().retract();
             self.bells.own.clear();
         }
+    }
+
+    fn unread(&self, bytes: usize) -> Option<Vec<u8>> {
+        let start = self.sides().produced().checked_sub(to_u64(bytes))?;
+        if bytes > self.near.bytes() {
+            return None;
+        }
+        let mut unread = vec![0; bytes];
+        self.near.read(start, socket::as_uninit(&mut unread));
+        Some(unread)
+    }
+
+    fn keeps_unread(&self) -> bool {
+        true
+    }
+
+    fn peer_process(&self) -> Option<&OwnedFd> {
+        self.process.as_ref()
     }
 
     fn abandon(&self) {

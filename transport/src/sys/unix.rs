@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
@@ -50,11 +50,29 @@ pub(crate) fn connect_path(path: &str) -> io::Result<OwnedFd> {
 
 /// Whether the other end belongs to this user or to root: only those may pose as a server.
 pub(crate) fn peer_is_trusted(fd: &OwnedFd) -> bool {
+    // SAFETY: cannot fail.
+    peer(fd).is_some_and(|peer| peer.uid == 0 || peer.uid == unsafe { libc::geteuid() })
+}
+
+/// A descriptor that is readable once the process that connected has ended. None where the system cannot
+/// tell, such as for a process of another PID namespace.
+pub(crate) fn peer_process(fd: &OwnedFd) -> Option<OwnedFd> {
+    let pid = peer(fd)?.pid;
+    if pid <= 0 {
+        return None;
+    }
+    // SAFETY: no pointers.
+    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let process = RawFd::try_from(process).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: just created, owned by nobody else.
+    Some(unsafe { OwnedFd::from_raw_fd(process) })
+}
+
+/// Who connected, or listens, at the other end.
+fn peer(fd: &OwnedFd) -> Option<libc::ucred> {
     // SAFETY: an all-zero ucred is valid.
     let mut peer: libc::ucred = unsafe { MaybeUninit::zeroed().assume_init() };
-    let Ok(mut size) = libc::socklen_t::try_from(size_of::<libc::ucred>()) else {
-        return false;
-    };
+    let mut size = libc::socklen_t::try_from(size_of::<libc::ucred>()).ok()?;
     // SAFETY: `peer` is `size` writable bytes.
     let result = unsafe {
         libc::getsockopt(
@@ -65,8 +83,7 @@ pub(crate) fn peer_is_trusted(fd: &OwnedFd) -> bool {
             &raw mut size,
         )
     };
-    // SAFETY: cannot fail.
-    result == 0 && (peer.uid == 0 || peer.uid == unsafe { libc::geteuid() })
+    (result == 0).then_some(peer)
 }
 
 /// Whether a socket is a Unix socket.

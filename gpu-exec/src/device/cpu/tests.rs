@@ -65,6 +65,7 @@ impl Rig {
         take(
             &mut self.device,
             &to_vec(Head::request(R::NUMBER, CONTEXT, 0), record),
+            &mut 0,
         )
         .unwrap();
     }
@@ -75,6 +76,7 @@ impl Rig {
         take(
             &mut self.device,
             &to_vec(Head::request(R::NUMBER, CONTEXT, self.ticket), record),
+            &mut 0,
         )
         .unwrap();
         self.ticket

@@ -1,72 +1,33 @@
 //! The bulk plane: large transfers on a connection of their own, from the sender's memory and
-//! into the receiver's, without a copy in between.
+//! into the receiver's, without a copy in between. Here: receiving.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use super::bulk_wire::{BULK_HEADER_BYTES, BulkHeader, Cursor};
-use super::stats::Flush;
-use super::{Agreed, Endpoint};
-use crate::connect::exchange;
-use crate::error::{AdoptError, BulkError, CloseReason, SendError, Violation, WaitError};
-use crate::handshake::{
-    ClientHead, Handover, HandoverKind, HelloKind, SERVER_HEAD_BYTES, ServerHead,
-};
+use super::Endpoint;
+use super::bulk_link::{BulkLink, refused};
+use super::bulk_wire::{BULK_HEADER_BYTES, BulkHeader};
+use super::send::CTL_ACK;
+use crate::error::{BulkError, CloseReason, Violation, WaitError};
+use crate::handshake::{SERVER_HEAD_BYTES, ServerHead};
 use crate::num::{to_u64, to_usize};
-use crate::options::SocketOptions;
-use crate::stream::tcp::TcpStream;
 use crate::stream::{Stream, recv_into};
-use crate::sys::poll::PollSet;
 
 /// Most bytes that one look at the bulk plane receives, so that the call plane gets its turn.
 const TURN_BYTES: usize = 4 << 20;
 /// Where bytes of cancelled transfers go.
 const SCRATCH_BYTES: usize = 64 << 10;
-
-/// How a client opens its bulk connection.
-pub(crate) struct BulkConnector {
-    pub(crate) address: SocketAddr,
-    pub(crate) agreed: Agreed,
-    pub(crate) socket: SocketOptions,
-}
-
-/// The sending half.
-pub(super) struct BulkOut {
-    connector: Option<BulkConnector>,
-    stream: Option<Arc<dyn Stream>>,
-    /// Handshake bytes that go first.
-    prelude: Vec<u8>,
-}
-
-type OutGuard<'a> = MutexGuard<'a, BulkOut>;
-impl BulkOut {
-    pub(super) fn new(connector: Option<BulkConnector>) -> Self {
-        Self {
-            connector,
-            stream: None,
-            prelude: Vec::new(),
-        }
-    }
-
-    /// Sends what is left of the handshake; true when nothing is.
-    fn finish_prelude(&mut self) -> io::Result<bool> {
-        while let (Some(stream), false) = (&self.stream, self.prelude.is_empty()) {
-            match stream.send(&[IoSlice::new(&self.prelude)]) {
-                Ok(sent) => drop(self.prelude.drain(..sent)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(true)
-    }
-}
+/// After the bulk plane has ended: how long the call plane may take to show a goodbye.
+pub(super) const BULK_PATIENCE: Duration = Duration::from_millis(20);
+/// The peer is told at once when so much has arrived since it was last told: it keeps what it does not know to
+/// have arrived.
+const ACK_BYTES: u64 = 1 << 20;
 
 /// Called once with the length of the transfer, or with why it did not come.
 pub type BulkDone = Box<dyn FnOnce(Result<usize, BulkError>) + Send>;
@@ -94,7 +55,10 @@ struct Current {
 /// The receiving half.
 #[derive(Default)]
 pub(super) struct BulkIn {
-    stream: Option<Arc<dyn Stream>>,
+    pub(super) stream: Option<Arc<dyn Stream>>,
+    pub(super) link: BulkLink,
+    /// Bytes of all transfers so far.
+    received: u64,
     /// Bytes of the server's answer that are still to come (client only).
     welcome: Vec<u8>,
     welcome_left: usize,
@@ -113,44 +77,6 @@ enum Step {
 }
 
 impl Endpoint {
-    /// Sends `parts` as transfer `id`, straight from the caller's memory, after flushing what
-    /// was appended. The peer receives it where it posted `id`. Returns when the system has
-    /// taken the bytes: the memory may be reused.
-    ///
-    /// Blocks for as long as the peer does not receive, and receives meanwhile. Transfers of
-    /// several threads go one after the other.
-    ///
-    /// # Errors
-    /// [`SendError::Closed`].
-    pub fn bulk_send(&self, id: u64, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
-        self.check()?;
-        self.flush_for(Flush::Forced);
-        let total: usize = parts.iter().map(|part| part.len()).sum();
-        let header = BulkHeader::new(id, to_u64(total)).bytes();
-        let mut cursor = Cursor::new(&header, parts);
-        // A server's connection comes from the client, through `attach_bulk`, which needs the lock.
-        let mut out = self.lock_bulk_out(|out| out.stream.is_some() || out.connector.is_some())?;
-        let mut error = None;
-        let mut step = || {
-            let result = send_step(&mut out, &mut cursor);
-            error = result.err();
-            error.is_some() || cursor.is_done()
-        };
-        if !step() {
-            self.wait_core(&mut step, true, None).map_err(only_closed)?;
-        }
-        drop(out);
-        self.notify();
-        if let Some(error) = error {
-            self.fail(CloseReason::of_stream(error));
-            return Err(SendError::Closed(self.shared.reason()));
-        }
-        let counters = &self.shared.counters;
-        counters.add(&counters.bulk_out, 1);
-        counters.add(&counters.bulk_bytes_out, to_u64(total));
-        Ok(())
-    }
-
     /// Says where transfer `id` goes: its bytes are received straight into `dest`, and `done`
     /// is called with its length by the thread that receives. Transfers may be posted in any
     /// order, but the peer's next one holds up those after it until it is posted.
@@ -259,102 +185,6 @@ impl Endpoint {
         }
     }
 
-    /// Server side: gives the session its bulk connection. `fd` and `state` come from
-    /// [`crate::Incoming::into_parts`] of a connection of kind `Bulk` for this session.
-    ///
-    /// # Errors
-    /// [`AdoptError::WrongSession`] when the client cannot prove that it owns the session, or
-    /// the session has a bulk connection already.
-    pub fn attach_bulk(&self, fd: OwnedFd, state: &[u8]) -> Result<(), AdoptError> {
-        self.check()?;
-        let handover = Handover::decode(state)?;
-        let mine = handover.kind == HandoverKind::Bulk
-            && handover.agreed.session == self.shared.session
-            && handover.agreed.key.matches(&self.shared.key);
-        if !mine {
-            exchange::refuse_quietly(fd);
-            return Err(AdoptError::WrongSession);
-        }
-        let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, self.peer())?);
-        let head = ServerHead::welcome(
-            self.shared.session,
-            self.shared.key,
-            &handover.agreed.local,
-            0,
-        );
-        let mut out = self.lock_bulk_out(|_| true)?;
-        if out.stream.is_some() {
-            return Err(AdoptError::WrongSession);
-        }
-        out.stream = Some(Arc::clone(&stream));
-        out.prelude = head.bytes().to_vec();
-        let sent = out.finish_prelude();
-        drop(out);
-        self.shared.bulk_in.lock().stream = Some(stream);
-        sent?;
-        self.notify();
-        Ok(())
-    }
-
-    /// Gives the session a bulk connection that needs no handshake.
-    pub(crate) fn attach_bulk_stream(&self, stream: Arc<dyn Stream>) {
-        self.shared.bulk_out.lock().stream = Some(Arc::clone(&stream));
-        self.shared.bulk_in.lock().stream = Some(stream);
-    }
-
-    /// Client: opens the bulk connection, without waiting for it.
-    fn open_bulk(&self) -> Result<(), CloseReason> {
-        let shared = &*self.shared;
-        if shared.trailing.is_none() || shared.bulk_in.lock().stream.is_some() {
-            return Ok(());
-        }
-        let mut out = self.lock_bulk_out(|_| true)?;
-        self.open_bulk_locked(&mut out).map_err(CloseReason::lost)
-    }
-
-    fn open_bulk_locked(&self, out: &mut BulkOut) -> io::Result<()> {
-        let (None, Some(connector)) = (&out.stream, &out.connector) else {
-            return Ok(());
-        };
-        let Agreed {
-            session,
-            key,
-            local,
-            ..
-        } = connector.agreed;
-        let head = ClientHead::new(HelloKind::Bulk, &local, 0, 0).with_session(session, key);
-        let fd = crate::sys::socket::connect_start(&connector.address, &connector.socket)?;
-        let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, Some(connector.address))?);
-        out.stream = Some(Arc::clone(&stream));
-        out.prelude = head.bytes().to_vec();
-        let mut bulk = self.shared.bulk_in.lock();
-        bulk.stream = Some(stream);
-        bulk.welcome_left = SERVER_HEAD_BYTES;
-        Ok(())
-    }
-
-    /// The right to send on the bulk plane once it is `usable`; a client's connection is open then.
-    fn lock_bulk_out(&self, usable: fn(&BulkOut) -> bool) -> Result<OutGuard<'_>, CloseReason> {
-        let shared = &*self.shared;
-        let mut guard = None;
-        let mut lock = || {
-            guard = shared.bulk_out.try_lock().filter(|out| usable(out));
-            guard.is_some()
-        };
-        if !lock() {
-            self.wait_core(&mut lock, false, None)
-                .map_err(only_closed)?;
-        }
-        // `wait_core` returns Ok only after `lock` said true.
-        let mut out = guard.unwrap_or_else(|| shared.bulk_out.lock());
-        if let Err(error) = self.open_bulk_locked(&mut out) {
-            drop(out);
-            self.fail(CloseReason::lost(error));
-            return Err(shared.reason());
-        }
-        Ok(out)
-    }
-
     /// Receives bulk data that has a destination. Returns whether any came.
     pub(super) fn pump_bulk(&self) -> bool {
         let shared = &*self.shared;
@@ -362,8 +192,15 @@ impl Endpoint {
             return false;
         }
         if let Some(mut out) = shared.bulk_out.try_lock() {
-            // An error shows on the receiving half, too.
-            let _ = out.finish_prelude();
+            match out.refresh(shared) {
+                // An error shows on the receiving half, too.
+                Ok(()) => drop(out.finish_prelude()),
+                Err(violation) => {
+                    drop(out);
+                    self.fail(violation.into());
+                    return true;
+                }
+            }
         }
         let mut moved = 0;
         while moved < TURN_BYTES {
@@ -381,11 +218,21 @@ impl Endpoint {
                         break;
                     }
                 }
+                Err(why @ CloseReason::Lost(_)) => {
+                    // Nothing more to read there; the call plane may yet show a goodbye.
+                    shared.bulk_stalled.store(true, SeqCst);
+                    self.report_loss(shared.link.epoch(), why, BULK_PATIENCE);
+                    break;
+                }
                 Err(why) => {
                     self.fail(why);
                     return true;
                 }
             }
+        }
+        let arrived = shared.bulk_received.load(Relaxed);
+        if arrived - shared.told_bulk.load(Relaxed).min(arrived) >= ACK_BYTES {
+            self.send_control(CTL_ACK);
         }
         moved > 0
     }
@@ -402,6 +249,7 @@ impl Endpoint {
             if bulk.header_len < BULK_HEADER_BYTES {
                 let got = read_some(&*stream, &mut bulk.header[bulk.header_len..])?;
                 bulk.header_len += got;
+                shared.bulk_received.store(bulk.count(got), Release);
                 return Ok(if got == 0 {
                     Step::Idle
                 } else {
@@ -428,6 +276,7 @@ impl Endpoint {
             });
         }
         let got = bulk.read_body(&*stream)?;
+        shared.bulk_received.store(bulk.count(got), Release);
         shared
             .counters
             .bump(&shared.counters.bulk_bytes_in, to_u64(got));
@@ -463,29 +312,21 @@ impl Endpoint {
             (dest.done)(Err(BulkError::Closed(why.clone())));
         }
     }
-
-    /// Adds what the leader waits for on the bulk plane, and says whether it may sleep.
-    pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> (bool, Armed) {
-        let shared = &*self.shared;
-        let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
-        let prelude = shared
-            .bulk_out
-            .try_lock()
-            .is_some_and(|out| !out.prelude.is_empty());
-        let write = write || (read && prelude);
-        if !(read || write) {
-            return (true, Armed(None));
-        }
-        Armed::new(shared.bulk_in.lock().stream.clone(), set, read, write)
-    }
-
-    /// Adds the bulk plane's taking more, for a thread that does not lead.
-    pub(super) fn arm_bulk_write(&self, set: &mut PollSet) -> (bool, Armed) {
-        Armed::new(self.shared.bulk_in.lock().stream.clone(), set, false, true)
-    }
 }
 
 impl BulkIn {
+    /// Counts bytes of transfers; how many there were so far.
+    fn count(&mut self, got: usize) -> u64 {
+        self.received += to_u64(got);
+        self.received
+    }
+
+    /// The server's answer comes first.
+    pub(super) fn expect_welcome(&mut self, bytes: usize) {
+        self.welcome.clear();
+        self.welcome_left = bytes;
+    }
+
     /// Reads the server's answer to the bulk hello.
     fn read_welcome(&mut self, stream: &dyn Stream) -> Result<Step, CloseReason> {
         let mut bytes = [0; SERVER_HEAD_BYTES];
@@ -503,10 +344,7 @@ impl BulkIn {
         bytes.copy_from_slice(&welcome);
         match ServerHead::decode(&bytes) {
             Ok(head) if head.refused().is_none() && head.payload_len() == 0 => Ok(Step::Moved(got)),
-            _ => Err(CloseReason::lost(io::Error::new(
-                io::ErrorKind::ConnectionRefused,
-                "the server refused the bulk connection",
-            ))),
+            _ => Err(refused()),
         }
     }
 
@@ -541,42 +379,6 @@ impl BulkIn {
     }
 }
 
-/// A stream that someone sleeps for; dropping it ends that.
-pub(super) struct Armed(Option<Arc<dyn Stream>>);
-
-impl Armed {
-    fn new(
-        stream: Option<Arc<dyn Stream>>,
-        set: &mut PollSet,
-        read: bool,
-        write: bool,
-    ) -> (bool, Self) {
-        let idle = stream
-            .as_ref()
-            .is_none_or(|stream| stream.arm(set, read, write));
-        (idle, Self(stream))
-    }
-}
-
-impl Drop for Armed {
-    fn drop(&mut self) {
-        if let Some(stream) = &self.0 {
-            stream.disarm();
-        }
-    }
-}
-
-fn send_step(out: &mut BulkOut, cursor: &mut Cursor<'_, '_>) -> io::Result<()> {
-    if !out.finish_prelude()? {
-        return Ok(());
-    }
-    // A server waits until the client has opened the connection.
-    let Some(stream) = out.stream.clone() else {
-        return Ok(());
-    };
-    cursor.send(&*stream)
-}
-
 /// Reads into a buffer of ours; nothing there counts as 0 bytes.
 fn read_some(stream: &dyn Stream, buffer: &mut [u8]) -> Result<usize, CloseReason> {
     read_result(recv_into(stream, buffer))
@@ -588,13 +390,5 @@ fn read_result(result: io::Result<usize>) -> Result<usize, CloseReason> {
         Ok(got) => Ok(got),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
         Err(error) => Err(CloseReason::of_stream(error)),
-    }
-}
-
-/// Waits without a deadline that deliver nothing end early only with the session.
-fn only_closed(error: WaitError) -> CloseReason {
-    match error {
-        WaitError::Closed(why) => why,
-        WaitError::TimedOut | WaitError::InHandler => CloseReason::Local,
     }
 }

@@ -1,0 +1,142 @@
+//! Further connections of a session that the client has: its bulk connection, and the next one after
+//! a loss.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{exchange, local, open_one};
+use crate::endpoint::Agreed;
+use crate::error::RefuseCode;
+use crate::handshake::{ClientHead, HelloKind, Positions, SERVER_HEAD_BYTES, ServerHead};
+use crate::options::SocketOptions;
+use crate::stream::shm::Near;
+use crate::stream::tcp::TcpStream;
+use crate::stream::{Planes, Stream};
+use crate::sys::socket;
+
+/// Where the server was found.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Tcp(SocketAddr),
+    Local(local::Door),
+}
+
+/// How a client opens further connections of its session.
+#[derive(Clone, Debug)]
+pub(crate) struct Redial {
+    pub(crate) place: Place,
+    pub(crate) agreed: Agreed,
+    pub(crate) socket: SocketOptions,
+}
+
+/// A connection that is being opened, and the bytes that go first.
+pub(crate) type Opening = (Arc<dyn Stream>, Vec<u8>);
+
+/// Why a session was not resumed.
+#[derive(Debug)]
+pub(crate) enum DialError {
+    /// It may work later.
+    Again(io::Error),
+    /// The server lives, and has given the session up.
+    Expired,
+    /// Another run of the server answers.
+    Restarted,
+    /// The server's process is gone.
+    Dead,
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> Self {
+        Self::Again(error)
+    }
+}
+
+impl Redial {
+    /// Opens the session's next connection: what it is made of, and what has arrived at the server.
+    ///
+    /// Blocks until `deadline` at most.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub(crate) fn resume(
+        &self,
+        link: u32,
+        positions: Positions,
+        deadline: Instant,
+    ) -> Result<(Planes, Positions), DialError> {
+        let stream = match &self.place {
+            Place::Tcp(address) => open_one(address, &self.socket, deadline)?,
+            // Where nobody listens on this host, no server runs.
+            Place::Local(door) => match door.open() {
+                Err(error) if is_absent(&error) => return Err(DialError::Dead),
+                socket => TcpStream::new(socket?, None)?,
+            },
+        };
+        let head = self.head(HelloKind::Resume, link).with_positions(positions);
+        exchange::send_all(&stream, &[&head.bytes()], Some(deadline))?;
+        let there = self.read_answer(&stream, deadline)?;
+        if matches!(self.place, Place::Tcp(_)) {
+            return Ok(((Arc::new(stream), None), there));
+        }
+        let near = Near::new()?;
+        let (offer, fds) = exchange::recv_offer(&stream, Some(deadline))?;
+        near.send(stream.fd())?;
+        let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
+        Ok(((call, Some(bulk)), there))
+    }
+
+    /// Starts opening the bulk connection. None where the bulk plane comes
+    /// with the call plane. Does not block.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn open_bulk(&self, link: u32) -> io::Result<Option<Opening>> {
+        let Place::Tcp(address) = &self.place else {
+            return Ok(None);
+        };
+        let fd: OwnedFd = socket::connect_start(address, &self.socket)?;
+        let stream = TcpStream::new(fd, Some(*address))?;
+        let head = self.head(HelloKind::Bulk, link);
+        Ok(Some((Arc::new(stream), head.bytes().to_vec())))
+    }
+
+    fn head(&self, kind: HelloKind, link: u32) -> ClientHead {
+        let Agreed {
+            session,
+            key,
+            local,
+            ..
+        } = self.agreed;
+        ClientHead::new(kind, &local, 0, 0)
+            .with_session(session, key)
+            .with_link(link)
+    }
+
+    fn read_answer(&self, stream: &TcpStream, deadline: Instant) -> Result<Positions, DialError> {
+        let mut bytes = [0; SERVER_HEAD_BYTES];
+        exchange::recv_exact(stream, &mut bytes, Some(deadline))?;
+        let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let head = ServerHead::decode(&bytes).map_err(malformed)?;
+        match head.refused() {
+            None if head.session() == self.agreed.session => Ok(head.positions()),
+            None => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+            Some(RefuseCode::SESSION) => Err(DialError::Expired),
+            Some(RefuseCode::RESTARTED) => Err(DialError::Restarted),
+            Some(code) => {
+                let why = format!("the server refuses to resume the session ({})", code.0);
+                Err(io::Error::other(why).into())
+            }
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
+}

@@ -1,0 +1,228 @@
+//! The connection of the bulk plane: opened by the client when first needed, lost with the call plane's.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::Endpoint;
+use super::bulk_in::BulkIn;
+use super::bulk_out::only_closed;
+use crate::connect::exchange;
+use crate::error::{AdoptError, CloseReason, WaitError};
+use crate::handshake::{Handover, HandoverKind, SERVER_HEAD_BYTES, ServerHead};
+use crate::stream::Stream;
+use crate::stream::tcp::TcpStream;
+use crate::sys::poll::PollSet;
+
+impl Endpoint {
+    /// Server side: gives the session its bulk connection. `fd` and `state` come from
+    /// [`crate::Incoming::into_parts`] of a connection of kind `Bulk` for this session.
+    ///
+    /// After a lost connection it sends what the client lacks of earlier transfers, and blocks for as long
+    /// as the client does not take it.
+    ///
+    /// # Errors
+    /// [`AdoptError::WrongSession`] when the client cannot prove that it owns the session, or
+    /// the session has a bulk connection already.
+    pub fn attach_bulk(&self, fd: OwnedFd, state: &[u8]) -> Result<(), AdoptError> {
+        self.check()?;
+        let shared = &*self.shared;
+        let handover = Handover::decode(state)?;
+        let mine = handover.kind == HandoverKind::Bulk
+            && handover.agreed.session == shared.session
+            && handover.agreed.key.matches(&shared.key)
+            && handover.link == shared.link.number();
+        if !mine {
+            exchange::refuse_quietly(fd);
+            return Err(AdoptError::WrongSession);
+        }
+        let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, self.peer())?);
+        let head = ServerHead::welcome(shared.session, shared.key, &handover.agreed.local, 0);
+        {
+            let mut bulk = shared.bulk_in.lock();
+            if bulk.stream.is_some() || shared.link.is_down() {
+                return Err(AdoptError::WrongSession);
+            }
+            bulk.open(stream, head.bytes().to_vec(), 0);
+            shared.bulk_version.fetch_add(1, SeqCst);
+            shared.bulk_stalled.store(false, SeqCst);
+        }
+        self.flush_bulk(None).map_err(only_closed)?;
+        Ok(())
+    }
+
+    /// Gives the session a bulk connection that needs no handshake.
+    pub(crate) fn attach_bulk_stream(&self, stream: Arc<dyn Stream>) {
+        self.shared.bulk_in.lock().open(stream, Vec::new(), 0);
+        self.shared.bulk_version.fetch_add(1, SeqCst);
+    }
+
+    /// Client: opens the bulk connection, without waiting for it, if there is none. Does nothing while
+    /// there is no connection at all.
+    pub(super) fn open_bulk(&self) -> Result<(), CloseReason> {
+        let shared = &*self.shared;
+        let Some(redial) = &shared.redial else {
+            return Ok(());
+        };
+        let mut bulk = shared.bulk_in.lock();
+        if bulk.stream.is_some() || shared.link.is_down() {
+            return Ok(());
+        }
+        match redial.open_bulk(shared.link.number()) {
+            Ok(None) => {}
+            Ok(Some((stream, hello))) => {
+                bulk.open(stream, hello, SERVER_HEAD_BYTES);
+                shared.bulk_version.fetch_add(1, SeqCst);
+                shared.bulk_stalled.store(false, SeqCst);
+            }
+            Err(error) => {
+                drop(bulk);
+                let why = CloseReason::lost(error);
+                self.report_loss(shared.link.epoch(), why.clone(), Duration::ZERO);
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Client: after the session was resumed, opens the bulk connection if the session had one, and sends
+    /// what goes first on it. False: there is more to do, after `time`.
+    pub(super) fn reopen_bulk(&self, time: Duration) -> bool {
+        let was_open = self.shared.bulk_in.lock().was_open();
+        if !was_open || self.open_bulk().is_err() {
+            return true;
+        }
+        // Otherwise it ends early only with the session, or with a further loss.
+        !matches!(
+            self.flush_bulk(Some(Instant::now() + time)),
+            Err(WaitError::TimedOut)
+        )
+    }
+
+    /// Adds what the leader waits for on the bulk plane, and says whether it may sleep.
+    pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> (bool, Armed) {
+        let shared = &*self.shared;
+        let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
+        let prelude = shared
+            .bulk_out
+            .try_lock()
+            .is_some_and(|out| out.has_prelude());
+        let write = write || (read && prelude);
+        if !(read || write) {
+            return (true, Armed(None));
+        }
+        Armed::new(shared.bulk_in.lock().stream.clone(), set, read, write)
+    }
+
+    /// Adds the bulk plane's taking more, for a thread that does not lead.
+    pub(super) fn arm_bulk_write(&self, set: &mut PollSet) -> (bool, Armed) {
+        Armed::new(self.shared.bulk_in.lock().stream.clone(), set, false, true)
+    }
+}
+
+/// What the receiving half knows of the connection. Every change is counted in `bulk_version`, under the
+/// lock of `BulkIn`.
+#[derive(Default)]
+pub(super) struct BulkLink {
+    /// Handshake bytes that the sending half has not taken over.
+    prelude: Vec<u8>,
+    /// What the peer has received: where sending goes on.
+    there: u64,
+    /// The sending half has seen this connection.
+    taken: bool,
+    /// There was a connection before.
+    used: bool,
+}
+
+impl BulkIn {
+    /// A connection is there. `answer` bytes come before the transfers.
+    pub(super) fn open(&mut self, stream: Arc<dyn Stream>, prelude: Vec<u8>, answer: usize) {
+        self.stream = Some(stream);
+        self.expect_welcome(answer);
+        self.link.prelude = prelude;
+        self.link.taken = false;
+        self.link.used = true;
+    }
+
+    /// The connection is lost; what was received of a transfer stays.
+    pub(super) fn detach(
+        &mut self,
+        version: &std::sync::atomic::AtomicU64,
+    ) -> Option<Arc<dyn Stream>> {
+        let old = self.stream.take();
+        self.expect_welcome(0);
+        self.link.prelude = Vec::new();
+        version.fetch_add(1, SeqCst);
+        old
+    }
+
+    /// The session goes on: with a bulk connection, or until one is opened. The peer has `there`.
+    pub(super) fn attach(
+        &mut self,
+        stream: Option<Arc<dyn Stream>>,
+        there: u64,
+        version: &std::sync::atomic::AtomicU64,
+    ) {
+        self.link.there = there;
+        if let Some(stream) = stream {
+            self.open(stream, Vec::new(), 0);
+        }
+        version.fetch_add(1, SeqCst);
+    }
+
+    /// For the sending half: the connection, what goes first, and where to go on.
+    pub(super) fn take_out(&mut self) -> Option<(Arc<dyn Stream>, Vec<u8>, u64)> {
+        let stream = self.stream.clone()?;
+        self.link.taken = true;
+        Some((
+            stream,
+            std::mem::take(&mut self.link.prelude),
+            self.link.there,
+        ))
+    }
+
+    /// Whether the sending half has seen the present connection.
+    pub(super) fn is_taken(&self) -> bool {
+        self.stream.is_none() || self.link.taken
+    }
+
+    fn was_open(&self) -> bool {
+        self.link.used
+    }
+}
+
+/// A stream that someone sleeps for; dropping it ends that.
+pub(super) struct Armed(Option<Arc<dyn Stream>>);
+
+impl Armed {
+    fn new(
+        stream: Option<Arc<dyn Stream>>,
+        set: &mut PollSet,
+        read: bool,
+        write: bool,
+    ) -> (bool, Self) {
+        let idle = stream
+            .as_ref()
+            .is_none_or(|stream| stream.arm(set, read, write));
+        (idle, Self(stream))
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            stream.disarm();
+        }
+    }
+}
+
+/// Errors of a connection that was refused, as the session's loss.
+pub(super) fn refused() -> CloseReason {
+    CloseReason::lost(io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        "the server refused the bulk connection",
+    ))
+}
