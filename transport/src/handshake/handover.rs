@@ -230,14 +230,18 @@ mod tests {
             gid_index: Some(255),
             mode: RdmaMode::Memory,
         };
+        let positions = Positions { call: 3, bulk: 4 };
         for rdma in [None, Some(RdmaOptions::default()), Some(named)] {
             let handover = Handover {
-                kind: HandoverKind::New,
+                kind: HandoverKind::Resume,
                 agreed,
                 rdma,
+                link: 7,
+                positions,
             };
             let back = Handover::decode(&handover.encode()).unwrap();
-            assert_eq!(back.rdma, rdma);
+            assert_eq!((back.rdma, back.kind), (rdma, HandoverKind::Resume));
+            assert_eq!((back.link, back.positions), (7, positions));
         }
     }
 }
