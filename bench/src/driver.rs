@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::ptr::null_mut;
 
 use farcall_fixtures::{gpu, paths};
@@ -67,7 +68,7 @@ impl Driver {
             // output) never look at the environment, and the standard library guards its own accesses.
             unsafe { std::env::set_var(name, value) };
         }
-        let path = paths::farcall().with_file_name("libcuda.so");
+        let path = library_path();
         // SAFETY: the library of this project: its constructor reads the environment and nothing else.
         let library =
             unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -161,6 +162,17 @@ impl Driver {
             (self.copy_to_host)(place, self.memory, 8)
         });
         value
+    }
+}
+
+/// The library that was built with this program; for benches, which lie elsewhere, that beside the command.
+fn library_path() -> PathBuf {
+    let own = std::env::current_exe().expect("the path of this program");
+    let beside = own.with_file_name("libcuda.so");
+    if beside.exists() {
+        beside
+    } else {
+        paths::farcall().with_file_name("libcuda.so")
     }
 }
 

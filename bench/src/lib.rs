@@ -4,6 +4,7 @@
 //! - [`net`] measures the transport, [`raw`] the limits: bare TCP, bare shared memory, `memcpy`;
 //! - [`clock`] is the time of a thread, [`pin`] its core; [`spread`] the distribution of samples, [`latency`] that
 //!   of latencies;
+//! - [`gate`] counts the instructions of the hot paths against budgets, and compares builds;
 //! - [`measure`] makes the main job's figures; [`figure`] prints them, [`run`] keeps them with commit and [`machine`].
 //!
 //! The criterion benches and the command `farcall-bench` share all of it. Like the tests' helpers, what cannot
@@ -12,6 +13,7 @@
 pub mod clock;
 pub mod driver;
 pub mod figure;
+pub mod gate;
 pub mod latency;
 pub mod machine;
 pub mod measure;

@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod gate;
 mod main_job;
 mod net;
 mod output;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use farcall_bench::gate::work;
 use farcall_bench::net::Transport;
+use farcall_gpu_exec::{EXECUTOR_COMMAND, executor_main};
 
 use self::calls::Call;
 use self::net::{Common, Pace, Way, size};
@@ -101,6 +106,37 @@ enum Command {
         #[arg(long, default_value_t = 1_000_000)]
         launches: u32,
     },
+    /// Counts the instructions of the hot paths under callgrind; the exit code is 1 if one exceeds its budget
+    /// (bench/budgets.toml) by more than 2 %, and the functions that grew are named.
+    Gate {
+        /// Makes what is counted the new budgets, for this reason.
+        #[arg(long, value_name = "NOTE")]
+        accept: Option<String>,
+        /// Only paths whose name holds one of these.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// Two builds of this program in turns with the same arguments: where their figures differ, and how surely.
+    Compare {
+        /// The one.
+        a: PathBuf,
+        /// The other.
+        b: PathBuf,
+        /// Pairs of runs; at least 8 to show anything.
+        #[arg(long, default_value_t = 12)]
+        pairs: usize,
+        /// A measurement, for example: rtt --transport shm --size 64 --duration 1
+        #[arg(last = true, required = true)]
+        args: Vec<OsString>,
+    },
+    /// A hot path of this process, over and over: what `gate` counts.
+    #[command(hide = true)]
+    Count {
+        /// Which.
+        name: String,
+        /// How often.
+        times: u64,
+    },
     /// Makes so many calls of one kind and prints the time of each: for profilers, and under `farcall run`.
     Calls {
         /// Which.
@@ -129,6 +165,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // The servers that `gate` starts run this program again.
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|argument| argument == EXECUTOR_COMMAND)
+    {
+        return executor_main();
+    }
     let done = match Cli::parse().command {
         Command::Rtt { common, pace, size } => net::rtt(&common, &pace, &size),
         Command::Bulk { common, size, way } => net::bulk(&common, &size, way),
@@ -160,6 +203,9 @@ fn main() -> ExitCode {
             calls::calls(call, count, burst, server, transport);
             Ok(true)
         }
+        Command::Gate { accept, only } => gate::gate(accept.as_deref(), &only),
+        Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),
+        Command::Count { name, times } => work::run(&name, times).map(|()| true),
         Command::Idle { server, transport } => {
             calls::idle(server, transport);
             Ok(true)

@@ -1,0 +1,188 @@
+//! Runs programs under callgrind, and reads the files it writes.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What one run counted: instructions of user space between entry and exit of the function that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub total: u64,
+    /// By the function that they belong to, callees not included.
+    pub functions: BTreeMap<String, u64>,
+    /// By the function that was called, its callees included, and how often it was called.
+    pub calls: BTreeMap<String, Call>,
+}
+
+/// Calls of one function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// How often.
+    pub times: u64,
+    /// Instructions, callees included.
+    pub total: u64,
+}
+
+/// The command that counts what happens within `function` (a pattern), without the program itself.
+#[must_use]
+pub fn prefix(function: &str, out: &Path) -> Vec<OsString> {
+    let mut file = OsString::from("--callgrind-out-file=");
+    file.push(out);
+    vec![
+        "valgrind".into(),
+        "--tool=callgrind".into(),
+        "--quiet".into(),
+        format!("--toggle-collect={function}").into(),
+        file,
+    ]
+}
+
+/// Runs a program and counts.
+///
+/// # Errors
+/// valgrind is missing, the program fails, or nothing was counted.
+pub fn count(
+    function: &str,
+    program: &Path,
+    args: &[&str],
+    envs: &[(&str, String)],
+    out: &Path,
+) -> Result<Counts, String> {
+    let prefix = prefix(function, out);
+    let [valgrind, rest @ ..] = &prefix[..] else {
+        return Err("no command".to_owned());
+    };
+    let mut command = Command::new(valgrind);
+    command
+        .args(rest)
+        .arg(program)
+        .args(args)
+        .envs(envs.iter().cloned());
+    command.stdin(Stdio::null());
+    let output = command.output().map_err(|error| missing(&error))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!(
+            "{} {}: {}\n{text}",
+            program.display(),
+            args.join(" "),
+            output.status
+        ));
+    }
+    read(out)
+}
+
+/// What to say when valgrind cannot be started.
+fn missing(error: &std::io::Error) -> String {
+    format!("valgrind cannot be started ({error}): apt-get install valgrind")
+}
+
+/// Reads a file that callgrind has written.
+///
+/// # Errors
+/// It is not there, or nothing was counted.
+pub fn read(out: &Path) -> Result<Counts, String> {
+    let text = fs::read_to_string(out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let counts = parse(&text);
+    if counts.total == 0 {
+        return Err(format!(
+            "{}: nothing was counted: is the function still called so?",
+            out.display()
+        ));
+    }
+    Ok(counts)
+}
+
+/// The format is described in valgrind's manual, "Callgrind Format Specification". Names are given once, with a
+/// number that stands for them from then on.
+fn parse(text: &str) -> Counts {
+    let mut counts = Counts::default();
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let (mut function, mut callee, mut call_times) = ("", "", 0);
+    let mut is_call = false;
+    for line in text.lines() {
+        if let Some(value) = line.strip_prefix("fn=") {
+            function = name(&mut names, value);
+        } else if let Some(value) = line.strip_prefix("cfn=") {
+            callee = name(&mut names, value);
+        } else if let Some(value) = line.strip_prefix("calls=") {
+            call_times = value
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0);
+            is_call = true;
+        } else if let Some(value) = line.strip_prefix("totals: ") {
+            counts.total = value.trim().parse().unwrap_or(0);
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) {
+            let cost = line
+                .split(' ')
+                .nth(1)
+                .and_then(|cost| cost.parse().ok())
+                .unwrap_or(0);
+            if std::mem::take(&mut is_call) {
+                // A call within a recursion would count twice.
+                if callee != function {
+                    let call = counts.calls.entry(callee.to_owned()).or_default();
+                    call.times += call_times;
+                    call.total += cost;
+                }
+            } else {
+                *counts.functions.entry(function.to_owned()).or_default() += cost;
+            }
+        }
+    }
+    counts
+}
+
+/// `(12) name` the first time, `(12)` from then on. Recursion levels (`'2`) belong to the same function.
+fn name<'a>(names: &mut HashMap<&'a str, &'a str>, value: &'a str) -> &'a str {
+    let (number, given) = value.split_once(' ').unwrap_or((value, ""));
+    if !given.is_empty() {
+        let given = given.rsplit_once('\'').map_or(given, |(name, level)| {
+            if level.bytes().all(|b| b.is_ascii_digit()) {
+                name
+            } else {
+                given
+            }
+        });
+        names.insert(number, given);
+    }
+    names.get(number).copied().unwrap_or(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, parse};
+
+    #[test]
+    fn own_and_inclusive_costs_are_told_apart() {
+        let text = "events: Ir\nfn=(1) main\n5 100\n+1 20\ncfn=(2) work\ncalls=3 7 \n6 900\n\nfn=(2)\n7 600\ncfn=(3) deep'2\ncalls=1 9\n8 300\nfn=(3)\n9 300\ntotals: 1020\n";
+        let counts = parse(text);
+        assert_eq!(counts.total, 1020);
+        let own: Vec<_> = counts
+            .functions
+            .iter()
+            .map(|(name, cost)| (name.as_str(), *cost))
+            .collect();
+        assert_eq!(own, [("deep", 300), ("main", 120), ("work", 600)]);
+        assert_eq!(
+            counts.calls["work"],
+            Call {
+                times: 3,
+                total: 900
+            }
+        );
+        assert_eq!(
+            counts.calls["deep"],
+            Call {
+                times: 1,
+                total: 300
+            }
+        );
+    }
+}
