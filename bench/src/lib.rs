@@ -5,7 +5,9 @@
 //! - [`clock`] is the time of a thread, [`pin`] its core; [`spread`] the distribution of samples, [`latency`] that
 //!   of latencies;
 //! - [`gate`] counts the instructions of the hot paths against budgets, and compares builds;
-//! - [`measure`] makes the main job's figures; [`figure`] prints them, [`run`] keeps them with commit and [`machine`].
+//! - [`measure`] makes the main job's figures; [`figure`] prints them, [`run`] keeps them with commit and [`machine`],
+//!   [`page`] makes the report of them;
+//! - [`peers`] runs other projects' tools beside ours.
 //!
 //! The criterion benches and the command `farcall-bench` share all of it. Like the tests' helpers, what cannot
 //! do its work panics and says why.
@@ -18,6 +20,7 @@ pub mod latency;
 pub mod machine;
 pub mod measure;
 pub mod net;
+pub mod page;
 pub mod peers;
 pub mod pin;
 pub mod raw;

@@ -106,6 +106,15 @@ enum Command {
         #[arg(long, default_value_t = 1_000_000)]
         launches: u32,
     },
+    /// Makes one self-contained HTML page, and Markdown, of the results in bench/results.
+    Report {
+        /// Folder that it goes to.
+        #[arg(long, default_value = "target/bench-report")]
+        out: PathBuf,
+        /// Folder with the .ndjson files that `--save` writes; by default bench/results.
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
     /// Counts the instructions of the hot paths under callgrind; the exit code is 1 if one exceeds its budget
     /// (bench/budgets.toml) by more than 2 %, and the functions that grew are named.
     Gate {
@@ -203,6 +212,7 @@ fn main() -> ExitCode {
             calls::calls(call, count, burst, server, transport);
             Ok(true)
         }
+        Command::Report { out, results } => output::report(&out, results),
         Command::Gate { accept, only } => gate::gate(accept.as_deref(), &only),
         Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),
         Command::Count { name, times } => work::run(&name, times).map(|()| true),

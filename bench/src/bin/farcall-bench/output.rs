@@ -1,12 +1,14 @@
 //! What every measurement does with its figures.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use farcall_bench::figure::{Figure, table};
 use farcall_bench::machine::Machine;
-use farcall_bench::run::{Run, results};
+use farcall_bench::page;
+use farcall_bench::run::{self, Run, results};
 
 /// Where the figures go.
 #[derive(Clone, Debug, Args)]
@@ -52,4 +54,22 @@ impl Output {
             .iter()
             .all(|figure| figure.is_kept() != Some(false)))
     }
+}
+
+/// `report`: makes the page of what was kept.
+pub(crate) fn report(out: &Path, folder: Option<PathBuf>) -> Result<bool, String> {
+    let runs = run::load(&folder.unwrap_or_else(results)).map_err(|error| error.to_string())?;
+    let report = page::report(&runs)?;
+    let failed = |error: std::io::Error| format!("{}: {error}", out.display());
+    fs::create_dir_all(out).map_err(failed)?;
+    let pages = [
+        ("report.html", &report.html),
+        ("report.md", &report.markdown),
+    ];
+    let plots = report.plots.iter().map(|(file, svg)| (file.as_str(), svg));
+    for (file, text) in pages.into_iter().chain(plots) {
+        fs::write(out.join(file), text).map_err(failed)?;
+    }
+    println!("{}", out.join("report.html").display());
+    Ok(true)
 }

@@ -210,6 +210,31 @@ fn a_fault_is_sticky_until_the_context_is_reset() {
     );
 }
 
+/// The client does not wait for a load on a device that compiles nothing, so its launches may overtake the loader.
+#[test]
+fn launches_that_come_before_their_module_is_loaded() {
+    let mut rig = Rig::new(false);
+    let image = farcall_marshal::image::compress_for_wire(b"any image");
+    for module in 1..=50 {
+        rig.send(&CuModuleLoadData {
+            module,
+            kind: 1,
+            total_bytes: 0,
+            bulk: 0,
+            hash: &[u8::try_from(module).unwrap(); 32],
+            image: &image,
+        });
+        rig.send(&CuModuleGetFunction {
+            module,
+            function: 100 + module,
+            name: "any",
+        });
+        rig.send(&launch(100 + module, 1, &[]));
+    }
+    assert_eq!(rig.call(&CuCtxSynchronize {}), 0);
+    assert_eq!(rig.heard.notices(), []);
+}
+
 #[test]
 fn bad_modules_are_explained() {
     let mut rig = Rig::new(true);

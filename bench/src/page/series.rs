@@ -1,0 +1,101 @@
+//! What is drawn, taken from the runs.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use super::bytes_of;
+use crate::figure::Figure;
+use crate::run::Run;
+
+/// The last of each figure, by name.
+pub(super) fn latest(runs: &[Run]) -> Vec<Figure> {
+    let all = runs.iter().flat_map(|run| &run.figures);
+    let last: BTreeMap<&str, &Figure> = all.map(|figure| (figure.name.as_str(), figure)).collect();
+    last.into_values().cloned().collect()
+}
+
+/// Transfers of one kind, by size.
+pub(super) struct Throughput {
+    pub(super) name: String,
+    pub(super) ours: Vec<(f64, f64)>,
+    pub(super) limit: Vec<(f64, f64)>,
+}
+
+pub(super) fn throughput(figures: &[Figure]) -> Vec<Throughput> {
+    let mut kinds: BTreeMap<&str, Vec<(usize, &Figure)>> = BTreeMap::new();
+    for figure in figures
+        .iter()
+        .filter(|figure| figure.name.starts_with("bulk/"))
+    {
+        let Some((kind, size)) = figure.name.rsplit_once('/') else {
+            continue;
+        };
+        if let Some(bytes) = bytes_of(size) {
+            kinds.entry(kind).or_default().push((bytes, figure));
+        }
+    }
+    let kinds = kinds.into_iter().filter(|(_, sizes)| sizes.len() > 1);
+    kinds
+        .map(|(name, mut sizes)| {
+            sizes.sort_by_key(|(bytes, _)| *bytes);
+            let points = |value: fn(&Figure) -> Option<f64>| {
+                let known = sizes
+                    .iter()
+                    .filter_map(|(bytes, figure)| Some((*bytes as f64, value(figure)?)));
+                known.collect()
+            };
+            Throughput {
+                name: name.to_owned(),
+                ours: points(|figure| Some(figure.value)),
+                limit: points(|figure| Some(figure.beside.first()?.value)),
+            }
+        })
+        .collect()
+}
+
+/// A figure over the runs.
+pub(super) struct History {
+    pub(super) name: String,
+    pub(super) unit: String,
+    pub(super) points: Vec<Point>,
+}
+
+/// One run's.
+pub(super) struct Point {
+    pub(super) commit: String,
+    pub(super) date: String,
+    pub(super) value: f64,
+}
+
+/// Figures of at least two runs of one machine: that of the last run.
+pub(super) fn history(runs: &[Run]) -> Vec<History> {
+    let Some(machine) = runs.last().map(|run| (&run.machine.cpu, run.machine.cores)) else {
+        return Vec::new();
+    };
+    let mut found: BTreeMap<&str, History> = BTreeMap::new();
+    for run in runs
+        .iter()
+        .filter(|run| (&run.machine.cpu, run.machine.cores) == machine)
+    {
+        for figure in &run.figures {
+            let ratio = figure.ratio();
+            let unit = ratio.map_or(figure.unit.as_str(), |_| "multiple of the limit");
+            let history = found.entry(&figure.name).or_insert_with(|| History {
+                name: figure.name.clone(),
+                unit: unit.to_owned(),
+                points: Vec::new(),
+            });
+            if history.unit == unit {
+                history.points.push(Point {
+                    commit: run.commit.clone(),
+                    date: run.date.clone(),
+                    value: ratio.unwrap_or(figure.value),
+                });
+            }
+        }
+    }
+    found
+        .into_values()
+        .filter(|history| history.points.len() > 1)
+        .collect()
+}

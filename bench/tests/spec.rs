@@ -1,0 +1,183 @@
+//! SPEC.md names every promised figure, with a command that exists and a value or the reason for none.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use farcall_bench::gate::budget::Budgets;
+use farcall_bench::gate::paths;
+
+/// Every promise. A new one is added here first.
+const PROMISED: &[&str] = &[
+    "main/blocking-call",
+    "main/launch-issue",
+    "main/trips-start-up",
+    "main/trips-waiting-call",
+    "main/idle-memory",
+    "main/demo",
+    "count/local-call",
+    "count/encode",
+    "count/decode-dispatch",
+    "net/rtt-shm",
+    "net/rtt-tcp",
+    "net/rtt-verbs",
+    "net/peers-tcp",
+    "net/peers-shm",
+    "net/bulk-tcp",
+    "net/bulk-shm",
+    "net/bulk-verbs",
+    "net/flood-shm",
+    "net/flood-tcp",
+    "net/tail",
+    "net/jitter",
+    "net/idle-cpu",
+    "net/idle-registered",
+    "stacks/trips-training",
+    "stacks/trips-inference",
+    "stacks/trips-graph",
+    "stacks/trips-decode",
+    "stacks/trips-import",
+    "stacks/second-upload",
+    "stacks/added-rtt-training",
+    "stacks/added-rtt-decode",
+    "stacks/shim-time",
+    "stacks/local-call-time",
+    "replay/client-cpu",
+    "replay/added-rtt",
+    "gpu/session-open",
+    "gpu/shares",
+    "gpu/package",
+    "gpu/training",
+    "gpu/inference",
+    "gpu/decode",
+    "gpu/copies",
+    "gpu/added-rtt",
+    "pool/grants",
+    "pool/grant-latency",
+    "pool/utilisation",
+    "dashboard/first-page",
+    "dashboard/page-bytes",
+    "survive/dead-peer",
+    "survive/neighbour",
+    "survive/sessions",
+    "survive/scenarios",
+    "survive/grace",
+];
+
+struct Row {
+    id: String,
+    command: String,
+    measured: String,
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn rows() -> Vec<Row> {
+    let text = fs::read_to_string(repository().join("SPEC.md")).unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| id |"));
+    lines
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            assert_eq!(cells.len(), 4, "four columns: {line}");
+            assert!(
+                cells.iter().all(|cell| !cell.is_empty()),
+                "no empty cell: {line}"
+            );
+            Row {
+                id: cells[0].to_owned(),
+                command: cells[2].trim_matches('`').to_owned(),
+                measured: cells[3].to_owned(),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn every_promise_is_there_once() {
+    let ids: Vec<String> = rows().into_iter().map(|row| row.id).collect();
+    let set: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+    assert_eq!(set.len(), ids.len(), "a promise stands there twice");
+    let promised: BTreeSet<&str> = PROMISED.iter().copied().collect();
+    let missing: Vec<_> = promised.difference(&set).collect();
+    let unknown: Vec<_> = set.difference(&promised).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "missing: {missing:?}, unknown: {unknown:?}"
+    );
+}
+
+#[test]
+fn every_promise_has_a_value_or_the_reason_for_none() {
+    for row in rows() {
+        let reason = row.measured.strip_prefix("not measured");
+        match reason {
+            Some(reason) => assert!(
+                reason.starts_with(": ") && reason.len() > 10,
+                "{}: why not?",
+                row.id
+            ),
+            None => assert!(
+                row.measured.contains(|c: char| c.is_ascii_digit()),
+                "{}: no number in {:?}",
+                row.id,
+                row.measured
+            ),
+        }
+    }
+}
+
+#[test]
+fn every_command_exists() {
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
+    for row in rows() {
+        let words: Vec<&str> = row.command.split(' ').collect();
+        let exists = match words[0] {
+            "farcall-bench" => *known.entry(words[1].to_owned()).or_insert_with(|| {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-bench"));
+                command
+                    .args([words[1], "--help"])
+                    .output()
+                    .unwrap()
+                    .status
+                    .success()
+            }),
+            "farcall" | "cargo" => true,
+            script => repository().join(script).is_file(),
+        };
+        assert!(exists, "{}: there is no {:?}", row.id, row.command);
+    }
+}
+
+#[test]
+fn counts_are_those_of_the_budgets() {
+    let text = fs::read_to_string(repository().join("bench/budgets.toml")).unwrap();
+    let budgets: Budgets = toml::from_str(&text).unwrap();
+    for name in paths::names() {
+        assert!(
+            budgets.path.contains_key(&name),
+            "{name} has no budget: farcall-bench gate --accept NOTE"
+        );
+    }
+    for row in rows() {
+        let Some(name) = row.command.strip_prefix("farcall-bench gate --only ") else {
+            continue;
+        };
+        let budget = budgets
+            .path
+            .get(name)
+            .unwrap_or_else(|| panic!("{}: no path {name}", row.id));
+        let stated: f64 = row.measured.split(' ').next().unwrap().parse().unwrap();
+        assert!(
+            (stated - budget.instructions).abs() < 0.06,
+            "{}: {stated} here, {} in bench/budgets.toml",
+            row.id,
+            budget.instructions
+        );
+    }
+}
