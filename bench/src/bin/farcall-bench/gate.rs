@@ -66,7 +66,7 @@ fn least(
 ) -> Result<Count, String> {
     let mut least = paths::count(name, program, scratch)?;
     for _ in 1..ATTEMPTS {
-        if budget.is_some_and(|budget| !budget.is_exceeded(&least)) {
+        if budget.is_none_or(|budget| !budget.is_exceeded(&least)) {
             break;
         }
         let again = paths::count(name, program, scratch)?;
