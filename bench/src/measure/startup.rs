@@ -41,7 +41,8 @@ cupy.arange(8, dtype=cupy.float32)
 
 /// `trips/*`: blocking round trips of start-up on a fresh server, for each stack, and per waiting call.
 ///
-/// The cudart program is `fixtures/programs/vecadd.cu` to its end: its calls that must wait are taken off.
+/// The cudart program is `fixtures/programs/vecadd.cu` to its end: the waits of calls for whose results or effects it
+/// must wait are not counted.
 ///
 /// # Panics
 /// If a program has not been built (`scripts/test` builds them all) or fails.
@@ -52,12 +53,7 @@ pub fn startup(farcall_bench: &Path) -> Vec<Figure> {
     let python = paths::python();
     let cudart = stats(&paths::program("vecadd-13-static"), &[]);
     let own = [
-        (
-            "cudart_vecadd",
-            cudart
-                .blocking_round_trips
-                .saturating_sub(waiting_calls(&cudart)),
-        ),
+        ("cudart_vecadd", waits_of_startup(&cudart)),
         (
             "cuda_python",
             stats(&python, &["-c", CUDA_PYTHON, ptx]).blocking_round_trips,
@@ -95,8 +91,8 @@ fn stats(program: &Path, args: &[&str]) -> Stats {
         .clone()
 }
 
-/// Calls of the cudart program whose results or effects it must wait for.
-fn waiting_calls(stats: &Stats) -> u64 {
+/// Round trips of all calls but those whose results or effects a program must wait for.
+fn waits_of_startup(stats: &Stats) -> u64 {
     const WAITING: [&str; 6] = [
         "cuMemcpyDtoH",
         "cuMemcpy",
@@ -105,5 +101,6 @@ fn waiting_calls(stats: &Stats) -> u64 {
         "cuEventSynchronize",
         "cuEventElapsedTime",
     ];
-    WAITING.iter().map(|call| stats.calls_of(call)).sum()
+    let waiting: u64 = WAITING.iter().map(|call| stats.waits_of(call)).sum();
+    stats.blocking_round_trips - waiting
 }

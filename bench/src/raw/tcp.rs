@@ -16,6 +16,7 @@ pub struct PingPong {
     far: Far,
     near: TcpStream,
     buffer: Vec<u8>,
+    parts: usize,
 }
 
 impl PingPong {
@@ -25,10 +26,22 @@ impl PingPong {
     /// If the loopback interface does not work.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
+        Self::with_parts(bytes, 1)
+    }
+
+    /// The same where the other side answers every `parts` messages with one.
+    ///
+    /// # Panics
+    /// As [`PingPong::new`].
+    #[must_use]
+    pub fn with_parts(bytes: usize, parts: usize) -> Self {
         let (near, mut far) = pair();
         let mut buffer = vec![0; bytes];
         let far = Far::start(move |plays| {
             while receive(&mut far, &mut buffer, Some(plays)) {
+                for _ in 1..parts {
+                    receive(&mut far, &mut buffer, None);
+                }
                 send(&mut far, &buffer);
             }
         });
@@ -36,6 +49,7 @@ impl PingPong {
             near,
             far,
             buffer: vec![1; bytes],
+            parts,
         }
     }
 
@@ -62,7 +76,9 @@ impl Trip for PingPong {
     }
 
     fn trip(&mut self) {
-        send(&mut self.near, &self.buffer);
+        for _ in 0..self.parts {
+            send(&mut self.near, &self.buffer);
+        }
         receive(&mut self.near, &mut self.buffer, None);
     }
 
@@ -166,12 +182,14 @@ mod tests {
 
     #[test]
     fn every_message_but_the_first_is_timed() {
-        let mut raw = PingPong::new(8);
-        for _ in 0..2 {
-            let mut samples = Vec::new();
-            raw.play(20, |ns| samples.push(ns));
-            assert_eq!(samples.len(), 20);
-            assert!(samples.iter().all(|ns| *ns > 0.0));
+        for parts in [1, 2] {
+            let mut raw = PingPong::with_parts(8, parts);
+            for _ in 0..2 {
+                let mut samples = Vec::new();
+                raw.play(20, |ns| samples.push(ns));
+                assert_eq!(samples.len(), 20);
+                assert!(samples.iter().all(|ns| *ns > 0.0));
+            }
         }
     }
 

@@ -23,8 +23,11 @@ impl Shared {
         // and less than a ring beyond what is acknowledged and sent, so it aliases no retained
         // byte. The guard keeps every other appender out. The peer cannot reach this memory.
         let bytes = unsafe { self.tx_ring.slice_mut(at, align8(len)) };
-        if let Some(padding) = bytes.get_mut(len..) {
-            padding.fill(0);
+        // Before, and the whole last word: one store. Most records have no padding.
+        if !len.is_multiple_of(8)
+            && let Some(last) = bytes.last_chunk_mut::<8>()
+        {
+            *last = [0; 8];
         }
         fill(&mut bytes[..len])
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::stats::Flush;
+use super::wait::How;
 use super::{Endpoint, Seq, Shared};
 use crate::error::{CloseReason, SendError, Violation, WaitError};
 use crate::num::{to_u64, to_usize};
@@ -27,6 +28,9 @@ pub(super) const CTL_CLOSE: u32 = 8;
 /// After sending failed: how long the receive side may take to show why. Normally it shows the
 /// peer's goodbye or the end of the connection at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
+
+/// A client that waited for room goes on when this part of the ring is free.
+const REFILL_PART: u64 = 4;
 
 /// Where records gather.
 pub(super) struct Tx {
@@ -216,17 +220,35 @@ impl Endpoint {
         }
     }
 
-    #[inline]
+    // Into every append: it is a fifth of what a record costs.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     fn claim(&self, len: usize) -> Result<(MutexGuard<'_, Tx>, u64), SendError> {
         let shared = &*self.shared;
+        self.check()?;
+        let tx = shared.tx.lock();
+        match tx.sender.claim(len, shared.released(&tx)) {
+            Claim::At(at) => Ok((tx, at)),
+            Claim::SealFirst | Claim::Blocked => self.claim_slow(tx, len),
+        }
+    }
+
+    /// The same where the open frame, the ring or the credits are exhausted.
+    #[cold]
+    fn claim_slow<'a>(
+        &'a self,
+        mut tx: MutexGuard<'a, Tx>,
+        len: usize,
+    ) -> Result<(MutexGuard<'a, Tx>, u64), SendError> {
+        let shared = &*self.shared;
         loop {
-            self.check()?;
-            let mut tx = shared.tx.lock();
-            match shared.try_claim(&mut tx, len) {
-                Some(at) => return Ok((tx, at)),
-                None => drop(tx),
+            if let Some(at) = shared.try_claim(&mut tx, len) {
+                return Ok((tx, at));
             }
+            drop(tx);
             self.wait_for_room(len)?;
+            self.check()?;
+            tx = shared.tx.lock();
         }
     }
 
@@ -236,11 +258,19 @@ impl Endpoint {
         let shared = &*self.shared;
         shared.counters.add(&shared.counters.blocked, 1);
         self.transmit(Flush::Full);
-        let mut has_room = || shared.try_claim(&mut shared.tx.lock(), len).is_some();
+        let mut has_room = || {
+            let mut tx = shared.tx.lock();
+            shared.try_claim(&mut tx, len).is_some() && shared.is_worth_waking(&tx)
+        };
         // SYNC: Dekker with `transmit`: either it sees a starved appender, or the first look at
         // `sent` that follows sees what it sent.
         shared.starved.fetch_add(1, SeqCst);
-        let waited = self.wait_core(&mut has_room, false, None);
+        let how = How {
+            // Until the server has worked a part of the ring off.
+            sleeps_at_once: !shared.prompt_ack,
+            ..How::default()
+        };
+        let waited = self.wait_as(&mut has_room, how);
         shared.starved.fetch_sub(1, SeqCst);
         match waited {
             Ok(()) => Ok(()),
@@ -349,18 +379,31 @@ impl Shared {
         }
     }
 
-    /// Room for a record, sealing the open frame if it has none.
+    /// Up to where the ring's bytes are neither retained nor being sent.
     #[inline]
+    fn released(&self, tx: &MutexGuard<'_, Tx>) -> u64 {
+        // SYNC: Acquire pairs with the Release in `push`: the kernel has read these bytes.
+        tx.sender.acked().min(self.sent.load(Acquire))
+    }
+
+    /// Room for a record, sealing the open frame if it has none.
     fn try_claim(&self, tx: &mut MutexGuard<'_, Tx>, len: usize) -> Option<u64> {
         loop {
-            // SYNC: Acquire pairs with the Release in `push`: the kernel has read these bytes.
-            let released = tx.sender.acked().min(self.sent.load(Acquire));
-            match tx.sender.claim(len, released) {
+            match tx.sender.claim(len, self.released(tx)) {
                 Claim::At(at) => return Some(at),
                 Claim::SealFirst => self.seal(tx),
                 Claim::Blocked => return None,
             }
         }
+    }
+
+    /// Whether an appender that waited may go on. A client that fills the ring is ahead of its server and would
+    /// sleep and wake for every few records: it waits for a part of the ring. A server acknowledges all that
+    /// it received, so that part becomes free; a client acknowledges when it sends, so its server cannot wait for it.
+    fn is_worth_waking(&self, tx: &MutexGuard<'_, Tx>) -> bool {
+        let used = tx.sender.tail() - self.released(tx);
+        let ring_bytes = to_u64(self.tx_ring.bytes());
+        self.prompt_ack || !tx.sender.in_flight() || ring_bytes - used >= ring_bytes / REFILL_PART
     }
 
     /// Ends the open frame, if there is one.

@@ -24,6 +24,16 @@ const ACK_DELAY: Duration = Duration::from_micros(3);
 /// The end of an added delay is polled for: a timer would come too late.
 const DELAY_SPIN: Duration = Duration::from_micros(120);
 
+/// How to wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct How {
+    /// Wake, too, when the bulk plane takes more.
+    pub(super) bulk_write: bool,
+    /// What is waited for takes far longer than waking up: sleep without polling first.
+    pub(super) sleeps_at_once: bool,
+    pub(super) deadline: Option<Instant>,
+}
+
 /// How a turn at leading ended.
 enum Turn {
     Done,
@@ -90,20 +100,34 @@ impl Endpoint {
         bulk_write: bool,
         deadline: Option<Instant>,
     ) -> Result<(), WaitError> {
+        let how = How {
+            bulk_write,
+            sleeps_at_once: false,
+            deadline,
+        };
+        self.wait_as(done, how)
+    }
+
+    /// The same, as `how` says.
+    pub(super) fn wait_as(
+        &self,
+        done: &mut dyn FnMut() -> bool,
+        how: How,
+    ) -> Result<(), WaitError> {
         let shared = &*self.shared;
         loop {
             let turn = if let Some(lead) = shared.rx.nested() {
-                self.lead(&lead, done, bulk_write, deadline)
+                self.lead(&lead, done, how)
             } else if let Some(lead) = shared.rx.try_lead() {
                 if let Some(trailing) = &shared.trailing {
                     trailing.note_activity();
                 }
-                let turn = self.lead(&lead, done, bulk_write, deadline);
+                let turn = self.lead(&lead, done, how);
                 drop(lead);
                 self.release_lead();
                 turn
             } else {
-                match self.follow(done, bulk_write, deadline) {
+                match self.follow(done, how) {
                     Some(turn) => turn,
                     None => continue,
                 }
@@ -117,13 +141,7 @@ impl Endpoint {
         }
     }
 
-    fn lead(
-        &self,
-        lead: &Lead<'_, Rx>,
-        done: &mut dyn FnMut() -> bool,
-        bulk_write: bool,
-        deadline: Option<Instant>,
-    ) -> Turn {
+    fn lead(&self, lead: &Lead<'_, Rx>, done: &mut dyn FnMut() -> bool, how: How) -> Turn {
         let shared = &*self.shared;
         let mut idle = Idle::default();
         loop {
@@ -145,18 +163,22 @@ impl Endpoint {
                 continue;
             }
             let now = Instant::now();
-            if deadline.is_some_and(|at| now >= at) {
+            if how.deadline.is_some_and(|at| now >= at) {
                 return Turn::TimedOut;
             }
             let since = *idle.since.get_or_insert(now);
             self.tell_peer(&mut idle, now - since);
-            if now - since < shared.spin.time() {
+            if !how.sleeps_at_once && now - since < shared.spin.time() {
                 self.relax();
                 continue;
             }
             self.flush_for(Flush::Forced);
             self.acknowledge();
-            self.sleep_leading(lead, done, bulk_write, deadline.map(|at| at - now));
+            let left = how.deadline.map(|at| at - now);
+            self.sleep_leading(lead, done, how.bulk_write, left);
+            if how.sleeps_at_once {
+                continue;
+            }
             // Whatever it was that ended the sleep, poll a little for more of it.
             let woken = Instant::now();
             shared.spin.slept(woken - now);
@@ -250,12 +272,7 @@ impl Endpoint {
     }
 
     /// Waits while another thread leads. None: try to lead.
-    fn follow(
-        &self,
-        done: &mut dyn FnMut() -> bool,
-        bulk_write: bool,
-        deadline: Option<Instant>,
-    ) -> Option<Turn> {
+    fn follow(&self, done: &mut dyn FnMut() -> bool, how: How) -> Option<Turn> {
         let shared = &*self.shared;
         let start = Instant::now();
         shared.events.enter();
@@ -271,15 +288,15 @@ impl Endpoint {
                 break None;
             }
             let now = Instant::now();
-            if deadline.is_some_and(|at| now >= at) {
+            if how.deadline.is_some_and(|at| now >= at) {
                 break Some(Turn::TimedOut);
             }
             if now - start < FOLLOW_SPIN {
                 self.relax();
                 continue;
             }
-            let left = deadline.map(|at| at - now);
-            if bulk_write {
+            let left = how.deadline.map(|at| at - now);
+            if how.bulk_write {
                 let mut set = PollSet::new();
                 let (idle, armed) = self.arm_bulk_write(&mut set);
                 if idle {

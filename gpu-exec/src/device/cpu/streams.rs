@@ -277,6 +277,9 @@ impl Streams {
             && !state.is_held(&work)
             && state.turn.is_some()
         {
+            if work.is_nothing() {
+                return self.pass_over(state, reply, key);
+            }
             return self.run_here(state, reply, key, work);
         }
         state.enqueue(key, work.into_owned(), reply, waits);

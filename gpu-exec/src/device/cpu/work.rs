@@ -156,6 +156,15 @@ impl Work<'_> {
         }
     }
 
+    /// Whether there is nothing to do once its turn has come.
+    pub(crate) fn is_nothing(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Launch(launch) => launch.function.is_quick(),
+            _ => false,
+        }
+    }
+
     /// Whether the bytes that it works with have come.
     pub(crate) fn has_come(&self) -> bool {
         match self {

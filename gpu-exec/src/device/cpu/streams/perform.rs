@@ -49,6 +49,17 @@ impl Streams {
         self.run(turn, reply, key, work);
     }
 
+    /// Completes an issued operation that there is nothing to do for. Nobody can wait for its position yet, so
+    /// nobody is woken; what is answered leaves at the end of the frame.
+    pub(super) fn pass_over(&self, mut state: MutexGuard<'_, State>, reply: Reply, key: StreamKey) {
+        let released = state.complete(key);
+        drop(state);
+        self.outbox.finish(reply, Ok(()));
+        for (reply, status) in released {
+            self.outbox.status(reply, status);
+        }
+    }
+
     /// Runs an operation that has begun, completes it, gives the turn back.
     pub(super) fn run(&self, mut turn: Turn, reply: Reply, key: StreamKey, work: Work<'_>) {
         match self.perform(&mut turn, reply, key, work) {
