@@ -331,7 +331,8 @@ impl DeviceRange {
         self.take_from_free(bytes, align, &has_finished)
     }
 
-    /// The range has been given out once: cut a piece out of finished free space, neighbours joined.
+    /// The range has been given out once: cut a piece out of finished free space, neighbours joined. What is not
+    /// finished stays by itself, or it would hold up its neighbours.
     fn take_from_free(
         &mut self,
         bytes: u64,
@@ -341,7 +342,11 @@ impl DeviceRange {
         let mut joined: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for (start, (len, stamp)) in std::mem::take(&mut self.free) {
             match joined.last_entry() {
-                Some(mut last) if *last.key() + last.get().0 == start => {
+                Some(mut last)
+                    if *last.key() + last.get().0 == start
+                        && has_finished(stamp)
+                        && has_finished(last.get().1) =>
+                {
                     let (old_len, old_stamp) = *last.get();
                     last.insert((old_len + len, old_stamp.max(stamp)));
                 }
@@ -396,7 +401,8 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::DeviceRange;
+    #![allow(clippy::unwrap_used)]
+    use super::{DeviceRange, GRANULE};
     use crate::reserve::Range;
 
     fn range(bytes: u64) -> DeviceRange {
@@ -413,6 +419,18 @@ mod tests {
         range.give(first.unwrap_or(0), 512, 5);
         assert_ne!(range.take(512, |stamp| stamp < 5), first);
         assert_eq!(range.take(512, |stamp| stamp <= 5), first);
+    }
+
+    #[test]
+    fn a_piece_that_is_not_finished_holds_up_no_neighbour() {
+        let mut range = range(8 * GRANULE);
+        let start = range.take_aligned(8 * GRANULE, GRANULE, |_| true).unwrap();
+        range.give(start, 7 * GRANULE, 0);
+        range.give(start + 7 * GRANULE, GRANULE, 9);
+        let finished = |stamp| stamp < 9;
+        assert_eq!(range.take(2 * GRANULE, finished), Some(start));
+        assert_eq!(range.take(6 * GRANULE, finished), None);
+        assert_eq!(range.take(6 * GRANULE, |_| true), Some(start + 2 * GRANULE));
     }
 
     #[test]

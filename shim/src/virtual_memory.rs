@@ -44,10 +44,18 @@ struct Uses {
     mapped: u32,
 }
 
+/// Addresses that the program has taken.
+#[derive(Clone, Copy)]
+struct Reserved {
+    bytes: u64,
+    /// Whether anything was ever mapped there.
+    was_mapped: bool,
+}
+
 #[derive(Default)]
 struct Space {
-    /// Reserved ranges: length by start.
-    reserved: BTreeMap<u64, u64>,
+    /// Reserved ranges by start.
+    reserved: BTreeMap<u64, Reserved>,
     mapped: BTreeMap<u64, Mapping>,
 }
 
@@ -88,7 +96,11 @@ impl VirtualMemory {
                 session.has_finished(stamp)
             })
             .ok_or(CuStatus::OUT_OF_MEMORY)?;
-        self.space.lock().reserved.insert(start, bytes);
+        let reserved = Reserved {
+            bytes,
+            was_mapped: false,
+        };
+        self.space.lock().reserved.insert(start, reserved);
         Ok(start)
     }
 
@@ -102,15 +114,21 @@ impl VirtualMemory {
             .mapped
             .range(start..start.saturating_add(bytes))
             .next();
-        if space.reserved.get(&start) != Some(&bytes) || is_used.is_some() {
-            return Err(CuStatus::INVALID_VALUE);
-        }
+        let reserved = space
+            .reserved
+            .get(&start)
+            .copied()
+            .filter(|reserved| reserved.bytes == bytes && is_used.is_none())
+            .ok_or(CuStatus::INVALID_VALUE)?;
         space.reserved.remove(&start);
         let session = session()?;
-        session
-            .device_memory
-            .lock()
-            .give(start, bytes, session.stamp());
+        // What the device never knew can be given to the next at once.
+        let stamp = if reserved.was_mapped {
+            session.stamp()
+        } else {
+            0
+        };
+        session.device_memory.lock().give(start, bytes, stamp);
         Ok(())
     }
 
@@ -203,6 +221,9 @@ impl VirtualMemory {
             access: Vec::new(),
             is_told: false,
         };
+        if let Some((_, reserved)) = space.reserved.range_mut(..=start).next_back() {
+            reserved.was_mapped = true;
+        }
         space.mapped.insert(start, mapping);
         Ok(())
     }
@@ -304,7 +325,7 @@ impl Space {
             .reserved
             .range(..=start)
             .next_back()
-            .is_some_and(|(base, len)| end <= base + len);
+            .is_some_and(|(base, reserved)| end <= base + reserved.bytes);
         let before = self.mapped.range(..end).next_back();
         is_reserved && before.is_none_or(|(at, mapping)| at + mapping.bytes <= start)
     }

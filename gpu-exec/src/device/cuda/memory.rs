@@ -488,10 +488,14 @@ fn reserve(
             return (range, Some(host));
         }
     }
-    log::warn!("no room for pinned memory that kernels use");
-    let anywhere = free_place(size)
-        .and_then(|base| VirtualRange::reserve(driver, base, device_part(size)).ok());
-    (anywhere, None)
+    log::warn!(
+        "no room for pinned memory beside the driver's addresses: allocations are round trips"
+    );
+    let host = free_place(size).and_then(|base| {
+        let (start, bytes) = host_at(base);
+        Reservation::at(start, bytes).ok()
+    });
+    (None, host)
 }
 
 /// An address where `size` bytes are free now.
