@@ -12,6 +12,12 @@ use farcall_config::{
 };
 use farcall_transport::{DeviceName, LocalEnd};
 
+use farcall_pool::model::LeaseId;
+
+use crate::pool::args::{
+    LeasesArgs, MemberArgs, PoolArgs, PoolCommand, ReleaseArgs, RequestArgs, ShowArgs, WantArgs,
+};
+
 /// Runs unmodified CUDA programs on machines without a GPU.
 #[derive(Debug, Parser)]
 #[command(name = "farcall", version, arg_required_else_help = true, after_help = EXAMPLES)]
@@ -30,6 +36,7 @@ Examples:
   Without any GPU, to try it:
     farcall serve --device soft &
     farcall run -- ./vecadd
+  With many servers: farcall pool --help
 
 A server named in client.toml or FARCALL_SERVER need not be repeated with --server.";
 
@@ -43,6 +50,19 @@ pub(crate) enum Command {
     Devices(DevicesArgs),
     /// Measure the way to a server: round trips, bandwidth, what would make it better
     Netperf(NetperfArgs),
+    /// Administer a pool of servers, or be one
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Keep GPUs of a pool for later commands
+    Request(RequestArgs),
+    /// Give leases of a pool back
+    Release(ReleaseArgs),
+    /// List leases of a pool
+    Leases(LeasesArgs),
+    /// List a pool's GPUs and what is free of them
+    Gpus(ShowArgs),
+    /// Say whether a pool and its servers are well
+    Health(ShowArgs),
     /// List which CUDA driver calls are implemented
     Coverage(CoverageArgs),
     /// Run a program and show every driver call it makes
@@ -176,6 +196,7 @@ Examples:
   farcall serve --device soft                    no GPU: a CPU device that really runs PTX
   farcall serve --device soft --gpus 2 --memory 4GiB
   farcall serve --listen 0.0.0.0:7474 --token-file /etc/farcall/token
+  farcall serve --pool https://pool:7475 --pool-ca ca.pem --join-token-file join.token
 
 It serves until it gets SIGINT or SIGTERM. FARCALL_LOG=info says more about what goes on.")]
 pub(crate) struct ServeArgs {
@@ -230,6 +251,8 @@ pub(crate) struct ServeArgs {
     /// Most bytes of modules kept there
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) cache_size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) member: MemberArgs,
 }
 
 fn interface(text: &str) -> Result<String, String> {
@@ -266,16 +289,24 @@ pub(crate) enum Device {
 Examples:
   farcall run -- ./vecadd
   farcall run --server gpu1:7474 -n 1 -m 8GiB -- python train.py
+  farcall run --pool https://pool:7475 -n 2 -p 0.5 --wait 10m -- python train.py
   farcall run --stats -- python train.py         a summary of its driver calls on stderr at the end
   farcall run --stats=calls.json -- ./vecadd     the same as JSON
 
 Exit code: the command's own; 128+N if signal N killed it, 127 if it was not found, 126 if it cannot be
-run. Before it has run: 69 no usable server, 72 libraries missing, 78 bad configuration, 2 bad usage.")]
+run. Before it has run: 69 no usable server or nothing free, 77 the pool says no, 72 libraries missing, 78 bad configuration, 2 bad usage.")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
     #[command(flatten)]
     pub(crate) share: ShareArgs,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    #[command(flatten)]
+    pub(crate) want: WantArgs,
+    /// Use GPUs that `farcall request` has reserved
+    #[arg(long, value_name = "LEASE", env = "FARCALL_LEASE", requires = "pool")]
+    pub(crate) lease: Option<LeaseId>,
     /// Print a summary of the driver calls at the end, or write it to FILE as JSON
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", value_hint = ValueHint::FilePath)]
     pub(crate) stats: Option<PathBuf>,

@@ -12,6 +12,8 @@ pub(crate) mod code {
     pub(crate) const UNAVAILABLE: u8 = 69;
     /// The shim libraries are not where they should be.
     pub(crate) const NO_LIBRARIES: u8 = 72;
+    /// A pool says no: a token, a quota.
+    pub(crate) const NOT_PERMITTED: u8 = 77;
     /// A configuration file or variable cannot be used.
     pub(crate) const CONFIG: u8 = 78;
     /// The command was found and cannot be run.

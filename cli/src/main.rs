@@ -2,6 +2,7 @@
 //!
 //! - `args` is what can be typed;
 //! - `serve`, `run`, `devices`, `netperf`, `coverage`, `trace`, `generate` are the subcommands;
+//! - `pool` has those about pools;
 //! - `connect` is what the ones that need a server share, `failure` how they end.
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ mod devices;
 mod failure;
 mod generate;
 mod netperf;
+mod pool;
 mod run;
 mod serve;
 mod table;
@@ -46,6 +48,12 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(args) => serve::serve(&args),
         Command::Run(args) => run::run(&args),
+        Command::Pool(command) => pool::command(&command),
+        Command::Request(args) => pool::request(&args),
+        Command::Release(args) => pool::release(&args),
+        Command::Leases(args) => pool::leases(&args),
+        Command::Gpus(args) => pool::gpus(&args),
+        Command::Health(args) => pool::health(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Netperf(args) => netperf::netperf(&args),
         Command::Coverage(args) => coverage::coverage(&args),

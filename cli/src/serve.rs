@@ -12,11 +12,15 @@ use farcall_transport::{LocalEnd, RdmaMode, RdmaOptions, SocketOptions};
 use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
+use crate::pool::serve_in_pool;
 use crate::run::absolute;
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     start_log();
     let options = options(args)?;
+    if let Some(url) = &args.member.pool {
+        return serve_in_pool(&args.member, url, options);
+    }
     if options.token.is_none() && !is_loopback(&options.listen) {
         eprintln!(
             "farcall: everyone who can reach {} can use these devices; --token-file FILE asks for a token",
@@ -78,11 +82,12 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         server_name: args.name.clone().unwrap_or(defaults.server_name),
         cache_dir: args.cache_dir.clone(),
         cache_bytes_max: args.cache_size.unwrap_or(defaults.cache_bytes_max),
+        admission: None,
         executor: None,
     })
 }
 
-fn failure(error: &ServeError) -> Failure {
+pub(crate) fn failure(error: &ServeError) -> Failure {
     let advice = match error {
         ServeError::NoGpu(_) => "on a machine without a GPU: farcall serve --device soft",
         ServeError::Option(_) => "see farcall serve --help",

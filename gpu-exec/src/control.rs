@@ -22,6 +22,8 @@ const PREFIX_BYTES: usize = 12;
 pub(crate) enum Order {
     /// Serve this session. `state`: the handover, `payload`: the client's hello; descriptors: connection, ledger.
     Open(Box<OpenOrder>),
+    /// End the session, and tell its client why.
+    Close { reason: String },
     /// The session's bulk connection. `state`: its handover; descriptor: the connection.
     Bulk,
     /// The session's next connection after it lost the last one. As `Bulk`.
@@ -34,6 +36,8 @@ pub(crate) struct OpenOrder {
     pub(crate) kind: DeviceKind,
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) slot: Slot,
+    /// Whose memory limit it shares; 0 = nobody's.
+    pub(crate) lease: u64,
     pub(crate) server_name: String,
     pub(crate) cache_directory: Option<PathBuf>,
     /// Who it is, for the log.

@@ -82,7 +82,7 @@ impl Inventory {
         Self::decode(&answer)
     }
 
-    fn decode(answer: &[u8]) -> Result<Self, FetchError> {
+    pub(crate) fn decode(answer: &[u8]) -> Result<Self, FetchError> {
         let (head, body, mut rest) = split(answer).map_err(malformed)?;
         if head.number != SessionWelcome::NUMBER {
             return Err(malformed("it does not begin with a welcome"));
@@ -124,7 +124,7 @@ impl DeviceUsage {
     }
 }
 
-fn uuid_text(uuid: &[u8]) -> String {
+pub(crate) fn uuid_text(uuid: &[u8]) -> String {
     let mut text = "GPU".to_owned();
     for (i, byte) in uuid.iter().enumerate() {
         let dash = if matches!(i, 0 | 4 | 6 | 8 | 10) {

@@ -18,6 +18,14 @@ use parking_lot::Mutex;
 use crate::limits::{DEVICES_MAX, SESSIONS_MAX};
 use crate::sys::shared::SharedWords;
 
+/// After the words of all devices: what lease a session belongs to (0 = none), frames received, tickets
+/// received, tickets answered.
+const LEASES: usize = DEVICES_MAX * SESSIONS_MAX;
+const FRAMES: usize = LEASES + SESSIONS_MAX;
+const ASKED: usize = FRAMES + SESSIONS_MAX;
+const ANSWERED: usize = ASKED + SESSIONS_MAX;
+const WORDS: usize = ANSWERED + SESSIONS_MAX;
+
 /// Attempts of a claim that meets another at the limit.
 const ATTEMPTS: u32 = 16;
 
@@ -38,7 +46,7 @@ impl Ledger {
     /// No memory or descriptors.
     pub(crate) fn create() -> io::Result<Self> {
         Ok(Self {
-            words: SharedWords::create(DEVICES_MAX * SESSIONS_MAX)?,
+            words: SharedWords::create(WORDS)?,
         })
     }
 
@@ -48,7 +56,7 @@ impl Ledger {
     /// Not the file of a ledger.
     pub(crate) fn open(file: OwnedFd) -> io::Result<Self> {
         Ok(Self {
-            words: SharedWords::open(file, DEVICES_MAX * SESSIONS_MAX)?,
+            words: SharedWords::open(file, WORDS)?,
         })
     }
 
@@ -67,14 +75,78 @@ impl Ledger {
             })
     }
 
+    /// Bytes of a device that the sessions of a lease have.
+    fn used_by_lease(&self, device: usize, lease: u64) -> u64 {
+        let of_lease = |slot: &usize| self.word(LEASES + slot) == lease;
+        let words = (0..SESSIONS_MAX).filter(of_lease);
+        words.fold(0, |sum, slot| {
+            sum.saturating_add(self.word(device * SESSIONS_MAX + slot))
+        })
+    }
+
+    /// What lease a session belongs to; before its executor is told of the session.
+    pub(crate) fn set_lease(&self, slot: Slot, lease: u64) {
+        if let Some(word) = self.words.get(LEASES + slot.0) {
+            word.store(lease, Ordering::SeqCst);
+        }
+    }
+
+    /// How a session works.
+    pub(crate) fn pulse(&self, slot: Slot) -> Pulse {
+        // Answered first: a ticket that comes and is answered in between counts as waited for, which does no harm.
+        let answered = self.word(ANSWERED + slot.0);
+        Pulse {
+            frames: self.word(FRAMES + slot.0),
+            is_waited_for: self.word(ASKED + slot.0) > answered,
+        }
+    }
+
+    /// A session has received a frame with so many tickets.
+    pub(crate) fn received(&self, slot: Slot, tickets: u64) {
+        self.add(FRAMES + slot.0, 1);
+        if tickets > 0 {
+            self.add(ASKED + slot.0, tickets);
+        }
+    }
+
+    /// A session has answered a ticket.
+    pub(crate) fn answered(&self, slot: Slot) {
+        self.add(ANSWERED + slot.0, 1);
+    }
+
+    fn add(&self, index: usize, count: u64) {
+        if let Some(word) = self.words.get(index) {
+            word.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        let word = self.words.get(index);
+        word.map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
     /// Returns a session's share, after its process is gone.
     pub(crate) fn clear(&self, slot: Slot) {
+        for part in [LEASES, FRAMES, ASKED, ANSWERED] {
+            if let Some(word) = self.words.get(part + slot.0) {
+                word.store(0, Ordering::SeqCst);
+            }
+        }
         for device in 0..DEVICES_MAX {
             if let Some(word) = self.words.get(device * SESSIONS_MAX + slot.0) {
                 word.store(0, Ordering::SeqCst);
             }
         }
     }
+}
+
+/// How a session works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pulse {
+    /// Frames received so far.
+    pub(crate) frames: u64,
+    /// Whether the client waits for an answer.
+    pub(crate) is_waited_for: bool,
 }
 
 /// What one session may have of one device.
@@ -132,13 +204,20 @@ impl Account {
         }
         for _ in 0..ATTEMPTS {
             own.fetch_add(bytes, Ordering::SeqCst);
-            if self.ledger.used(allowance.device) <= allowance.total_bytes {
+            let fits = self.ledger.used(allowance.device) <= allowance.total_bytes;
+            if fits && self.lease_has_room(allowance) {
                 return true;
             }
             own.fetch_sub(bytes, Ordering::SeqCst);
             std::thread::yield_now();
         }
         false
+    }
+
+    /// Sessions of one lease share its limit, as sessions of all leases share the device.
+    fn lease_has_room(&self, allowance: &Allowance) -> bool {
+        let lease = self.ledger.word(LEASES + self.slot.0);
+        lease == 0 || self.ledger.used_by_lease(allowance.device, lease) <= allowance.limit_bytes
     }
 
     /// Returns what [`Self::charge`] claimed.
@@ -216,6 +295,38 @@ pub(crate) mod tests {
         ledger.clear(Slot(0));
         assert_eq!(ledger.used(0), 200);
         assert!(two.charge(0, 600));
+    }
+
+    #[test]
+    fn sessions_of_a_lease_share_its_limit() {
+        let ledger = Arc::new(Ledger::create().unwrap());
+        let (one, two, other) = (
+            account(&ledger, 0, 600, 1000),
+            account(&ledger, 1, 600, 1000),
+            account(&ledger, 2, 600, 1000),
+        );
+        ledger.set_lease(Slot(0), 7);
+        ledger.set_lease(Slot(1), 7);
+        ledger.set_lease(Slot(2), 8);
+        assert!(one.charge(0, 500));
+        assert!(!two.charge(0, 101));
+        assert!(two.charge(0, 100));
+        assert!(other.charge(0, 400));
+        ledger.clear(Slot(0));
+        assert!(two.charge(0, 500));
+    }
+
+    #[test]
+    fn a_pulse_shows_work_and_waiting() {
+        let ledger = Ledger::create().unwrap();
+        ledger.received(Slot(1), 0);
+        assert!(!ledger.pulse(Slot(1)).is_waited_for);
+        ledger.received(Slot(1), 2);
+        ledger.answered(Slot(1));
+        let pulse = ledger.pulse(Slot(1));
+        assert!(pulse.is_waited_for && pulse.frames == 2);
+        ledger.answered(Slot(1));
+        assert!(!ledger.pulse(Slot(1)).is_waited_for);
     }
 
     #[test]

@@ -27,7 +27,10 @@ pub use error::{FetchError, ServeError};
 pub use executor::executor_main;
 pub use inventory::{DeviceUsage, Inventory};
 pub use options::{DeviceChoice, DeviceKind, ServeOptions};
-pub use supervisor::{Server, Stopper, serve};
+pub use supervisor::{
+    Activity, Admission, Admitted, AdmittedDevice, LeaseActivity, Server, Sessions, Signals,
+    Stopper, serve,
+};
 
 /// First argument of a program that shall be an executor.
 pub const EXECUTOR_COMMAND: &str = "__executor";

@@ -5,9 +5,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use farcall_transport::{RdmaOptions, SocketOptions};
+
+use crate::Admission;
 
 /// Which device the administrator asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,6 +106,8 @@ pub struct ServeOptions {
     pub memory_bytes: Option<u64>,
     /// Secret that clients must show.
     pub token: Option<String>,
+    /// Decides about clients instead of `token`.
+    pub admission: Option<Arc<dyn Admission>>,
     /// Sessions at once.
     pub sessions_max: u32,
     /// How long a session whose connection is lost is kept, with all that it has, for its client to come back.
@@ -133,6 +138,7 @@ impl Default for ServeOptions {
             device_count: None,
             memory_bytes: None,
             token: None,
+            admission: None,
             sessions_max: 64,
             grace: Duration::from_secs(60),
             warm_executors: 2,

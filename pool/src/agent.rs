@@ -28,8 +28,8 @@ const ENDING: Duration = Duration::from_millis(20);
 
 /// The server's side: its sessions.
 pub trait Host: Send + Sync {
-    /// What it does.
-    fn load(&self) -> Load;
+    /// What it does; `None`: it does not answer, and nothing can be said of its sessions.
+    fn load(&self) -> Option<Load>;
     /// Ends all sessions of a lease, and tells their clients why. Does not wait for that.
     fn end(&self, lease: LeaseId, reason: &str);
 }
@@ -249,10 +249,12 @@ impl Tie {
         let mut seen = 0;
         let mut unreachable = false;
         while !self.stopped.load(Ordering::SeqCst) {
-            let load = self.host.load();
+            let known = self.host.load();
+            let is_known = known.is_some();
+            let load = known.unwrap_or_default();
             let over = |lease: &LeaseId| {
                 let used = load.leases.iter().find(|used| used.lease == *lease);
-                used.is_none_or(|used| used.sessions == 0)
+                is_known && used.is_none_or(|used| used.sessions == 0)
             };
             let ended: Vec<LeaseId> = ending.iter().filter(|it| over(it)).copied().collect();
             let still = ending.len() > ended.len();

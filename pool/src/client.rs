@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::Agent;
-use ureq::http::{Method, Request};
+use ureq::http::Request;
+
+pub use ureq::http::Method;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 use crate::tls::is_loopback;
@@ -19,6 +21,15 @@ use crate::wire::Problem;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer: the GPUs of a large pool.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// Removes.
+pub const DELETE: Method = Method::DELETE;
+/// Changes in part.
+pub const PATCH: Method = Method::PATCH;
+/// Does.
+pub const POST: Method = Method::POST;
+/// Replaces.
+pub const PUT: Method = Method::PUT;
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]

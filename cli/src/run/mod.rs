@@ -18,9 +18,42 @@ pub(crate) use child::{Ended, Signals};
 use crate::args::{DeviceCount, RunArgs, ServerArgs, ShareArgs};
 use crate::connect;
 use crate::failure::{Failure, code};
+use crate::pool;
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
-    let mut prepared = prepare(&args.server, &args.share, &args.command)?;
+    if args.pool.pool.is_none() {
+        return run_on(args, &args.server, &args.share, None);
+    }
+    let label: Vec<_> = args
+        .command
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let mut held = pool::hold(
+        &args.pool,
+        &args.want,
+        &args.share,
+        args.lease,
+        &label.join(" "),
+    )?;
+    // Before the thread that keeps the lease is started: it shall get none of them.
+    let outcome = Signals::block().and_then(|signals| {
+        held.keep()?;
+        let (server, share) = held.session(&args.server, &args.share);
+        run_on(args, &server, &share, Some(signals))
+    });
+    held.release();
+    outcome
+}
+
+/// Runs the command with this server and share.
+fn run_on(
+    args: &RunArgs,
+    server: &ServerArgs,
+    share: &ShareArgs,
+    signals: Option<Signals>,
+) -> Result<ExitCode, Failure> {
+    let mut prepared = prepare(server, share, &args.command)?;
     let stats = args
         .stats
         .as_deref()
@@ -39,7 +72,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         };
         prepared.command.env(farcall_config::vars::TRACE, target);
     }
-    let ended = prepared.run(&Signals::block()?)?;
+    let signals = signals.map_or_else(Signals::block, Ok)?;
+    let ended = prepared.run(&signals)?;
     if let Some(stats) = stats {
         stats.report();
     }

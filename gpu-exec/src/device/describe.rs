@@ -13,6 +13,9 @@ pub(crate) const DRIVER_VERSION: u32 = 13_000;
 /// PCI bus of the first CPU device; the others follow.
 const PCI_BUS_FIRST: u32 = 0x20;
 
+/// All of a device.
+pub(crate) const WHOLE_PERMILLE: u16 = 1000;
+
 /// One device of a server.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct DeviceSpec {
@@ -22,6 +25,8 @@ pub(crate) struct DeviceSpec {
     pub(crate) total_bytes: u64,
     /// What the session may allocate.
     pub(crate) limit_bytes: u64,
+    /// Share of its compute that the session may use, in thousandths.
+    pub(crate) share_permille: u16,
 }
 
 /// CUDA version that the devices of a kind stand for.
@@ -55,6 +60,14 @@ pub(crate) fn name(kind: DeviceKind) -> &'static str {
 /// Threads of the CPU that kernels may use.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// As a description has it; `None` where the driver does not say.
+pub(crate) fn device_uuid(kind: DeviceKind, ordinal: u32) -> Option<[u8; 16]> {
+    match kind {
+        DeviceKind::Cuda => inventory::uuid(ordinal),
+        DeviceKind::Soft | DeviceKind::Null => Some(uuid(kind, ordinal)),
+    }
 }
 
 /// Stays the same for a host and a number.

@@ -21,7 +21,7 @@ use crate::device::cpu::{self, CpuDevice, CpuParts};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::{self, CudaDevice, CudaParts};
 use crate::device::describe::{cores, descriptions, driver_version};
-use crate::ledger::{Account, Allowance, Ledger};
+use crate::ledger::{Account, Allowance, Ledger, Slot};
 use crate::limits::STACK_BYTES;
 
 pub(crate) mod outbox;
@@ -60,11 +60,11 @@ fn serve_one_session() -> io::Result<()> {
         .map_err(|_| io::Error::other("an order without its descriptors"))?;
     let (endpoint, session) = open(&order, connection, ledger, &state, &payload)?;
     control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
-    let watched = (control.try_clone()?, endpoint.clone());
+    let watched = (control.try_clone()?, endpoint.clone(), session.clone());
     let watcher = std::thread::Builder::new()
         .name("control".to_owned())
         .stack_size(STACK_BYTES);
-    watcher.spawn(move || follow_orders(&watched.0, &watched.1))?;
+    watcher.spawn(move || follow_orders(&watched.0, &watched.1, &*watched.2))?;
     let why = endpoint.run();
     session.close();
     let stats = endpoint.stats();
@@ -81,14 +81,21 @@ fn serve_one_session() -> io::Result<()> {
     std::process::exit(0);
 }
 
-/// Takes further connections; ends the session when the supervisor is gone.
-fn follow_orders(control: &OwnedFd, endpoint: &Endpoint) {
+/// Takes further connections; ends the session when the supervisor says so or is gone.
+fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
     loop {
         match control::receive::<Order>(control.as_fd(), true) {
             Ok(Some(Message {
                 header: Order::Open(_),
                 ..
             })) => log::error!("a second session for one executor"),
+            Ok(Some(Message {
+                header: Order::Close { reason },
+                ..
+            })) => {
+                session.farewell(&reason);
+                endpoint.close();
+            }
             Ok(Some(Message {
                 header, state, fds, ..
             })) => {
@@ -132,13 +139,13 @@ fn open(
         total_bytes: device.total_bytes,
         limit_bytes: device.limit_bytes,
     });
-    let account = Account::new(ledger, order.slot, allowances.collect());
+    let account = Account::new(ledger.clone(), order.slot, allowances.collect());
     let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
     let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
     let (base, bytes) = (hello.range_base, hello.range_bytes);
     let cache = Cache::new(order.cache_directory.clone());
-    let outbox = Arc::new(Connection::default());
+    let outbox = Arc::new(Connection::new(ledger.clone(), order.slot));
     if order.kind == DeviceKind::Cuda {
         let driver = Driver::get().map_err(io::Error::other)?;
         let memory =
@@ -151,7 +158,8 @@ fn open(
             cache,
             ordinals: order.devices.iter().map(|device| device.ordinal).collect(),
         });
-        return adopt(order, (connection, state), &welcome, device, outbox);
+        let adopted = (outbox, ledger, order.slot);
+        return adopt(order, (connection, state), &welcome, device, adopted);
     }
     let (memory, turn) = Memory::open(base, bytes, wanted_bytes, account, limit_bytes)?;
     let (device, host) = cpu::areas(&memory);
@@ -166,7 +174,8 @@ fn open(
         workers: cores(),
         device_count: order.devices.len(),
     });
-    adopt(order, (connection, state), &welcome, device, outbox)
+    let adopted = (outbox, ledger, order.slot);
+    adopt(order, (connection, state), &welcome, device, adopted)
 }
 
 /// Lets a device serve the connection.
@@ -175,9 +184,9 @@ fn adopt<D: Device + 'static>(
     (connection, state): (OwnedFd, &[u8]),
     welcome: &[u8],
     device: D,
-    outbox: Arc<Connection>,
+    (outbox, ledger, slot): (Arc<Connection>, Arc<Ledger>, Slot),
 ) -> io::Result<OpenSession> {
-    let session = Arc::new(Session::new(device, outbox.clone()));
+    let session = Arc::new(Session::new(device, outbox.clone(), ledger, slot));
     let tuning = Tuning {
         grace: Duration::from_millis(order.grace_ms),
         ..Tuning::default()

@@ -1,13 +1,15 @@
 //! What an executor says: replies, notices, pushes. Any thread may send.
 
 use std::io::IoSlice;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use farcall_marshal::record::{HEAD_BYTES, Head, Record, encode, encode_bare, record_bytes};
 use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{BulkError, Endpoint, SendError};
+
+use crate::ledger::{Ledger, Slot};
 
 /// Longest message of a notice.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -42,6 +44,8 @@ pub(crate) trait Outbox: Send + Sync + std::fmt::Debug {
     fn append(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8]));
     /// Sends what was appended.
     fn flush(&self);
+    /// A ticket has been answered.
+    fn answered(&self) {}
     /// Sends `data` over the bulk plane. Blocks until it is on its way.
     fn bulk_send(&self, id: u64, data: &[u8]);
     /// Receives the transfer `id` at `dest`; `done` is told how many bytes came, `None` if it will never
@@ -72,6 +76,7 @@ impl dyn Outbox + '_ {
         if reply.ticket != 0 {
             let head = Head::reply(reply.call, status.0, reply.ticket);
             self.append(HEAD_BYTES, &mut |out| encode_bare(head, out));
+            self.answered();
         }
     }
 
@@ -80,6 +85,7 @@ impl dyn Outbox + '_ {
         if reply.ticket != 0 {
             let head = Head::reply(reply.call, status.0, reply.ticket);
             self.append(record_bytes(record), &mut |out| encode(head, record, out));
+            self.answered();
         }
     }
 
@@ -158,13 +164,24 @@ impl From<CuStatus> for Failure {
 }
 
 /// The connection to the client.
-#[derive(Default)]
 pub(crate) struct Connection {
     endpoint: OnceLock<Endpoint>,
+    ledger: Arc<Ledger>,
+    slot: Slot,
     pending: AtomicBool,
 }
 
 impl Connection {
+    /// Of the session in `slot`, not attached yet.
+    pub(crate) fn new(ledger: Arc<Ledger>, slot: Slot) -> Self {
+        Self {
+            endpoint: OnceLock::new(),
+            ledger,
+            slot,
+            pending: AtomicBool::new(false),
+        }
+    }
+
     /// From now on messages go to `endpoint`.
     pub(crate) fn attach(&self, endpoint: Endpoint) {
         let _ = self.endpoint.set(endpoint);
@@ -199,6 +216,10 @@ impl Outbox for Connection {
         {
             Self::sent(endpoint.flush());
         }
+    }
+
+    fn answered(&self) {
+        self.ledger.answered(self.slot);
     }
 
     fn bulk_send(&self, id: u64, data: &[u8]) {

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use farcall_marshal::record::{Record, split};
+use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{HostFuncDone, describe, dispatch};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::Mutex;
 
-use super::outbox::{Connection, Outbox};
+use super::outbox::{Connection, Failure, Outbox, Reply};
 use crate::device::{Device, Violation};
+use crate::ledger::{Ledger, Slot};
 
 /// A session that receives.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Session<D> {
     violation: Mutex<Option<String>>,
     /// Records that the device took.
     records: AtomicU64,
+    ledger: Arc<Ledger>,
+    slot: Slot,
 }
 
 /// A session, whatever its devices are.
@@ -31,16 +35,20 @@ pub(crate) trait Live: Send + Sync {
     fn records(&self) -> u64;
     /// Ends what runs.
     fn close(&self);
+    /// Tells the client why the session is about to end.
+    fn farewell(&self, reason: &str);
 }
 
 impl<D: Device> Session<D> {
     /// A session on these devices.
-    pub(crate) fn new(device: D, outbox: Arc<Connection>) -> Self {
+    pub(crate) fn new(device: D, outbox: Arc<Connection>, ledger: Arc<Ledger>, slot: Slot) -> Self {
         Self {
             device: Mutex::new(device),
             outbox,
             violation: Mutex::new(None),
             records: AtomicU64::new(0),
+            ledger,
+            slot,
         }
     }
 }
@@ -57,6 +65,16 @@ impl<D: Device> Live for Session<D> {
     fn close(&self) {
         self.device.lock().close();
     }
+
+    fn farewell(&self, reason: &str) {
+        let nobody = Reply {
+            call: 0,
+            context: 0,
+            ticket: 0,
+        };
+        let outbox: &dyn Outbox = &*self.outbox;
+        outbox.notice(nobody, &Failure::new(CuStatus::DEVICE_UNAVAILABLE, reason));
+    }
 }
 
 impl<D: Device> Handler for Session<D> {
@@ -64,7 +82,8 @@ impl<D: Device> Handler for Session<D> {
         if self.violation.lock().is_some() {
             return;
         }
-        tell_traced(&*self.outbox, frame);
+        let tickets = look_ahead(&*self.outbox, frame);
+        self.ledger.received(self.slot, tickets);
         let mut taken = 0;
         let outcome = take(&mut *self.device.lock(), frame, &mut taken);
         self.records.fetch_add(taken, Ordering::Relaxed);
@@ -83,8 +102,10 @@ impl<D: Device> Handler for Session<D> {
     fn on_closed(&self, _endpoint: &Endpoint, _why: &CloseReason) {}
 }
 
-/// Tells the client of records whose way it wants to see, before they are handed on.
-fn tell_traced(outbox: &dyn Outbox, frame: &[u8]) {
+/// Tells the client of records whose way it wants to see, before they are handed on; how many records
+/// want an answer.
+fn look_ahead(outbox: &dyn Outbox, frame: &[u8]) -> u64 {
+    let mut tickets = 0;
     let mut rest = frame;
     while let Ok((head, body, after)) = split(rest) {
         if head.is_traced() {
@@ -99,8 +120,10 @@ fn tell_traced(outbox: &dyn Outbox, frame: &[u8]) {
             );
             outbox.trace_step(&head, ns, "decoded", &detail);
         }
+        tickets += u64::from(head.ticket != 0);
         rest = after;
     }
+    tickets
 }
 
 /// Hands the records of a frame to a device, in order, and counts them.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use farcall_transport::SessionId;
 
 use super::inbox::{Event, Inbox};
+use super::leases::Seen;
 use super::plan::Plan;
 use crate::cache::Cache;
 use crate::ledger::Slot;
@@ -44,6 +45,11 @@ pub(crate) enum Stage {
 pub(crate) struct Serving {
     pub(crate) session: SessionId,
     pub(crate) slot: Slot,
+    /// What it belongs to; 0 = nothing.
+    pub(crate) lease: u64,
+    pub(crate) seen: Seen,
+    /// Since when it is told to end.
+    pub(crate) ending: Option<Instant>,
     /// Who it is, for the log.
     pub(crate) client: String,
     /// Numbers of its devices.
@@ -84,6 +90,14 @@ impl Executor {
     /// Its session, if it has one.
     pub(crate) fn serving(&self) -> Option<&Serving> {
         match &self.stage {
+            Stage::Serving(serving) => Some(serving),
+            Stage::Starting | Stage::Ready => None,
+        }
+    }
+
+    /// Its session, to be changed.
+    pub(crate) fn serving_mut(&mut self) -> Option<&mut Serving> {
+        match &mut self.stage {
             Stage::Serving(serving) => Some(serving),
             Stage::Starting | Stage::Ready => None,
         }

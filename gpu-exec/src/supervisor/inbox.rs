@@ -9,15 +9,21 @@ use farcall_transport::Incoming;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use super::admission::{ActivityAnswer, Admitted};
+
 /// Something happened.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A client that may come in.
-    Client(Incoming),
+    /// A client that may come in, and what it may have, where that was decided.
+    Client(Incoming, Option<Admitted>),
     /// A further connection of a session.
     Further(Incoming),
     /// An executor process is gone, its memory too.
     Reaped(u64),
+    /// A lease is over, and why.
+    EndLease(u64, String),
+    /// Somebody wants to know what goes on.
+    Activity(ActivityAnswer),
     /// Time to stop.
     Stop,
 }

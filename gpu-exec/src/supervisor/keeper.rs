@@ -11,9 +11,11 @@ use farcall_marshal::wire::SessionOpen;
 use farcall_transport::{Incoming, IncomingKind, RefuseCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::admission::Admitted;
 use super::answer::{Inventories, inventory};
 use super::executors::{Executor, Serving, Stage};
 use super::inbox::{Event, Inbox};
+use super::leases::Seen;
 use super::plan::Plan;
 use crate::ServeError;
 use crate::cache::Cache;
@@ -31,25 +33,39 @@ const FAILED_STARTS_MAX: u32 = 3;
 
 /// Owner of all executors.
 pub(crate) struct Keeper {
-    plan: Plan,
+    pub(super) plan: Plan,
     inbox: Arc<Inbox>,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     cache: Cache,
-    executors: BTreeMap<u64, Executor>,
+    pub(super) executors: BTreeMap<u64, Executor>,
     next_id: u64,
     slots: Vec<Slot>,
     /// Clients for whom no executor is ready yet.
-    waiting: VecDeque<Client>,
+    pub(super) waiting: VecDeque<Client>,
+    /// Leases that are over, and why.
+    pub(super) ended: BTreeMap<u64, String>,
     failed_starts: u32,
     inventories: Inventories,
     stopping: Option<Instant>,
 }
 
 /// A client whose hello was checked.
-struct Client {
+pub(super) struct Client {
     incoming: Incoming,
     name: String,
     devices: Vec<DeviceSpec>,
+    /// 0 = none.
+    lease: u64,
+}
+
+impl Client {
+    pub(super) fn lease(&self) -> u64 {
+        self.lease
+    }
+
+    pub(super) fn refuse(self, why: &str) {
+        self.incoming.refuse(RefuseCode::TOKEN, why);
+    }
 }
 
 impl Keeper {
@@ -69,6 +85,7 @@ impl Keeper {
             next_id: 0,
             slots: (0..SESSIONS_MAX).rev().map(Slot).collect(),
             waiting: VecDeque::new(),
+            ended: BTreeMap::new(),
             failed_starts: 0,
             inventories: Inventories::default(),
             stopping: None,
@@ -96,6 +113,7 @@ impl Keeper {
                 self.read_reports(id);
             }
             self.assign_waiting();
+            self.kill_overdue(FAREWELL);
             if let Some(since) = self.stopping {
                 if self.executors.is_empty() {
                     return Ok(());
@@ -120,7 +138,7 @@ impl Keeper {
                 .iter()
                 .map(|(_, socket)| PollFd::new(*socket, PollFlags::POLLIN)),
         );
-        let timeout = if self.stopping.is_some() {
+        let timeout = if self.stopping.is_some() || self.is_ending() {
             PollTimeout::from(100_u8)
         } else {
             PollTimeout::NONE
@@ -139,18 +157,21 @@ impl Keeper {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Client(incoming) if self.stopping.is_some() => {
+            Event::Client(incoming, _) if self.stopping.is_some() => {
                 incoming.refuse(RefuseCode::DRAINING, "the server stops")
             }
-            Event::Client(incoming) => self.take_client(incoming),
+            Event::Client(incoming, admitted) => self.take_client(incoming, admitted),
             Event::Further(incoming) => self.take_further(incoming),
+            Event::EndLease(lease, reason) => self.end_lease(lease, &reason),
+            // Who asked may have gone.
+            Event::Activity(answer) => drop(answer.try_send(self.activity())),
             Event::Reaped(id) => self.forget(id),
             Event::Stop => self.stop(),
         }
     }
 
     /// Checks what a client asks for.
-    fn take_client(&mut self, incoming: Incoming) {
+    fn take_client(&mut self, incoming: Incoming, admitted: Option<Admitted>) {
         let payload = incoming.payload();
         let hello = split(payload)
             .ok()
@@ -203,8 +224,17 @@ impl Keeper {
         } else {
             hello.memory_bytes
         };
-        let devices = self.choose_devices(wanted, limit_bytes);
+        let devices = match &admitted {
+            None => Ok(self.choose_devices(wanted, limit_bytes)),
+            Some(admitted) => self.granted_devices(admitted, hello.device_count, limit_bytes),
+        };
+        let devices = match devices {
+            Ok(devices) => devices,
+            Err(why) => return incoming.refuse(RefuseCode::TOKEN, &why),
+        };
+        let lease = admitted.as_ref().map_or(0, |admitted| admitted.lease);
         self.waiting.push_back(Client {
+            lease,
             incoming,
             name,
             devices,
@@ -259,11 +289,13 @@ impl Keeper {
             incoming,
             name,
             devices,
+            lease,
         } = client;
         let order = OpenOrder {
             kind: self.plan.kind,
             devices: devices.clone(),
             slot,
+            lease,
             server_name: self.plan.server_name.clone(),
             cache_directory: self.plan.cache_directory.clone(),
             client: name.clone(),
@@ -280,10 +312,14 @@ impl Keeper {
             &[connection.as_fd(), self.ledger.file()],
         );
         let devices = devices.iter().map(|device| device.ordinal).collect();
+        self.ledger.set_lease(slot, lease);
         // The slot is the executor's until it is reaped, whatever becomes of the order.
         executor.stage = Stage::Serving(Serving {
             session,
             slot,
+            lease,
+            seen: Seen::new(),
+            ending: None,
             client: name,
             devices,
             since: Instant::now(),

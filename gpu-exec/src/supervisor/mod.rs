@@ -14,16 +14,20 @@ use farcall_transport::{
 use self::inbox::{Event, Inbox};
 use self::keeper::Keeper;
 use self::plan::Plan;
+use crate::ledger::Ledger;
 use crate::limits::STACK_BYTES;
-use crate::{ServeError, ServeOptions};
+use crate::{FetchError, Inventory, ServeError, ServeOptions};
 
+pub use self::admission::{Activity, Admission, Admitted, AdmittedDevice, LeaseActivity, Sessions};
 pub(crate) use self::answer::Deaf;
 pub(crate) use self::keeper::INVENTORY_ONLY;
 
+mod admission;
 mod answer;
 mod executors;
 mod inbox;
 mod keeper;
+mod leases;
 mod plan;
 mod signals;
 
@@ -34,15 +38,25 @@ mod signals;
 /// # Errors
 /// No such device, address taken, no executor can be started.
 pub fn serve(options: &ServeOptions, on_ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
-    let signals = signals::block().map_err(ServeError::system("block signals"))?;
+    let signals = Signals::block()?;
     let server = Server::bind(options)?;
-    let stopper = server.stopper();
-    signals.watch(move |name| {
-        log::info!("{name}: the server stops");
-        stopper.stop();
-    })?;
-    on_ready(server.local_addr());
-    server.run()
+    server.serve(signals, on_ready)
+}
+
+/// SIGTERM and SIGINT, blocked until a server takes them.
+#[derive(Debug)]
+pub struct Signals(signals::Signals);
+
+impl Signals {
+    /// Blocks the two signals in the calling thread and in those that it starts: call it before any.
+    ///
+    /// # Errors
+    /// No descriptors.
+    pub fn block() -> Result<Self, ServeError> {
+        signals::block()
+            .map(Self)
+            .map_err(ServeError::system("block signals"))
+    }
 }
 
 /// A server whose signals are somebody else's business.
@@ -114,17 +128,53 @@ impl Server {
         }
     }
 
+    /// What it serves, with nothing in use.
+    ///
+    /// # Errors
+    /// The driver says nothing sensible about its GPUs.
+    pub fn inventory(&self) -> Result<Inventory, FetchError> {
+        let ledger = Ledger::create();
+        let ledger = ledger.map_err(|error| FetchError::Answer(error.to_string()))?;
+        Inventory::decode(&answer::inventory(&self.plan, &ledger, |_| 0))
+    }
+
+    /// Its sessions, once it runs.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions {
+        Sessions {
+            inbox: self.inbox.clone(),
+        }
+    }
+
+    /// Serves until one of the signals comes. Calls `on_ready` once with the bound address. Blocks.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub fn serve(
+        self,
+        signals: Signals,
+        on_ready: impl FnOnce(SocketAddr),
+    ) -> Result<(), ServeError> {
+        let stopper = self.stopper();
+        signals.0.watch(move |name| {
+            log::info!("{name}: the server stops");
+            stopper.stop();
+        })?;
+        on_ready(self.local_addr());
+        self.run()
+    }
+
     /// Serves until stopped. Blocks. Executors die with the thread that calls this.
     ///
     /// # Errors
     /// No executor can be started, or the listening socket failed for good.
     pub fn run(self) -> Result<(), ServeError> {
         let stopper = self.stopper();
-        let (listener, inbox, token) = (self.listener, self.inbox.clone(), self.plan.token.clone());
+        let (listener, inbox, guard) = (self.listener, self.inbox.clone(), self.plan.guard());
         let builder = std::thread::Builder::new()
             .name("accept".to_owned())
             .stack_size(STACK_BYTES);
-        let accept = builder.spawn(move || accept_clients(&listener, &inbox, token.as_deref()));
+        let accept = builder.spawn(move || accept_clients(&listener, &inbox, &guard));
         let accept = accept.map_err(ServeError::system("start a thread"))?;
         let outcome = Keeper::new(self.plan, self.inbox).and_then(Keeper::run);
         stopper.stop();
@@ -148,15 +198,17 @@ impl fmt::Debug for Stopper {
 }
 
 /// Turns away who may not come in, hands on the others.
-fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
+fn accept_clients(listener: &Listener, inbox: &Inbox, guard: &Guard) {
     let prober = Prober::default();
     loop {
         match listener.accept() {
             // The right of a further connection to its session is checked by its executor.
             Ok(incoming) if matches!(incoming.kind(), IncomingKind::New) => {
-                let admitted = admit(incoming, token);
-                if let Some(client) = admitted.and_then(|client| prober.take(client)) {
-                    inbox.send(Event::Client(client));
+                let Some((client, admitted)) = admit(incoming, guard) else {
+                    continue;
+                };
+                if let Some(client) = prober.take(client) {
+                    inbox.send(Event::Client(client, admitted));
                 }
             }
             Ok(incoming) => {
@@ -174,22 +226,34 @@ fn accept_clients(listener: &Listener, inbox: &Inbox, token: Option<&str>) {
     }
 }
 
-fn admit(incoming: Incoming, token: Option<&str>) -> Option<Incoming> {
-    let Some(token) = token else {
-        return Some(incoming);
+/// Who is let in.
+#[derive(Debug)]
+pub(crate) enum Guard {
+    /// Everyone.
+    Open,
+    /// Who shows this.
+    Token(String),
+    /// Whom somebody else lets in.
+    Admission(Arc<dyn Admission>),
+}
+
+fn admit(incoming: Incoming, guard: &Guard) -> Option<(Incoming, Option<Admitted>)> {
+    let refusal = match guard {
+        Guard::Open => return Some((incoming, None)),
+        Guard::Token(token) => {
+            let shown = incoming.token();
+            if shown.is_some_and(|shown| constant_time_eq(shown, token.as_bytes())) {
+                return Some((incoming, None));
+            }
+            "the token is missing or wrong".to_owned()
+        }
+        Guard::Admission(admission) => match admission.admit(incoming.token(), incoming.peer()) {
+            Ok(admitted) => return Some((incoming, Some(admitted))),
+            Err(why) => why,
+        },
     };
-    if incoming
-        .token()
-        .is_some_and(|shown| constant_time_eq(shown, token.as_bytes()))
-    {
-        return Some(incoming);
-    }
-    log::warn!(
-        "{}: wrong or missing token",
-        incoming
-            .peer()
-            .map_or_else(String::new, |peer| peer.to_string())
-    );
-    incoming.refuse(RefuseCode::TOKEN, "the token is missing or wrong");
+    let peer = incoming.peer().map(|peer| peer.to_string());
+    log::warn!("{}: {refusal}", peer.as_deref().unwrap_or("a local client"));
+    incoming.refuse(RefuseCode::TOKEN, &refusal);
     None
 }

@@ -3,10 +3,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::{Admission, Guard};
 use crate::cache::{default_directory, make_directory};
 use crate::device::cuda::inventory;
-use crate::device::describe::DeviceSpec;
+use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 use crate::limits::{DEVICES_MAX, SESSIONS_MAX};
 use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, ServeError, ServeOptions};
 
@@ -24,6 +26,7 @@ pub(crate) struct Plan {
     /// All devices; the limit of a session is at most the total.
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) token: Option<String>,
+    pub(crate) admission: Option<Arc<dyn Admission>>,
     pub(crate) sessions_max: usize,
     pub(crate) grace_ms: u64,
     pub(crate) warm_executors: usize,
@@ -90,12 +93,14 @@ impl Plan {
                 ordinal,
                 total_bytes,
                 limit_bytes: total_bytes,
+                share_permille: WHOLE_PERMILLE,
             }
         };
         Ok(Self {
             kind,
             devices: (0..count).map(device).collect(),
             token: options.token.clone(),
+            admission: options.admission.clone(),
             sessions_max: options.sessions_max as usize,
             grace_ms: u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX),
             warm_executors: options.warm_executors.min(options.sessions_max) as usize,
@@ -105,6 +110,17 @@ impl Plan {
             program,
             arguments: command.collect(),
         })
+    }
+}
+
+impl Plan {
+    /// Who is let in.
+    pub(crate) fn guard(&self) -> Guard {
+        match (&self.admission, &self.token) {
+            (Some(admission), _) => Guard::Admission(admission.clone()),
+            (None, Some(token)) => Guard::Token(token.clone()),
+            (None, None) => Guard::Open,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ServeError;
 use crate::limits::STACK_BYTES;
 
 /// Blocked signals.
+#[derive(Debug)]
 pub(crate) struct Signals {
     fd: SignalFd,
 }

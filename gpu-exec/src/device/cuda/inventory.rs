@@ -7,7 +7,7 @@ use farcall_marshal::wire::DeviceDescription;
 
 use super::driver::{Driver, LoadError};
 use crate::device::attributes::UNKNOWN;
-use crate::device::describe::DeviceSpec;
+use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 
 /// One past the last attribute of cuda.h 13.
 const ATTRIBUTES: i32 = 162;
@@ -38,6 +38,7 @@ pub(crate) fn devices() -> Result<Vec<DeviceSpec>, LoadError> {
                 ordinal,
                 total_bytes,
                 limit_bytes: total_bytes,
+                share_permille: WHOLE_PERMILLE,
             })
     };
     (0..count)
@@ -49,6 +50,11 @@ pub(crate) fn devices() -> Result<Vec<DeviceSpec>, LoadError> {
 /// CUDA version that clients are told; 0 without a driver.
 pub(crate) fn driver_version() -> u32 {
     Driver::get().map_or(0, Driver::version_for_clients)
+}
+
+/// UUID of a device.
+pub(crate) fn uuid(ordinal: u32) -> Option<[u8; 16]> {
+    Driver::get().ok()?.device_uuid(ordinal).ok()
 }
 
 /// The devices as records, one after the other; one that the driver does not describe is left out, which the log says.
