@@ -321,3 +321,68 @@ fn write_credential(path: &Path, credential: &str) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&beside, path)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Denied, EndOrder, Gate};
+    use crate::core::wall_ms;
+    use crate::grant::{Grant, GrantError, Signer, Verifier};
+    use crate::model::LeaseId;
+
+    fn grant(signer: &Signer, lease: u64) -> Vec<u8> {
+        let grant = Grant {
+            lease: LeaseId(lease),
+            client: "ann".into(),
+            server: "s0".into(),
+            gpus: Vec::new(),
+            issued_ms: wall_ms(),
+            expires_ms: wall_ms() + 10_000,
+        };
+        signer.sign(&grant).into_bytes()
+    }
+
+    #[test]
+    fn who_comes_in_and_who_does_not() {
+        let (gate, signer) = (Gate::default(), Signer::generate().unwrap());
+        let (one, two) = (grant(&signer, 1), grant(&signer, 2));
+        let (here, there) = (
+            Some("10.0.0.1".parse().unwrap()),
+            Some("10.0.0.2".parse().unwrap()),
+        );
+        assert_eq!(gate.admit(Some(&one), here), Err(Denied::NotJoined));
+        let ended = EndOrder {
+            lease: LeaseId(2),
+            reason: "released".to_owned(),
+        };
+        let verifier = Verifier::new(&signer.public(), "s0").unwrap();
+        gate.open(verifier, std::slice::from_ref(&ended), 10_000);
+        assert_eq!(gate.admit(None, here), Err(Denied::NoGrant));
+        assert_eq!(
+            gate.admit(Some(b"fcg1.x.y"), here),
+            Err(Denied::Grant(GrantError::Malformed))
+        );
+        let reason = "released".to_owned();
+        assert_eq!(
+            gate.admit(Some(&two), here),
+            Err(Denied::Ended(LeaseId(2), reason.clone()))
+        );
+        // The client's processes come from one place; a copy of its grant is no good elsewhere.
+        assert!(gate.admit(Some(&one), here).is_ok());
+        assert!(gate.admit(Some(&one), here).is_ok());
+        assert!(gate.admit(Some(&one), None).is_ok());
+        assert!(matches!(
+            gate.admit(Some(&one), there),
+            Err(Denied::Elsewhere(LeaseId(1), _))
+        ));
+        let order = EndOrder {
+            lease: LeaseId(1),
+            reason: reason.clone(),
+        };
+        gate.refuse(&order, 10_000);
+        assert_eq!(
+            gate.admit(Some(&one), here),
+            Err(Denied::Ended(LeaseId(1), reason))
+        );
+    }
+}

@@ -21,7 +21,8 @@ use crate::failure::{Failure, code};
 use crate::pool;
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
-    if args.pool.pool.is_none() {
+    // As everywhere, an empty variable counts as unset.
+    if args.pool.pool.as_deref().unwrap_or_default().is_empty() {
         return run_on(args, &args.server, &args.share, None);
     }
     let label: Vec<_> = args

@@ -212,6 +212,12 @@ pub struct Summary {
 }
 
 impl Pool {
+    /// How far a lease has come.
+    #[must_use]
+    pub fn stage(&self, id: LeaseId) -> Option<Stage> {
+        self.leases.get(&id).map(|lease| lease.stage)
+    }
+
     /// One lease.
     #[must_use]
     pub fn lease_view(&self, id: LeaseId) -> Option<LeaseView> {

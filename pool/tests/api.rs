@@ -1,0 +1,399 @@
+//! The HTTP interface as any program sees it: a pool in this process, plain sockets, raw requests.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use farcall_pool::api::{App, ListenOptions, Serving, routes};
+use farcall_pool::client::{ClientError, PoolClient};
+use farcall_pool::core::{Core, wall_ms};
+use farcall_pool::grant::{Signer, Verifier};
+use farcall_pool::model::{Ask, GpuFacts, NetAddress, Purpose, Quota, ServerFacts, Stage};
+use farcall_pool::secrets::{SecretKind, generate, hash};
+use farcall_pool::state::{NewToken, Role};
+use farcall_pool::store::MemoryStore;
+use farcall_pool::wire::{
+    LeaseAnswer, NewJoin, NewSecret, Orders, Register, Registered, RenewLease, RenewServer,
+};
+use serde_json::{Value, json};
+
+struct World {
+    address: SocketAddr,
+    admin: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let core = Core::start(Box::new(MemoryStore::default()), |_| {}).unwrap();
+        let admin = generate(SecretKind::Token).unwrap();
+        let (new, token_hash) = (token("admin", Role::Admin), hash(&admin));
+        core.call_blocking(move |pool, now_ms| pool.create_token(now_ms, new, &token_hash, "test"))
+            .unwrap()
+            .unwrap();
+        let app = App {
+            core,
+            signer: Arc::new(Signer::generate().unwrap()),
+        };
+        let options = ListenOptions {
+            address: "127.0.0.1:0".to_owned(),
+            tls: None,
+        };
+        let serving = runtime.block_on(Serving::bind(&options, app)).unwrap();
+        let address = serving.local_addr().unwrap();
+        runtime.spawn(serving.run());
+        Self {
+            address,
+            admin,
+            _runtime: runtime,
+        }
+    }
+
+    fn client(&self, token: &str) -> PoolClient {
+        PoolClient::new(&format!("http://{}", self.address), None, Some(token)).unwrap()
+    }
+
+    fn admin(&self) -> PoolClient {
+        self.client(&self.admin)
+    }
+
+    /// Status and body of a request that is written here byte by byte.
+    fn raw(&self, method: &str, path: &str, token: Option<&str>, body: &[u8]) -> (u16, Value) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: pool\r\nconnection: close\r\ncontent-length: {}\r\n",
+            body.len()
+        );
+        if let Some(token) = token {
+            head.push_str(&format!("authorization: Bearer {token}\r\n"));
+        }
+        head.push_str("\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // A body that is refused unread may not find a reader.
+        let _ = stream.write_all(body);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        if status >= 400 {
+            assert!(head.contains("application/problem+json"), "{answer}");
+        }
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// A server of two GPUs, by hand.
+    fn join(&self, name: &str) -> (PoolClient, Registered) {
+        let new = NewJoin {
+            name: "test".to_owned(),
+            valid_ms: 60_000,
+            uses: 1,
+        };
+        let join: NewSecret = self
+            .admin()
+            .post("/v1/joins", &new, Duration::ZERO)
+            .unwrap();
+        let body = Register {
+            server: facts(name),
+            clock_ms: wall_ms(),
+        };
+        let joining = self.client(&join.token);
+        let registered: Registered = joining.post("/v1/register", &body, Duration::ZERO).unwrap();
+        let again = joining.post::<Registered>("/v1/register", &body, Duration::ZERO);
+        assert_eq!(again.unwrap_err().status(), Some(401), "a token of one use");
+        let credential = registered.credential.clone().unwrap();
+        (self.client(&credential), registered)
+    }
+}
+
+fn token(name: &str, role: Role) -> NewToken {
+    NewToken {
+        name: name.to_owned(),
+        role,
+        group: None,
+        quota: Quota::default(),
+        valid_ms: None,
+    }
+}
+
+fn facts(name: &str) -> ServerFacts {
+    let gpu = |index: u32| GpuFacts {
+        uuid: format!("GPU-{name}-{index}"),
+        name: "H100".to_owned(),
+        memory_bytes: 80 << 30,
+        sm: 90,
+        healthy: true,
+    };
+    ServerFacts {
+        name: name.to_owned(),
+        addresses: vec![NetAddress {
+            network: "gpu".to_owned(),
+            address: format!("{name}:7474"),
+        }],
+        kind: "null".to_owned(),
+        rdma: false,
+        driver_version: String::new(),
+        cuda_version: "13.0".to_owned(),
+        switch: String::new(),
+        version: "0".to_owned(),
+        gpus: vec![gpu(0), gpu(1)],
+    }
+}
+
+fn ask(gpus: u16, share_permille: u16) -> Ask {
+    Ask {
+        gpus,
+        share_permille,
+        memory_bytes: None,
+        filters: Vec::new(),
+        servers: Vec::new(),
+        same_server: false,
+        near: String::new(),
+        purpose: Purpose::Run,
+        hold_ms: None,
+        idle_ms: None,
+        label: String::new(),
+    }
+}
+
+#[test]
+fn bad_input_is_refused_and_the_field_is_named() {
+    let world = World::new();
+    let cases = [
+        (json!({}), "gpus"),
+        (json!({"gpus": "two"}), "gpus"),
+        (json!({"gpus": 0}), "gpus"),
+        (json!({"gpus": 70_000}), "gpus"),
+        (json!({"gpus": 1, "share_permille": 1001}), "share_permille"),
+        (json!({"gpus": 1, "memory_bytes": -1}), "memory_bytes"),
+        (
+            json!({"gpus": 1, "filters": ["gpu.colour=red"]}),
+            "filters[0]",
+        ),
+        (json!({"gpus": 1, "servers": ["nowhere"]}), "servers"),
+        (json!({"gpus": 1, "purpose": "fun"}), "purpose"),
+        (json!({"gpus": 1, "colour": "red"}), "colour"),
+        (json!([]), "."),
+    ];
+    for (body, field) in cases {
+        let text = body.to_string();
+        let (status, problem) =
+            world.raw("POST", "/v1/leases", Some(&world.admin), text.as_bytes());
+        assert_eq!(status, 422, "{text}: {problem}");
+        assert_eq!(problem["field"], field, "{text}: {problem}");
+        assert_eq!(problem["status"], 422);
+    }
+    let (status, _) = world.raw("POST", "/v1/leases", Some(&world.admin), b"{\"gpus\": ");
+    assert_eq!(status, 422);
+    let huge = vec![b' '; 300 << 10];
+    let (status, problem) = world.raw("POST", "/v1/leases", Some(&world.admin), &huge);
+    assert_eq!(status, 413, "{problem}");
+    assert_eq!(world.raw("GET", "/v1/nothing", None, b"").0, 404);
+    assert_eq!(world.raw("DELETE", "/v1/health", None, b"").0, 405);
+    let (status, problem) = world.raw("GET", "/v1/leases/twelve", Some(&world.admin), b"");
+    assert_eq!((status, &problem["field"]), (422, &json!("lease")));
+}
+
+#[test]
+fn each_token_is_good_for_its_own() {
+    let world = World::new();
+    let make = |name: &str, role| -> String {
+        let made: NewSecret = world
+            .admin()
+            .post("/v1/tokens", &token(name, role), Duration::ZERO)
+            .unwrap();
+        made.token
+    };
+    let (client, viewer) = (make("ann", Role::Client), make("eve", Role::Viewer));
+    let (server, _) = world.join("s0");
+    for (path, client_may, viewer_may) in [
+        ("/v1/tokens", false, true),
+        ("/v1/log", false, true),
+        ("/v1/settings", false, true),
+        ("/v1/leases?all=true", false, true),
+        ("/v1/gpus", true, true),
+        ("/v1/leases", true, true),
+    ] {
+        for (token, may) in [(&client, client_may), (&viewer, viewer_may)] {
+            let status = world.raw("GET", path, Some(token), b"").0;
+            assert_eq!(status, if may { 200 } else { 403 }, "{path}");
+        }
+        assert_eq!(world.raw("GET", path, None, b"").0, 401, "{path}");
+        assert_eq!(
+            world.raw("GET", path, Some("fct_guess"), b"").0,
+            401,
+            "{path}"
+        );
+    }
+    let body = serde_json::to_vec(&ask(1, 1000)).unwrap();
+    assert_eq!(world.raw("POST", "/v1/leases", Some(&viewer), &body).0, 403);
+    assert_eq!(world.raw("POST", "/v1/leases", Some(&client), &body).0, 201);
+    // One client's lease is not another's.
+    let other = make("bob", Role::Client);
+    assert_eq!(world.raw("GET", "/v1/leases/L1", Some(&other), b"").0, 404);
+    assert_eq!(
+        world.raw("DELETE", "/v1/leases/L1", Some(&other), b"").0,
+        404
+    );
+    assert_eq!(
+        world.raw("DELETE", "/v1/leases/L1", Some(&client), b"").0,
+        204
+    );
+    // A server's credential opens nothing but its own.
+    assert_eq!(
+        server.get::<Value>("/v1/gpus").unwrap_err().status(),
+        Some(401)
+    );
+}
+
+#[test]
+fn a_lease_from_the_queue_to_its_end() {
+    let world = World::new();
+    let (server, registered) = world.join("s0");
+    let admin = world.admin();
+    let first: LeaseAnswer = admin
+        .post("/v1/leases", &ask(2, 1000), Duration::ZERO)
+        .unwrap();
+    assert_eq!(first.lease.stage, Stage::Held);
+    let verifier = Verifier::new(&registered.grant_key, "s0").unwrap();
+    let grant = verifier
+        .verify(first.grants[0].token.as_bytes(), wall_ms())
+        .unwrap();
+    assert_eq!((grant.lease, grant.gpus.len()), (first.lease.lease, 2));
+
+    let refused = admin.post::<LeaseAnswer>("/v1/leases", &ask(1, 500), Duration::ZERO);
+    assert_eq!(refused.unwrap_err().status(), Some(409));
+    let second: LeaseAnswer = admin
+        .post("/v1/leases?wait=true", &ask(1, 500), Duration::ZERO)
+        .unwrap();
+    assert_eq!(
+        (second.lease.stage, second.lease.place),
+        (Stage::Queued, Some(1))
+    );
+
+    // The second hears of its GPU the moment that the server confirms the end of the first.
+    let path = format!("/v1/leases/{}/renew", second.lease.lease);
+    let renewal = RenewLease {
+        seen: second.lease.version,
+        wait_ms: 30_000,
+    };
+    let waiting = {
+        let admin = admin.clone();
+        std::thread::spawn(move || {
+            admin
+                .post::<LeaseAnswer>(&path, &renewal, Duration::from_secs(30))
+                .unwrap()
+        })
+    };
+    admin
+        .order::<()>(farcall_pool::client::DELETE, "/v1/leases/L1", None)
+        .unwrap();
+    let renew = |ended| RenewServer {
+        ended,
+        ..RenewServer::default()
+    };
+    let orders: Orders = server
+        .post("/v1/renew", &renew(Vec::new()), Duration::ZERO)
+        .unwrap();
+    assert_eq!(orders.end[0].lease, first.lease.lease);
+    assert!(!waiting.is_finished(), "before the server has confirmed");
+    let _: Orders = server
+        .post("/v1/renew", &renew(vec![first.lease.lease]), Duration::ZERO)
+        .unwrap();
+    let granted = waiting.join().unwrap();
+    assert_eq!(
+        (granted.lease.stage, granted.grants.len()),
+        (Stage::Held, 1)
+    );
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_named() {
+    let world = World::new();
+    let (server, _) = world.join("s0");
+    let register = |clock_ms| {
+        let body = Register {
+            server: facts("s0"),
+            clock_ms,
+        };
+        server.post::<Registered>("/v1/register", &body, Duration::ZERO)
+    };
+    assert!(
+        register(wall_ms() - 50_000).is_ok(),
+        "a minute is tolerated"
+    );
+    let error = register(wall_ms() + 120_000).unwrap_err();
+    let ClientError::Refused(problem) = &error else {
+        panic!("{error}");
+    };
+    assert!(problem.kind.ends_with(":clock"), "{problem:?}");
+    assert!(problem.detail.contains("ahead"), "{problem:?}");
+}
+
+#[test]
+fn plain_http_is_for_this_machine_only() {
+    let core = Core::start(Box::new(MemoryStore::default()), |_| {}).unwrap();
+    let app = App {
+        core,
+        signer: Arc::new(Signer::generate().unwrap()),
+    };
+    let options = ListenOptions {
+        address: "0.0.0.0:0".to_owned(),
+        tls: None,
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    assert!(runtime.block_on(Serving::bind(&options, app)).is_err());
+    assert!(PoolClient::new("http://pool.example:7475", None, None).is_err());
+    assert!(PoolClient::new("https://pool.example:7475", None, None).is_err());
+    assert!(PoolClient::new("http://127.0.0.1:7475", None, None).is_ok());
+}
+
+/// The document names every route with its answers, and every reference in it leads somewhere.
+#[test]
+fn the_document_is_whole() {
+    let (_, document) = routes();
+    let document: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let operations: Vec<(&String, &String, &Value)> = paths
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().iter();
+            methods.map(move |(method, operation)| (path, method, operation))
+        })
+        .collect();
+    assert!(operations.len() >= 20, "{}", operations.len());
+    for (path, method, operation) in operations {
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(
+            responses.keys().any(|it| it.starts_with('2')),
+            "{method} {path}"
+        );
+        assert!(
+            responses.len() > 1,
+            "{method} {path} says nothing of failure"
+        );
+        assert!(operation["summary"].is_string(), "{method} {path}");
+    }
+    let mut references = Vec::new();
+    collect(&document, &mut references);
+    assert!(references.len() > 20);
+    for reference in references {
+        let pointer = reference.trim_start_matches('#');
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+fn collect(value: &Value, references: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::String(reference)) = fields.get("$ref") {
+                references.push(reference.clone());
+            }
+            fields.values().for_each(|value| collect(value, references));
+        }
+        Value::Array(items) => items.iter().for_each(|value| collect(value, references)),
+        _ => {}
+    }
+}
