@@ -505,3 +505,55 @@ fn a_stream_of_small_requests_starves_no_large_one() {
     }
     panic!("the large request starves");
 }
+
+/// A server's silence is not idleness, and nothing is taken back without a warning.
+#[test]
+fn idle_as_far_as_the_server_has_told() {
+    let mut world = World::new(1);
+    world.register_server(0);
+    let server = world.servers[0].id.unwrap();
+    let ask = Ask {
+        gpus: 1,
+        share_permille: 250,
+        memory_bytes: Some(GIB),
+        filters: Vec::new(),
+        servers: Vec::new(),
+        same_server: true,
+        near: String::new(),
+        purpose: Purpose::Reservation,
+        hold_ms: None,
+        idle_ms: Some(3_000),
+        label: String::new(),
+    };
+    let asked = world.pool.ask(world.now_ms, world.clients[4], ask, true);
+    let lease = asked.unwrap().lease;
+    assert_eq!(world.pool.report_within_ms(server), 150);
+    // After so much time, told so much unused time or nothing: stage, and whether there is a warning.
+    for (passed_ms, told_ms, stage, is_warned) in [
+        (4_000, None, Stage::Held, false),
+        (0, Some(0), Stage::Held, false),
+        (2_800, Some(2_800), Stage::Held, true),
+        (0, Some(0), Stage::Held, false),
+        (4_000, None, Stage::Held, false),
+        (0, Some(4_000), Stage::Held, true),
+        (0, None, Stage::Ending, true),
+    ] {
+        world.now_ms += passed_ms;
+        if let Some(idle_ms) = told_ms {
+            let used = LeaseUse {
+                lease,
+                sessions: 1,
+                idle_ms,
+            };
+            let load = Load {
+                leases: vec![used],
+                ..Load::default()
+            };
+            let renewed = world.pool.renew_server(world.now_ms, server, load, &[]);
+            renewed.unwrap();
+        }
+        world.pool.tick(world.now_ms);
+        let view = world.pool.lease_view(lease).unwrap();
+        assert_eq!((view.stage, view.warning.is_some()), (stage, is_warned));
+    }
+}

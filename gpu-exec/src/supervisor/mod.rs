@@ -3,8 +3,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use farcall_transport::{
     AcceptError, Incoming, IncomingKind, ListenOptions, Listener, Prober, RefuseCode,
@@ -70,7 +70,8 @@ pub struct Server {
 /// Ends a [`Server`] from any thread.
 #[derive(Clone)]
 pub struct Stopper {
-    listener: Arc<Listener>,
+    /// Not kept: its end removes the socket's file, and must not wait for who could stop it.
+    listener: Weak<Listener>,
     inbox: Arc<Inbox>,
     stopped: Arc<AtomicBool>,
 }
@@ -79,7 +80,9 @@ impl Stopper {
     /// Makes [`Server::run`] return once its executors are gone. Does not block.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        self.listener.close();
+        if let Some(listener) = self.listener.upgrade() {
+            listener.close();
+        }
         self.inbox.send(Event::Stop);
     }
 }
@@ -122,7 +125,7 @@ impl Server {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper {
-            listener: self.listener.clone(),
+            listener: Arc::downgrade(&self.listener),
             inbox: self.inbox.clone(),
             stopped: self.stopped.clone(),
         }

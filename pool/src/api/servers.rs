@@ -175,11 +175,12 @@ pub(crate) async fn renew(
     Member(server, _): Member,
     Sent(body): Sent<RenewServer>,
 ) -> Result<Json<Orders>, Refused> {
-    let (seen, waiting) = (body.seen, wait(body.wait_ms));
-    let renewed = app
-        .core
-        .call(move |pool, now_ms| pool.renew_server(now_ms, server, body.load, &body.ended));
-    renewed.await??;
+    let (seen, wait_ms) = (body.seen, body.wait_ms);
+    let renewed = app.core.call(move |pool, now_ms| {
+        pool.renew_server(now_ms, server, body.load, &body.ended)
+            .map(|()| pool.report_within_ms(server))
+    });
+    let waiting = wait(wait_ms.min(renewed.await??));
     let look = move |pool: &mut Pool, _| {
         let orders = Orders {
             end: pool.orders(server),

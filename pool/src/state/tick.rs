@@ -7,6 +7,10 @@ use crate::state::{Key, Lease, Pool, Topic};
 
 /// A client is warned so long before an idle lease is taken back, or at four fifths of a short idle time.
 const WARNING_MS: u64 = 60_000;
+/// So often a server says what it does within an idle time, so that the warning comes in time.
+const REPORTS: u64 = 20;
+/// However short the idle time is.
+const REPORT_MS_MIN: u64 = 50;
 /// How much longer than grants are valid an ended lease is remembered.
 const MEMORY_MS: u64 = 60_000;
 
@@ -35,7 +39,7 @@ impl Pool {
         let due: Vec<(LeaseId, Due)> = self
             .leases
             .iter()
-            .map(|(id, lease)| (*id, due(now_ms, lease, &self.meta.settings)))
+            .map(|(id, lease)| (*id, self.due(now_ms, lease)))
             .filter(|(_, due)| !matches!(due, Due::Nothing))
             .collect();
         for (id, due) in due {
@@ -94,56 +98,75 @@ impl Pool {
             self.end(now_ms, id, "pool", "the client's token has expired");
         }
     }
-}
 
-fn due(now_ms: u64, lease: &Lease, settings: &Settings) -> Due {
-    let unheard_ms = now_ms.saturating_sub(lease.seen_ms);
-    match lease.stage {
-        Stage::Queued if unheard_ms > settings.client_ttl_ms => {
-            Due::End("the client does not ask for it any more".to_owned())
-        }
-        Stage::Held if lease.ask.purpose == Purpose::Run && unheard_ms > settings.client_ttl_ms => {
-            Due::End("the client does not answer".to_owned())
-        }
-        Stage::Held if lease.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) => {
-            Due::End("its time is over".to_owned())
-        }
-        Stage::Held => idle(now_ms, lease, settings),
-        Stage::Ended => {
-            let ended_ms = lease.end.as_ref().map_or(0, |end| end.at_ms);
-            let kept_ms = settings.grant_ms.saturating_add(MEMORY_MS);
-            if ended_ms.saturating_add(kept_ms) < now_ms {
-                Due::Forget
-            } else {
-                Due::Nothing
+    fn due(&self, now_ms: u64, lease: &Lease) -> Due {
+        let settings = &self.meta.settings;
+        let unheard_ms = now_ms.saturating_sub(lease.seen_ms);
+        let is_client_gone = unheard_ms > settings.client_ttl_ms;
+        match lease.stage {
+            Stage::Queued if is_client_gone => {
+                Due::End("the client does not ask for it any more".to_owned())
             }
+            Stage::Held if lease.ask.purpose == Purpose::Run && is_client_gone => {
+                Due::End("the client does not answer".to_owned())
+            }
+            Stage::Held if lease.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) => {
+                Due::End("its time is over".to_owned())
+            }
+            Stage::Held => self.idle(lease),
+            Stage::Ended => {
+                let ended_ms = lease.end.as_ref().map_or(0, |end| end.at_ms);
+                let kept_ms = settings.grant_ms.saturating_add(MEMORY_MS);
+                if ended_ms.saturating_add(kept_ms) < now_ms {
+                    Due::Forget
+                } else {
+                    Due::Nothing
+                }
+            }
+            Stage::Queued | Stage::Ending => Due::Nothing,
         }
-        Stage::Queued | Stage::Ending => Due::Nothing,
+    }
+
+    /// Nothing is taken back without a warning before.
+    fn idle(&self, lease: &Lease) -> Due {
+        let Some(limit_ms) = idle_limit_ms(lease, &self.meta.settings) else {
+            return Due::Nothing;
+        };
+        // What a server has not told yet is not idleness.
+        let servers = lease.pieces.iter();
+        let servers = servers.filter_map(|piece| self.servers.get(&piece.server));
+        let Some(told_ms) = servers.map(|server| server.seen_ms).min() else {
+            return Due::Nothing;
+        };
+        let idle_ms = told_ms.saturating_sub(lease.active_ms);
+        let warn_ms = limit_ms.saturating_sub(WARNING_MS.min(limit_ms / 5));
+        match lease.warning {
+            Some(_) if idle_ms > limit_ms => Due::End(format!("unused for {}", seconds(limit_ms))),
+            Some(_) if idle_ms <= warn_ms => Due::Unwarn,
+            None if idle_ms > warn_ms => Due::Warn(format!(
+                "unused for {}: it is taken back in {} unless it is used",
+                seconds(idle_ms),
+                seconds(limit_ms.saturating_sub(idle_ms))
+            )),
+            _ => Due::Nothing,
+        }
+    }
+
+    /// How soon a server should say again what it does: often enough for the shortest idle time there.
+    #[must_use]
+    pub fn report_within_ms(&self, id: ServerId) -> u64 {
+        let held = self.servers.get(&id).into_iter().flat_map(|it| &it.holds);
+        let leases = held.filter_map(|lease| self.leases.get(lease));
+        let limits = leases.filter_map(|lease| idle_limit_ms(lease, &self.meta.settings));
+        limits
+            .min()
+            .map_or(u64::MAX, |limit_ms| (limit_ms / REPORTS).max(REPORT_MS_MIN))
     }
 }
 
-fn idle(now_ms: u64, lease: &Lease, settings: &Settings) -> Due {
-    let Some(limit_ms) = [lease.ask.idle_ms, settings.idle_ms]
-        .into_iter()
-        .flatten()
-        .min()
-    else {
-        return Due::Nothing;
-    };
-    let idle_ms = now_ms.saturating_sub(lease.active_ms);
-    let warn_ms = limit_ms.saturating_sub(WARNING_MS.min(limit_ms / 5));
-    if idle_ms > limit_ms {
-        return Due::End(format!("unused for {}", seconds(limit_ms)));
-    }
-    match (idle_ms > warn_ms, &lease.warning) {
-        (true, None) => Due::Warn(format!(
-            "unused for {}: it is taken back in {} unless it is used",
-            seconds(idle_ms),
-            seconds(limit_ms - idle_ms)
-        )),
-        (false, Some(_)) => Due::Unwarn,
-        _ => Due::Nothing,
-    }
+fn idle_limit_ms(lease: &Lease, settings: &Settings) -> Option<u64> {
+    let limits = [lease.ask.idle_ms, settings.idle_ms];
+    limits.into_iter().flatten().min()
 }
 
 fn seconds(ms: u64) -> String {
