@@ -12,7 +12,9 @@ pub(crate) mod cpu;
 pub(crate) mod cpu_limits;
 pub(crate) mod cuda;
 pub(crate) mod describe;
+pub(crate) mod graph_records;
 pub(crate) mod handles;
+pub(crate) mod loading;
 
 /// A session's devices.
 pub(crate) trait Device: Dispatch<Output = Result<(), Violation>> + Send {

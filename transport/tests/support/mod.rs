@@ -8,6 +8,7 @@
 )]
 
 pub mod suite;
+pub mod suite_bulk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

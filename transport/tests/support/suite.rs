@@ -6,14 +6,12 @@
     unreachable_pub
 )]
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use farcall_transport::{BulkError, CloseReason, Endpoint, Limits, SendError, Tuning, WaitError};
+use farcall_transport::{CloseReason, Endpoint, Limits, SendError, Tuning, WaitError};
 use parking_lot::Mutex;
 
 use super::{Backend, PATIENCE, Tap, number, serve, wait_for};
@@ -45,12 +43,12 @@ fn pattern(n: u64) -> impl Iterator<Item = u8> {
     })
 }
 
-fn send(endpoint: &Endpoint, len: usize, n: u64) {
+pub fn send(endpoint: &Endpoint, len: usize, n: u64) {
     endpoint.append(len, |record| fill(record, n)).unwrap();
 }
 
 /// A handler that checks records of a fixed length in order.
-fn in_order(len: usize, next: Arc<AtomicU64>) -> Arc<Tap> {
+pub fn in_order(len: usize, next: Arc<AtomicU64>) -> Arc<Tap> {
     Tap::new(move |_, frame| {
         assert_eq!(frame.len() % len, 0);
         for record in frame.chunks(len) {
@@ -387,130 +385,6 @@ pub fn close_delivers_what_is_pending<B: Backend>() {
     }
 }
 
-pub fn bulk_both_ways_at_once<B: Backend>() {
-    const BYTES: usize = 3 << 20;
-    let (client, server) = B::pair(
-        Limits::default(),
-        Tuning::default(),
-        Tap::ignore(),
-        Tap::ignore(),
-    );
-    let running = serve(server.clone());
-    let payload = |n: u64| {
-        let mut bytes = vec![0; BYTES];
-        fill(&mut bytes, n);
-        bytes
-    };
-    thread::scope(|scope| {
-        for (from, to, base) in [(&client, &server, 100), (&server, &client, 200)] {
-            scope.spawn(move || {
-                for n in 0..4 {
-                    let bytes = payload(base + n);
-                    let (a, b) = bytes.split_at(12_345);
-                    from.bulk_send(base + n, &[IoSlice::new(a), IoSlice::new(b)])
-                        .unwrap();
-                }
-            });
-            scope.spawn(move || {
-                for n in 0..4 {
-                    assert_eq!(bulk_recv(to, base + n, BYTES).unwrap(), payload(base + n));
-                }
-            });
-        }
-    });
-    client.close();
-    running.join().unwrap();
-}
-
-fn bulk_recv(endpoint: &Endpoint, id: u64, room: usize) -> Result<Vec<u8>, BulkError> {
-    let mut bytes = vec![MaybeUninit::new(0u8); room];
-    let got = endpoint.bulk_recv(id, &mut bytes)?;
-    // SAFETY: initialised above with zeros already.
-    Ok(bytes[..got]
-        .iter()
-        .map(|byte| unsafe { byte.assume_init() })
-        .collect())
-}
-
-pub fn bulk_sizes_and_orders<B: Backend>() {
-    let (client, server) = B::pair(
-        Limits::default(),
-        Tuning::default(),
-        Tap::ignore(),
-        Tap::ignore(),
-    );
-    let running = serve(server.clone());
-    let transfers = [
-        (0u64, 0usize),
-        (1, 1),
-        (2, 31),
-        (3, 32),
-        (4, 33),
-        (5, 65_537),
-        (6, 1_000_000),
-    ];
-    thread::scope(|scope| {
-        // Posted in another order than they are sent in, from threads of their own.
-        for (id, size) in transfers.into_iter().rev() {
-            let server = &server;
-            scope.spawn(move || {
-                let mut expected = vec![0; size];
-                fill(&mut expected, id);
-                assert_eq!(bulk_recv(server, id, size + 10).unwrap(), expected);
-            });
-        }
-        for (id, size) in transfers {
-            let mut bytes = vec![0; size];
-            fill(&mut bytes, id);
-            client.bulk_send(id, &[IoSlice::new(&bytes)]).unwrap();
-        }
-    });
-    assert_eq!(client.stats().bulk_bytes_out, server.stats().bulk_bytes_in);
-    client.close();
-    running.join().unwrap();
-}
-
-/// A server that sends before the client's bulk connection is there waits for it, and does not keep it away.
-pub fn bulk_from_a_handler_that_is_early<B: Backend>() {
-    let (sleeps, sent) = (
-        Arc::new(AtomicU64::new(u64::MAX)),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let (asleep, done) = (Arc::clone(&sleeps), Arc::clone(&sent));
-    let sender = Tap::new(move |endpoint, _| {
-        asleep.store(endpoint.stats().sleeps, SeqCst);
-        endpoint.bulk_send(7, &[IoSlice::new(&[5; 100])]).unwrap();
-        done.store(true, SeqCst);
-    });
-    let (client, server) = B::pair(Limits::default(), Tuning::default(), Tap::ignore(), sender);
-    let running = serve(server.clone());
-    client.append_now(8, |out| out.fill(1)).unwrap();
-    wait_for(|| sent.load(SeqCst) || server.stats().sleeps > sleeps.load(SeqCst));
-    assert_eq!(bulk_recv(&client, 7, 100).unwrap(), [5; 100]);
-    client.close();
-    running.join().unwrap();
-}
-
-pub fn bulk_waits_end_with_the_session<B: Backend>() {
-    let (client, server) = B::pair(
-        Limits::default(),
-        Tuning::default(),
-        Tap::ignore(),
-        Tap::ignore(),
-    );
-    let running = serve(server);
-    thread::scope(|scope| {
-        let waiter = scope.spawn(|| bulk_recv(&client, 1, 100));
-        wait_for(|| client.bulk_cancel(99) || client.stats().sleeps > 0);
-        client.close();
-        assert!(matches!(
-            waiter.join().unwrap(),
-            Err(BulkError::Closed(CloseReason::Local))
-        ));
-    });
-    running.join().unwrap();
-}
-
 /// Opens and closes sessions; the process holds as many descriptors and about as much memory
 /// afterwards.
 pub fn sessions_leak_nothing<B: Backend>() {
@@ -597,50 +471,23 @@ pub fn closing_under_a_flood<B: Backend>() {
     assert_eq!(far.bytes(), 500 * 64);
 }
 
-/// The receiving side takes its time with the bulk plane as well: calls go on meanwhile.
-pub fn a_bulk_transfer_that_waits_holds_up_no_call<B: Backend>() {
-    const BYTES: usize = 8 << 20;
-    let near = Tap::ignore();
-    let (client, server) = B::pair(
-        Limits::default(),
-        Tuning::default(),
-        near.clone(),
-        Tap::echo(),
-    );
-    let running = serve(server.clone());
-    let bytes = vec![7; BYTES];
-    thread::scope(|scope| {
-        let sending = scope.spawn(|| client.bulk_send(1, &[IoSlice::new(&bytes)]));
-        for n in 1..=100 {
-            send(&client, 64, n);
-            let echoed = || near.bytes() == n * 64;
-            client.wait_until(&echoed, Some(PATIENCE)).unwrap();
-        }
-        assert!(!sending.is_finished(), "nobody has posted a destination");
-        assert_eq!(bulk_recv(&server, 1, BYTES).unwrap(), bytes);
-        sending.join().unwrap().unwrap();
-    });
-    client.close();
-    running.join().unwrap();
-}
-
 /// Instantiates the suite for a backend.
 #[macro_export]
 macro_rules! suite {
     ($backend:ty) => {
-        $crate::suite!(@ $backend: order_and_exactly_once, threads_share_one_sequence,
+        $crate::suite!(@ suite $backend: order_and_exactly_once, threads_share_one_sequence,
             every_size, shorter_than_claimed, credits_exhausted, both_sides_flood,
             handler_out_of_room, slow_reader, trailing_edge, pushed_frames, many_waiters,
-            waits_end, close_delivers_what_is_pending, bulk_both_ways_at_once,
-            bulk_sizes_and_orders, bulk_from_a_handler_that_is_early,
-            bulk_waits_end_with_the_session, sessions_leak_nothing,
-            both_sides_close_at_once, closing_under_a_flood,
+            waits_end, close_delivers_what_is_pending, sessions_leak_nothing,
+            both_sides_close_at_once, closing_under_a_flood);
+        $crate::suite!(@ suite_bulk $backend: bulk_both_ways_at_once, bulk_sizes_and_orders,
+            bulk_from_a_handler_that_is_early, bulk_waits_end_with_the_session,
             a_bulk_transfer_that_waits_holds_up_no_call);
     };
-    (@ $backend:ty: $($test:ident),*) => {
+    (@ $module:ident $backend:ty: $($test:ident),*) => {
         $(#[test]
         fn $test() {
-            support::suite::$test::<$backend>();
+            support::$module::$test::<$backend>();
         })*
     };
 }

@@ -15,6 +15,7 @@ use super::upload::{Upload, discard};
 use super::work::Work;
 use super::{CpuDevice, nodes};
 use crate::device::Violation;
+use crate::device::loading::Image;
 use crate::executor::outbox::{Failure, Reply};
 use crate::limits::{ALLOCATION_GRAIN, GRAPH_BYTES_MAX};
 
@@ -459,10 +460,12 @@ impl Dispatch for CpuDevice {
             context: context.key,
             device: context.device,
             kind: record.kind,
-            total_bytes: record.total_bytes,
-            bulk: record.bulk,
-            hash,
-            image: record.image.to_vec(),
+            image: Image {
+                total_bytes: record.total_bytes,
+                bulk: record.bulk,
+                hash,
+                packed: record.image.to_vec(),
+            },
         });
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use farcall_marshal::status::CuStatus;
 use farcall_ptx::{Engine, Fault, FaultKind, Launch as KernelLaunch, MemoryMap};
 
+use super::function::Code;
 use super::memory::{Memory, Turn};
-use super::modules::Code;
 use super::work::Launch;
 use crate::executor::outbox::{Failure, clipped};
 

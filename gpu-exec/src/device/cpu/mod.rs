@@ -21,6 +21,7 @@ use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::GRAPHS_MAX;
 
 mod calls;
+mod function;
 pub(crate) mod graph;
 mod kernels;
 pub(crate) mod memory;

@@ -7,115 +7,27 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::Receiver;
 
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuModuleGetGlobalV2Reply, CuModuleLoadDataReply};
-use farcall_ptx::{GlobalSpace, Kernel, LoadedModule};
+use farcall_ptx::{GlobalSpace, LoadedModule};
 use parking_lot::Mutex;
 
+use super::function::{Code, Function};
 use super::memory::{Block, BlockKind, Memory};
 use super::state::ContextKey;
 use super::streams::Streams;
 use super::work::Work;
 use crate::cache::Cache;
-use crate::device::cpu_limits::{BLOCK_THREADS_MAX, SHARED_BYTES_DEFAULT, SHARED_BYTES_OPTIN};
+use crate::device::cpu_limits::SHARED_BYTES_OPTIN;
 use crate::device::handles::HandleTable;
-use crate::executor::outbox::{Failure, Outbox, Reply, clipped};
-use crate::limits::{FUNCTIONS_MAX, IMAGE_BYTES_MAX, LOADS_MAX, MODULES_MAX, STACK_BYTES};
+use crate::device::loading::{Image, Loader, answer_global, answer_load};
+use crate::executor::outbox::{Failure, Outbox, Reply};
+use crate::limits::{FUNCTIONS_MAX, MODULES_MAX, STACK_BYTES};
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: i32 = 8;
 const IMAGE_PTX: u32 = 1;
-
-/// What a function runs.
-#[derive(Debug)]
-pub(crate) enum Code {
-    /// PTX.
-    Kernel(Kernel),
-    /// Nothing, whatever its name.
-    Nothing,
-}
-
-/// A kernel that a client has named.
-#[derive(Debug)]
-pub(crate) struct Function {
-    pub(crate) context: ContextKey,
-    module: u64,
-    code: Code,
-    dynamic_shared_max: AtomicU32,
-}
-
-impl Function {
-    /// What it runs.
-    pub(crate) fn code(&self) -> &Code {
-        &self.code
-    }
-
-    /// Whether running it takes no time.
-    pub(crate) fn is_quick(&self) -> bool {
-        matches!(self.code, Code::Nothing)
-    }
-
-    /// Whether it can be launched like this.
-    ///
-    /// # Errors
-    /// `INVALID_VALUE`, with what is wrong.
-    pub(crate) fn check(
-        &self,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared_bytes: u32,
-        params: &[u8],
-    ) -> Result<(), Failure> {
-        let invalid = |message: String| Err(Failure::new(CuStatus::INVALID_VALUE, message));
-        let [grid_x, grid_y, grid_z] = grid;
-        if grid_x == 0
-            || grid_y == 0
-            || grid_z == 0
-            || grid_x > i32::MAX.unsigned_abs()
-            || grid_y > 65_535
-            || grid_z > 65_535
-        {
-            return invalid(format!("a grid of {grid:?} blocks cannot be"));
-        }
-        let threads = block
-            .iter()
-            .map(|edge| u64::from(*edge))
-            .fold(1, u64::saturating_mul);
-        let [.., block_z] = block;
-        if threads == 0 || threads > BLOCK_THREADS_MAX || block_z > 64 {
-            return invalid(format!("a block of {block:?} threads cannot be"));
-        }
-        let allowed = self.dynamic_shared_max.load(Ordering::Relaxed);
-        let Code::Kernel(kernel) = &self.code else {
-            return Ok(());
-        };
-        let info = kernel.info();
-        if threads > u64::from(info.max_threads_per_block) {
-            return invalid(format!(
-                "{}: a block of {threads} threads, at most {}",
-                info.name, info.max_threads_per_block
-            ));
-        }
-        let room = allowed.max(SHARED_BYTES_DEFAULT.saturating_sub(info.shared_static_bytes));
-        if shared_bytes > room {
-            return invalid(format!(
-                "{}: {shared_bytes} bytes of dynamic shared memory, at most {room}",
-                info.name
-            ));
-        }
-        if params.len() < info.param_bytes as usize {
-            return invalid(format!(
-                "{}: {} bytes of parameters, needs {}",
-                info.name,
-                params.len(),
-                info.param_bytes
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// A module to be loaded.
 #[derive(Debug)]
@@ -125,10 +37,7 @@ pub(crate) struct Load {
     pub(crate) context: ContextKey,
     pub(crate) device: usize,
     pub(crate) kind: u32,
-    pub(crate) total_bytes: u64,
-    pub(crate) bulk: u64,
-    pub(crate) hash: [u8; 32],
-    pub(crate) image: Vec<u8>,
+    pub(crate) image: Image,
 }
 
 /// A question about a module that is being loaded.
@@ -188,7 +97,7 @@ pub(crate) struct Modules {
     outbox: Arc<dyn Outbox>,
     cache: Cache,
     compile: Compile,
-    loader: Mutex<Option<SyncSender<Load>>>,
+    loader: Loader<Load>,
 }
 
 impl Modules {
@@ -207,7 +116,7 @@ impl Modules {
             outbox,
             cache,
             compile,
-            loader: Mutex::new(None),
+            loader: Loader::new(),
         })
     }
 
@@ -219,14 +128,16 @@ impl Modules {
             load.module,
             self.tables.lock().modules.insert(load.module, entry),
         );
-        let handed = inserted
-            .map_err(Failure::from)
-            .and_then(|()| self.hand_over(load));
+        let handed = inserted.map_err(Failure::from).and_then(|()| {
+            let this = self.clone();
+            self.loader
+                .hand_over(load, 32 * STACK_BYTES, move |loads| this.serve(&loads))
+        });
         if let Err(failure) = handed {
             if inserted.is_ok() {
                 let _ = self.tables.lock().modules.remove(module);
             }
-            self.answer_load(reply, &failure);
+            answer_load(&*self.outbox, reply, &failure);
         }
     }
 
@@ -267,7 +178,7 @@ impl Modules {
         }
         let found = tables.find_global(module, name);
         drop(tables);
-        self.answer_global(reply, found);
+        answer_global(&*self.outbox, reply, found);
     }
 
     /// What a handle names.
@@ -329,30 +240,6 @@ impl Modules {
         });
     }
 
-    fn hand_over(self: &Arc<Self>, load: Load) -> Result<(), Failure> {
-        let mut loader = self.loader.lock();
-        let sender = match &*loader {
-            Some(sender) => sender,
-            None => {
-                let (sender, receiver) = sync_channel(LOADS_MAX);
-                let this = self.clone();
-                let builder = std::thread::Builder::new()
-                    .name("loader".to_owned())
-                    .stack_size(32 * STACK_BYTES);
-                builder
-                    .spawn(move || this.serve(&receiver))
-                    .map_err(|error| Failure::new(CuStatus::OPERATING_SYSTEM, error.to_string()))?;
-                loader.insert(sender)
-            }
-        };
-        sender.try_send(load).map_err(|refused| match refused {
-            TrySendError::Full(_) => {
-                Failure::new(CuStatus::OUT_OF_MEMORY, "too many modules are being loaded")
-            }
-            TrySendError::Disconnected(_) => Failure::new(CuStatus::UNKNOWN, "the loader is gone"),
-        })
-    }
-
     fn serve(&self, loads: &Receiver<Load>) {
         for load in loads {
             let outcome = self.load_now(&load);
@@ -372,7 +259,7 @@ impl Modules {
                 Err(failure) => failure,
             };
             drop(tables);
-            self.answer_load(load.reply, &failure);
+            answer_load(&*self.outbox, load.reply, &failure);
             for question in questions {
                 self.answer(load.module, question);
             }
@@ -392,42 +279,13 @@ impl Modules {
         }
     }
 
-    fn answer_load(&self, reply: Reply, failure: &Failure) {
-        let message = clipped(&failure.message);
-        if reply.ticket == 0 && failure.status != CuStatus::SUCCESS {
-            self.outbox.notice(reply, failure);
-        }
-        self.outbox
-            .record(reply, failure.status, &CuModuleLoadDataReply { message });
-    }
-
-    fn answer_global(&self, reply: Reply, found: CuResult<(u64, u64)>) {
-        match found {
-            Ok((addr, bytes)) => self.outbox.record(
-                reply,
-                CuStatus::SUCCESS,
-                &CuModuleGetGlobalV2Reply { addr, bytes },
-            ),
-            Err(status) => self.outbox.finish(reply, Err(status.into())),
-        }
-    }
-
     fn load_now(&self, load: &Load) -> Result<(Loaded, Vec<u64>), Failure> {
-        let known = self.tables.lock().compiled.get(&load.hash).cloned();
-        let sent = self.receive(load)?;
+        let known = self.tables.lock().compiled.get(&load.image.hash).cloned();
+        let sent = load.image.receive(&*self.outbox)?;
         if let (None, Some(module)) = (&sent, known) {
             return self.place(load, &module);
         }
-        let image = match sent {
-            Some(image) => {
-                self.cache.store(&load.hash, &image);
-                image
-            }
-            None => self
-                .cache
-                .load(&load.hash)
-                .ok_or_else(|| Failure::new(CuStatus::FILE_NOT_FOUND, "not in the module cache"))?,
-        };
+        let image = load.image.kept(sent, &self.cache)?;
         if self.compile == Compile::Nothing {
             return self.place_named(load, &image);
         }
@@ -439,31 +297,8 @@ impl Modules {
         self.tables
             .lock()
             .compiled
-            .insert(load.hash, module.clone());
+            .insert(load.image.hash, module.clone());
         self.place(load, &module)
-    }
-
-    /// The image that came with the load, expanded and verified; `None` if none came.
-    fn receive(&self, load: &Load) -> Result<Option<Vec<u8>>, Failure> {
-        let invalid = |message: String| Failure::new(CuStatus::INVALID_IMAGE, message);
-        let packed = if load.bulk == 0 {
-            load.image.clone()
-        } else {
-            let len = usize::try_from(load.total_bytes)
-                .unwrap_or(usize::MAX)
-                .min(IMAGE_BYTES_MAX);
-            let came = self.outbox.bulk_receive(load.bulk, len);
-            came.ok_or_else(|| invalid(format!("bulk transfer {} did not come", load.bulk)))?
-        };
-        if packed.is_empty() {
-            return Ok(None);
-        }
-        let image = farcall_marshal::image::expand_from_wire(&packed, IMAGE_BYTES_MAX)
-            .map_err(|error| invalid(error.to_string()))?;
-        if farcall_marshal::image::content_hash(&image) != load.hash {
-            return Err(invalid("the image is not what its hash says".to_owned()));
-        }
-        Ok(Some(image))
     }
 
     /// Gives the module's variables addresses and first contents.

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use farcall_marshal::record::{Head, INLINE_BYTES_MAX, Record, split};
+use farcall_marshal::record::{Head, INLINE_BYTES_MAX, Record};
 use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{
     CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemAllocAsync, CuMemFreeAsync,
@@ -11,12 +11,13 @@ use farcall_marshal::wire::{
     CuMemsetD8Async,
 };
 
+use super::function::Code;
 use super::memory::{Block, BlockKind};
-use super::modules::{Code, Modules};
+use super::modules::Modules;
 use super::work::{Fill, Launch, Work};
 use crate::device::box_copy::BoxCopy;
+use crate::device::graph_records::{self, check_count, decoded};
 use crate::executor::outbox::Failure;
-use crate::limits::GRAPH_NODES_MAX;
 
 /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE` and `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
 const ATTRIBUTE_COOPERATIVE: u32 = 2;
@@ -195,25 +196,10 @@ pub(crate) fn graph(
     node_count: u64,
     owner: Block,
 ) -> Result<Vec<Work<'static>>, Failure> {
-    if node_count > GRAPH_NODES_MAX as u64 {
-        return Err(Failure::new(
-            CuStatus::OUT_OF_MEMORY,
-            format!("a graph of {node_count} nodes"),
-        ));
-    }
-    let (mut nodes, mut rest) = (Vec::new(), records);
-    while !rest.is_empty() {
-        let (head, body, after) = split(rest).map_err(malformed)?;
-        nodes.push(node(modules, &head, body, owner)?.into_owned());
-        rest = after;
-    }
-    if nodes.len() as u64 != node_count {
-        return Err(Failure::new(
-            CuStatus::INVALID_VALUE,
-            format!("{} nodes, announced were {node_count}", nodes.len()),
-        ));
-    }
-    Ok(nodes)
+    check_count(node_count)?;
+    graph_records::nodes(records, node_count, |head, body| {
+        Ok(node(modules, head, body, owner)?.into_owned())
+    })
 }
 
 fn node<'a>(
@@ -223,36 +209,22 @@ fn node<'a>(
     owner: Block,
 ) -> Result<Work<'a>, Failure> {
     Ok(match head.number {
-        CuLaunchKernel::NUMBER => launch(
-            modules,
-            &CuLaunchKernel::decode_body(body).map_err(malformed)?,
-        )?,
-        CuLaunchKernelEx::NUMBER => launch_ex(
-            modules,
-            &CuLaunchKernelEx::decode_body(body).map_err(malformed)?,
-        )?,
-        CuMemcpyHtoDAsyncV2::NUMBER => {
-            write(&CuMemcpyHtoDAsyncV2::decode_body(body).map_err(malformed)?)?
-        }
-        CuMemcpyDtoDAsyncV2::NUMBER => {
-            copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?)
-        }
-        CuMemcpy3DAsyncV2::NUMBER => {
-            copy_box(&CuMemcpy3DAsyncV2::decode_body(body).map_err(malformed)?)
-        }
-        CuMemsetD8Async::NUMBER => fill(&CuMemsetD8Async::decode_body(body).map_err(malformed)?),
-        CuMemsetD2D8Async::NUMBER => {
-            fill_rows(&CuMemsetD2D8Async::decode_body(body).map_err(malformed)?)
-        }
+        CuLaunchKernel::NUMBER => launch(modules, &decoded(body)?)?,
+        CuLaunchKernelEx::NUMBER => launch_ex(modules, &decoded(body)?)?,
+        CuMemcpyHtoDAsyncV2::NUMBER => write(&decoded(body)?)?,
+        CuMemcpyDtoDAsyncV2::NUMBER => copy(&decoded(body)?),
+        CuMemcpy3DAsyncV2::NUMBER => copy_box(&decoded(body)?),
+        CuMemsetD8Async::NUMBER => fill(&decoded(body)?),
+        CuMemsetD2D8Async::NUMBER => fill_rows(&decoded(body)?),
         CuLaunchHostFunc::NUMBER => {
-            let record = CuLaunchHostFunc::decode_body(body).map_err(malformed)?;
+            let record: CuLaunchHostFunc = decoded(body)?;
             Work::HostFunc {
                 callback: record.callback,
                 stream: record.stream,
             }
         }
         CuMemAllocAsync::NUMBER => {
-            let record = CuMemAllocAsync::decode_body(body).map_err(malformed)?;
+            let record: CuMemAllocAsync = decoded(body)?;
             Work::Insert {
                 addr: record.addr,
                 block: Block {
@@ -263,7 +235,7 @@ fn node<'a>(
             }
         }
         CuMemFreeAsync::NUMBER => {
-            let record = CuMemFreeAsync::decode_body(body).map_err(malformed)?;
+            let record: CuMemFreeAsync = decoded(body)?;
             Work::Remove {
                 addr: record.addr,
                 host: false,
@@ -281,8 +253,4 @@ fn node<'a>(
 /// Whether a device-to-host copy can be answered in its reply.
 pub(crate) fn fits_inline(count: u64) -> bool {
     count <= INLINE_BYTES_MAX as u64
-}
-
-fn malformed(error: farcall_marshal::record::DecodeError) -> Failure {
-    Failure::new(CuStatus::INVALID_VALUE, error.to_string())
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
+use super::function::Function;
 use super::graph::GraphExec;
 use super::memory::{Block, BlockKind, Memory, Turn};
-use super::modules::Function;
 use super::upload::Upload;
 use crate::device::box_copy::{BoxCopy as CopyBox, BoxEnd};
 

@@ -18,6 +18,7 @@ use super::modules::{Load, Setting};
 use super::op::{After, Op};
 use super::state::{EventState, LaneKind};
 use crate::device::Violation;
+use crate::device::loading::Image;
 use crate::executor::outbox::{Failure, Reply};
 use crate::limits::GRAPH_BYTES_MAX;
 
@@ -447,10 +448,12 @@ impl Dispatch for CudaDevice {
                 reply: Reply::to(head),
                 module: record.module,
                 owner,
-                total_bytes: record.total_bytes,
-                bulk: record.bulk,
-                hash,
-                image: record.image.to_vec(),
+                image: Image {
+                    total_bytes: record.total_bytes,
+                    bulk: record.bulk,
+                    hash,
+                    packed: record.image.to_vec(),
+                },
             }),
             Err(status) => {
                 if record.bulk != 0 {

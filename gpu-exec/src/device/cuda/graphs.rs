@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use farcall_marshal::record::{DecodeError, Head, Record, split};
+use farcall_marshal::record::{Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
     CuEventRecordWithFlags, CuLaunchHostFunc, CuLaunchKernel, CuLaunchKernelEx, CuMemcpy3DAsyncV2,
@@ -23,8 +23,8 @@ use super::op::{Fill, Launch, Op};
 use super::perform::on;
 use super::state::{LaneKey, State};
 use crate::device::box_copy::BoxCopy;
+use crate::device::graph_records::{self, check_count, decoded};
 use crate::executor::outbox::{Failure, Reply};
-use crate::limits::GRAPH_NODES_MAX;
 
 const FLAG_COOPERATIVE: u32 = 1;
 
@@ -142,27 +142,13 @@ pub(crate) fn decode(
     flags: u64,
 ) -> Result<Definition, Failure> {
     let invalid = |message: String| Failure::new(CuStatus::INVALID_VALUE, message);
-    if node_count > GRAPH_NODES_MAX as u64 {
-        return Err(Failure::new(
-            CuStatus::OUT_OF_MEMORY,
-            format!("a graph of {node_count} nodes"),
-        ));
-    }
-    let (mut rest, edges) = data
+    check_count(node_count)?;
+    let (records, edges) = data
         .split_at_checked(node_bytes)
         .ok_or_else(|| invalid("a graph shorter than its nodes".to_owned()))?;
-    let mut nodes = Vec::new();
-    while !rest.is_empty() {
-        let (head, body, after) = split(rest).map_err(malformed)?;
-        nodes.push(node(modules, &head, body)?.into_owned());
-        rest = after;
-    }
-    if nodes.len() as u64 != node_count {
-        return Err(invalid(format!(
-            "{} nodes, announced were {node_count}",
-            nodes.len()
-        )));
-    }
+    let nodes = graph_records::nodes(records, node_count, |head, body| {
+        Ok(node(modules, head, body)?.into_owned())
+    })?;
     let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes) as usize;
     let pairs = edges.as_chunks::<8>().0.iter();
     let edges: Vec<(usize, usize)> = pairs
@@ -300,31 +286,15 @@ pub(crate) fn fill_rows(record: &CuMemsetD2D8Async) -> Op<'static> {
 
 fn node<'a>(modules: &Modules, head: &Head, body: &'a [u8]) -> Result<Op<'a>, Failure> {
     Ok(match head.number {
-        CuLaunchKernel::NUMBER => launch(
-            modules,
-            &CuLaunchKernel::decode_body(body).map_err(malformed)?,
-        )?,
-        CuLaunchKernelEx::NUMBER => launch_ex(
-            modules,
-            &CuLaunchKernelEx::decode_body(body).map_err(malformed)?,
-        )?,
-        CuMemcpyHtoDAsyncV2::NUMBER => {
-            write(&CuMemcpyHtoDAsyncV2::decode_body(body).map_err(malformed)?)?
-        }
-        CuMemcpyDtoDAsyncV2::NUMBER => {
-            copy(&CuMemcpyDtoDAsyncV2::decode_body(body).map_err(malformed)?)
-        }
-        CuMemcpy3DAsyncV2::NUMBER => {
-            copy_box(&CuMemcpy3DAsyncV2::decode_body(body).map_err(malformed)?)
-        }
-        CuMemsetD8Async::NUMBER => fill(&CuMemsetD8Async::decode_body(body).map_err(malformed)?),
-        CuMemsetD2D8Async::NUMBER => {
-            fill_rows(&CuMemsetD2D8Async::decode_body(body).map_err(malformed)?)
-        }
+        CuLaunchKernel::NUMBER => launch(modules, &decoded(body)?)?,
+        CuLaunchKernelEx::NUMBER => launch_ex(modules, &decoded(body)?)?,
+        CuMemcpyHtoDAsyncV2::NUMBER => write(&decoded(body)?)?,
+        CuMemcpyDtoDAsyncV2::NUMBER => copy(&decoded(body)?),
+        CuMemcpy3DAsyncV2::NUMBER => copy_box(&decoded(body)?),
+        CuMemsetD8Async::NUMBER => fill(&decoded(body)?),
+        CuMemsetD2D8Async::NUMBER => fill_rows(&decoded(body)?),
         CuLaunchHostFunc::NUMBER => Op::HostFunc {
-            callback: CuLaunchHostFunc::decode_body(body)
-                .map_err(malformed)?
-                .callback,
+            callback: decoded::<CuLaunchHostFunc>(body)?.callback,
         },
         CuEventRecordWithFlags::NUMBER | CuStreamWaitEvent::NUMBER => {
             return Err(Failure::new(
@@ -443,8 +413,4 @@ fn native(
         exec: graph.instantiate(definition.flags)?,
         _memory: regions,
     })
-}
-
-fn malformed(error: DecodeError) -> Failure {
-    Failure::new(CuStatus::INVALID_VALUE, error.to_string())
 }

@@ -2,12 +2,10 @@
 //! module is not loaded yet waits in its stream.
 #![forbid(unsafe_code)]
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 
-use farcall_marshal::image::{content_hash, expand_from_wire};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuModuleGetGlobalV2Reply, CuModuleLoadDataReply};
 use parking_lot::Mutex;
 
 use super::driver;
@@ -17,8 +15,9 @@ use super::op::{After, DropLater};
 use super::state::ContextKey;
 use crate::cache::Cache;
 use crate::device::handles::HandleTable;
-use crate::executor::outbox::{Failure, Outbox, Reply, clipped};
-use crate::limits::{FUNCTIONS_MAX, IMAGE_BYTES_MAX, LOADS_MAX, MODULES_MAX, STACK_BYTES};
+use crate::device::loading::{Image, Loader, answer_global, answer_load};
+use crate::executor::outbox::{Failure, Outbox, Reply};
+use crate::limits::{FUNCTIONS_MAX, MODULES_MAX, STACK_BYTES};
 
 /// A kernel that the client has named.
 #[derive(Debug)]
@@ -91,10 +90,7 @@ pub(crate) struct Load {
     pub(crate) reply: Reply,
     pub(crate) module: u64,
     pub(crate) owner: Owner,
-    pub(crate) total_bytes: u64,
-    pub(crate) bulk: u64,
-    pub(crate) hash: [u8; 32],
-    pub(crate) image: Vec<u8>,
+    pub(crate) image: Image,
 }
 
 /// What was asked of a module that is being loaded.
@@ -132,7 +128,7 @@ pub(crate) struct Modules {
     shared: Arc<Shared>,
     outbox: Arc<dyn Outbox>,
     cache: Cache,
-    loader: Mutex<Option<SyncSender<Load>>>,
+    loader: Loader<Load>,
 }
 
 impl Modules {
@@ -148,7 +144,7 @@ impl Modules {
             shared,
             outbox,
             cache,
-            loader: Mutex::new(None),
+            loader: Loader::new(),
         })
     }
 
@@ -160,14 +156,17 @@ impl Modules {
             .lock()
             .modules
             .insert(module, Entry::Loading(load.owner.clone(), Vec::new()));
-        let handed = inserted
-            .map_err(Failure::from)
-            .and_then(|()| self.hand_over(load));
+        let handed = inserted.map_err(Failure::from).and_then(|()| {
+            let this = self.clone();
+            // The driver's compiler runs on it.
+            self.loader
+                .hand_over(load, 64 * STACK_BYTES, move |loads| this.serve(&loads))
+        });
         if let Err(failure) = handed {
             if inserted.is_ok() {
                 let _ = self.tables.lock().modules.remove(module);
             }
-            self.answer_load(reply, &failure);
+            answer_load(&*self.outbox, reply, &failure);
         }
     }
 
@@ -230,14 +229,7 @@ impl Modules {
             Err(status) => Err(status),
         };
         drop(tables);
-        match found {
-            Ok((addr, bytes)) => self.outbox.record(
-                reply,
-                CuStatus::SUCCESS,
-                &CuModuleGetGlobalV2Reply { addr, bytes },
-            ),
-            Err(status) => self.outbox.finish(reply, Err(status.into())),
-        }
+        answer_global(&*self.outbox, reply, found);
     }
 
     /// What a handle names.
@@ -297,31 +289,6 @@ impl Modules {
         DropLater::new(gone)
     }
 
-    fn hand_over(self: &Arc<Self>, load: Load) -> Result<(), Failure> {
-        let mut loader = self.loader.lock();
-        let sender = match &*loader {
-            Some(sender) => sender,
-            None => {
-                let (sender, receiver) = sync_channel(LOADS_MAX);
-                let this = self.clone();
-                // The driver's compiler runs on it.
-                let builder = std::thread::Builder::new()
-                    .name("loader".to_owned())
-                    .stack_size(64 * STACK_BYTES);
-                builder
-                    .spawn(move || this.serve(&receiver))
-                    .map_err(|error| Failure::new(CuStatus::OPERATING_SYSTEM, error.to_string()))?;
-                loader.insert(sender)
-            }
-        };
-        sender.try_send(load).map_err(|refused| match refused {
-            TrySendError::Full(_) => {
-                Failure::new(CuStatus::OUT_OF_MEMORY, "too many modules are being loaded")
-            }
-            TrySendError::Disconnected(_) => Failure::new(CuStatus::UNKNOWN, "the loader is gone"),
-        })
-    }
-
     fn serve(&self, loads: &Receiver<Load>) {
         for load in loads {
             let outcome = self.load_now(&load);
@@ -342,7 +309,7 @@ impl Modules {
                 );
             }
             drop(tables);
-            self.answer_load(load.reply, &failure);
+            answer_load(&*self.outbox, load.reply, &failure);
             for question in questions {
                 self.answer(load.module, module.as_ref(), &failure, question);
             }
@@ -371,57 +338,11 @@ impl Modules {
         }
     }
 
-    fn answer_load(&self, reply: Reply, failure: &Failure) {
-        if reply.ticket == 0 && failure.status != CuStatus::SUCCESS {
-            self.outbox.notice(reply, failure);
-        }
-        self.outbox.record(
-            reply,
-            failure.status,
-            &CuModuleLoadDataReply {
-                message: clipped(&failure.message),
-            },
-        );
-    }
-
     fn load_now(&self, load: &Load) -> Result<Arc<driver::Module>, Failure> {
-        let image = match self.receive(load)? {
-            Some(image) => {
-                self.cache.store(&load.hash, &image);
-                image
-            }
-            None => self
-                .cache
-                .load(&load.hash)
-                .ok_or_else(|| Failure::new(CuStatus::FILE_NOT_FOUND, "not in the module cache"))?,
-        };
+        let sent = load.image.receive(&*self.outbox)?;
+        let image = load.image.kept(sent, &self.cache)?;
         driver::Module::load(&load.owner.context, &image)
             .map_err(|(status, log)| Failure::new(status, log))
-    }
-
-    /// The image that came with the load, expanded and verified; `None` if none came.
-    fn receive(&self, load: &Load) -> Result<Option<Vec<u8>>, Failure> {
-        let invalid = |message: String| Failure::new(CuStatus::INVALID_IMAGE, message);
-        let came;
-        let packed = if load.bulk == 0 {
-            &load.image
-        } else {
-            let len = usize::try_from(load.total_bytes)
-                .unwrap_or(usize::MAX)
-                .min(IMAGE_BYTES_MAX);
-            came = self.outbox.bulk_receive(load.bulk, len);
-            came.as_ref()
-                .ok_or_else(|| invalid(format!("bulk transfer {} did not come", load.bulk)))?
-        };
-        if packed.is_empty() {
-            return Ok(None);
-        }
-        let image = expand_from_wire(packed, IMAGE_BYTES_MAX)
-            .map_err(|error| invalid(error.to_string()))?;
-        if content_hash(&image) != load.hash {
-            return Err(invalid("the image is not what its hash says".to_owned()));
-        }
-        Ok(Some(image))
     }
 }
 
