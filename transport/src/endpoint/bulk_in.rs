@@ -185,22 +185,13 @@ impl Endpoint {
         }
     }
 
-    /// Receives bulk data that has a destination. Returns whether any came.
+    /// Receives bulk data that has a destination, after sending what goes first on a new connection.
+    /// Returns whether any came.
     pub(super) fn pump_bulk(&self) -> bool {
         let shared = &*self.shared;
+        self.freshen_bulk();
         if shared.bulk_posted.load(Acquire) == 0 || shared.bulk_stalled.load(Relaxed) {
             return false;
-        }
-        if let Some(mut out) = shared.bulk_out.try_lock() {
-            match out.refresh(shared) {
-                // An error shows on the receiving half, too.
-                Ok(()) => drop(out.finish_prelude()),
-                Err(violation) => {
-                    drop(out);
-                    self.fail(violation.into());
-                    return true;
-                }
-            }
         }
         let mut moved = 0;
         while moved < TURN_BYTES {

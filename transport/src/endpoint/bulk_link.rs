@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::Endpoint;
 use super::bulk_in::BulkIn;
-use super::bulk_out::only_closed;
+use super::link::{LEADER, Link};
+use super::{Endpoint, Shared};
 use crate::connect::exchange;
 use crate::error::{AdoptError, CloseReason, WaitError};
 use crate::handshake::{Handover, HandoverKind, SERVER_HEAD_BYTES, ServerHead};
@@ -21,8 +21,9 @@ impl Endpoint {
     /// Server side: gives the session its bulk connection. `fd` and `state` come from
     /// [`crate::Incoming::into_parts`] of a connection of kind `Bulk` for this session.
     ///
-    /// After a lost connection it sends what the client lacks of earlier transfers, and blocks for as long
-    /// as the client does not take it.
+    /// After a lost connection whoever receives sends what the client lacks of earlier transfers. Does not
+    /// block, but that the bulk connection may be here before the connection that it belongs to was taken:
+    /// that is waited for, at most 5 s.
     ///
     /// # Errors
     /// [`AdoptError::WrongSession`] when the client cannot prove that it owns the session, or
@@ -33,9 +34,8 @@ impl Endpoint {
         let handover = Handover::decode(state)?;
         let mine = handover.kind == HandoverKind::Bulk
             && handover.agreed.session == shared.session
-            && handover.agreed.key.matches(&shared.key)
-            && handover.link == shared.link.number();
-        if !mine {
+            && handover.agreed.key.matches(&shared.key);
+        if !mine || !self.await_link(handover.link, Instant::now() + LEADER) {
             exchange::refuse_quietly(fd);
             return Err(AdoptError::WrongSession);
         }
@@ -43,21 +43,20 @@ impl Endpoint {
         let head = ServerHead::welcome(shared.session, shared.key, &handover.agreed.local, 0);
         {
             let mut bulk = shared.bulk_in.lock();
-            if bulk.stream.is_some() || shared.link.is_down() {
+            // What belongs to one connection must not be read as the next one's.
+            if !bulk.may_open(&shared.link) || shared.link.number() != handover.link {
                 return Err(AdoptError::WrongSession);
             }
-            bulk.open(stream, head.bytes().to_vec(), 0);
-            shared.bulk_version.fetch_add(1, SeqCst);
-            shared.bulk_stalled.store(false, SeqCst);
+            bulk.open(shared, stream, head.bytes().to_vec(), 0);
         }
-        self.flush_bulk(None).map_err(only_closed)?;
+        self.notify();
         Ok(())
     }
 
     /// Gives the session a bulk connection that needs no handshake.
     pub(crate) fn attach_bulk_stream(&self, stream: Arc<dyn Stream>) {
-        self.shared.bulk_in.lock().open(stream, Vec::new(), 0);
-        self.shared.bulk_version.fetch_add(1, SeqCst);
+        let shared = &*self.shared;
+        shared.bulk_in.lock().open(shared, stream, Vec::new(), 0);
     }
 
     /// Client: opens the bulk connection, without waiting for it, if there is none. Does nothing while
@@ -68,15 +67,16 @@ impl Endpoint {
             return Ok(());
         };
         let mut bulk = shared.bulk_in.lock();
-        if bulk.stream.is_some() || shared.link.is_down() {
+        if !bulk.may_open(&shared.link) {
             return Ok(());
         }
         match redial.open_bulk(shared.link.number()) {
             Ok(None) => {}
             Ok(Some((stream, hello))) => {
-                bulk.open(stream, hello, SERVER_HEAD_BYTES);
-                shared.bulk_version.fetch_add(1, SeqCst);
-                shared.bulk_stalled.store(false, SeqCst);
+                bulk.open(shared, stream, hello, SERVER_HEAD_BYTES);
+                drop(bulk);
+                // Whoever receives sends what goes first.
+                self.notify();
             }
             Err(error) => {
                 drop(bulk);
@@ -106,11 +106,7 @@ impl Endpoint {
     pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> (bool, Armed) {
         let shared = &*self.shared;
         let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
-        let prelude = shared
-            .bulk_out
-            .try_lock()
-            .is_some_and(|out| out.has_prelude());
-        let write = write || (read && prelude);
+        let write = write || shared.bulk_fresh.load(SeqCst);
         if !(read || write) {
             return (true, Armed(None));
         }
@@ -131,62 +127,63 @@ pub(super) struct BulkLink {
     prelude: Vec<u8>,
     /// What the peer has received: where sending goes on.
     there: u64,
-    /// The sending half has seen this connection.
-    taken: bool,
     /// There was a connection before.
     used: bool,
+    /// Let go of, and not attached again: the session is about to lose its connection, or has lost it.
+    severed: bool,
 }
 
 impl BulkIn {
     /// A connection is there. `answer` bytes come before the transfers.
-    pub(super) fn open(&mut self, stream: Arc<dyn Stream>, prelude: Vec<u8>, answer: usize) {
+    fn open(&mut self, shared: &Shared, stream: Arc<dyn Stream>, prelude: Vec<u8>, answer: usize) {
         self.stream = Some(stream);
         self.expect_welcome(answer);
         self.link.prelude = prelude;
-        self.link.taken = false;
         self.link.used = true;
+        shared.bulk_fresh.store(true, SeqCst);
+        shared.bulk_stalled.store(false, SeqCst);
+        shared.bulk_version.fetch_add(1, SeqCst);
     }
 
     /// The connection is lost; what was received of a transfer stays.
-    pub(super) fn detach(
-        &mut self,
-        version: &std::sync::atomic::AtomicU64,
-    ) -> Option<Arc<dyn Stream>> {
+    pub(super) fn detach(&mut self, shared: &Shared) -> Option<Arc<dyn Stream>> {
         let old = self.stream.take();
         self.expect_welcome(0);
         self.link.prelude = Vec::new();
-        version.fetch_add(1, SeqCst);
+        self.link.severed = true;
+        shared.bulk_fresh.store(false, SeqCst);
+        shared.bulk_version.fetch_add(1, SeqCst);
         old
     }
 
     /// The session goes on: with a bulk connection, or until one is opened. The peer has `there`.
-    pub(super) fn attach(
-        &mut self,
-        stream: Option<Arc<dyn Stream>>,
-        there: u64,
-        version: &std::sync::atomic::AtomicU64,
-    ) {
+    pub(super) fn attach(&mut self, shared: &Shared, stream: Option<Arc<dyn Stream>>, there: u64) {
         self.link.there = there;
-        if let Some(stream) = stream {
-            self.open(stream, Vec::new(), 0);
+        self.link.severed = false;
+        shared.bulk_stalled.store(false, SeqCst);
+        match stream {
+            Some(stream) => self.open(shared, stream, Vec::new(), 0),
+            None => {
+                shared.bulk_version.fetch_add(1, SeqCst);
+            }
         }
-        version.fetch_add(1, SeqCst);
+    }
+
+    /// Whether a connection that belongs to the present `link` may be opened. What it says holds for as long
+    /// as the lock on this is held: a lost connection is let go of here before `link` shows it, and the next
+    /// one is attached here before `link` shows that.
+    fn may_open(&self, link: &Link) -> bool {
+        self.stream.is_none() && !self.link.severed && !link.is_down()
     }
 
     /// For the sending half: the connection, what goes first, and where to go on.
     pub(super) fn take_out(&mut self) -> Option<(Arc<dyn Stream>, Vec<u8>, u64)> {
         let stream = self.stream.clone()?;
-        self.link.taken = true;
         Some((
             stream,
             std::mem::take(&mut self.link.prelude),
             self.link.there,
         ))
-    }
-
-    /// Whether the sending half has seen the present connection.
-    pub(super) fn is_taken(&self) -> bool {
-        self.stream.is_none() || self.link.taken
     }
 
     fn was_open(&self) -> bool {

@@ -126,7 +126,10 @@ impl Endpoint {
             return Ok(false);
         };
         match out.send(&*stream, body) {
-            Ok(()) => Ok(out.sent == goal),
+            Ok(()) => {
+                out.settle_fresh(&self.shared);
+                Ok(out.sent == goal)
+            }
             Err(error) => {
                 out.live = false;
                 self.report_loss(out.epoch, CloseReason::of_stream(error), BULK_PATIENCE);
@@ -164,34 +167,37 @@ impl Endpoint {
         Ok(!changed())
     }
 
-    /// Sends what must go first on a new bulk connection: the handshake, and what the peer lacks of earlier
-    /// transfers. Returns early when somebody else does, or the connection is gone again.
+    /// Sends what must go first on a new bulk connection, as much as it takes now: the handshake, and what
+    /// the peer lacks of earlier transfers. Whoever sends a transfer at the moment does it as well. Called by
+    /// the leader.
+    pub(super) fn freshen_bulk(&self) {
+        let shared = &*self.shared;
+        if !shared.bulk_fresh.load(SeqCst) {
+            return;
+        }
+        let Some(mut out) = shared.bulk_out.try_lock() else {
+            return;
+        };
+        let goal = out.end;
+        let outcome = self.bulk_out_step(&mut out, goal, &mut |_, at| (at, Ok(())));
+        drop(out);
+        if let Err(violation) = outcome {
+            self.fail(violation.into());
+        }
+        // Someone may have found the lock taken.
+        shared.events.advance();
+    }
+
+    /// Waits until a new bulk connection has taken what must go first on it, or is gone again.
     pub(super) fn flush_bulk(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         let shared = &*self.shared;
         let version = shared.bulk_version.load(SeqCst);
-        let changed = || shared.bulk_version.load(SeqCst) != version;
-        let mut guard = None;
-        let mut lock = || {
-            guard = shared.bulk_out.try_lock();
-            // Whoever sends at the moment looks itself.
-            guard.is_some() || changed() || shared.bulk_in.lock().is_taken()
-        };
-        self.notify();
-        if !lock() {
-            self.wait_core(&mut lock, false, deadline)?;
-        }
-        let Some(mut out) = guard else {
+        let mut flushed =
+            || !shared.bulk_fresh.load(SeqCst) || shared.bulk_version.load(SeqCst) != version;
+        if flushed() {
             return Ok(());
-        };
-        let mut step = || {
-            let goal = out.end;
-            let done = self.bulk_out_step(&mut out, goal, &mut |_, at| (at, Ok(())));
-            done.unwrap_or(true) || changed()
-        };
-        if !step() {
-            self.wait_core(&mut step, true, deadline)?;
         }
-        Ok(())
+        self.wait_core(&mut flushed, true, deadline)
     }
 
     /// The right to send on the bulk plane.
@@ -213,7 +219,7 @@ impl Endpoint {
 
 impl BulkOut {
     /// Takes over a change of the connection, if there was one.
-    pub(super) fn refresh(&mut self, shared: &Shared) -> Result<(), Violation> {
+    fn refresh(&mut self, shared: &Shared) -> Result<(), Violation> {
         if self.version == shared.bulk_version.load(SeqCst) {
             return Ok(());
         }
@@ -250,8 +256,20 @@ impl BulkOut {
         Ok(())
     }
 
+    /// Says so when everything that must go first on the present connection has left.
+    fn settle_fresh(&self, shared: &Shared) {
+        if shared.bulk_fresh.load(SeqCst) && self.prelude.is_empty() && self.sent >= self.end {
+            // Under the lock, so that it is not said of a connection that comes just now.
+            let bulk = shared.bulk_in.lock();
+            if self.version == shared.bulk_version.load(SeqCst) {
+                shared.bulk_fresh.store(false, SeqCst);
+            }
+            drop(bulk);
+        }
+    }
+
     /// Sends what is left of the handshake; true when nothing is.
-    pub(super) fn finish_prelude(&mut self) -> io::Result<bool> {
+    fn finish_prelude(&mut self) -> io::Result<bool> {
         while let (Some(stream), false) = (&self.stream, self.prelude.is_empty()) {
             match stream.send(&[IoSlice::new(&self.prelude)]) {
                 Ok(sent) => drop(self.prelude.drain(..sent)),
@@ -260,11 +278,6 @@ impl BulkOut {
             }
         }
         Ok(true)
-    }
-
-    /// Whether handshake bytes wait to be sent.
-    pub(super) fn has_prelude(&self) -> bool {
-        !self.prelude.is_empty()
     }
 
     fn send(&mut self, stream: &dyn Stream, body: &mut Body<'_>) -> io::Result<()> {

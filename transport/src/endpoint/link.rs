@@ -29,6 +29,10 @@ pub(super) const NEXT: u32 = 2;
 /// There is no connection.
 pub(super) const DOWN: u32 = 4;
 
+/// How long a busy leader may take to let go of a connection, or to take one.
+pub(super) const LEADER: Duration = Duration::from_secs(5);
+/// Where more keeps coming, so many times as long is waited.
+const MOVING: u32 = 4;
 /// How often a thread that waits for the leader looks itself.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -56,6 +60,15 @@ struct Trouble {
     since: Instant,
     /// How long the receive side may take to show more.
     patience: Duration,
+}
+
+impl Trouble {
+    /// Whether it is time to act. What still comes may explain more; but it may also come without end, when
+    /// it is the bulk connection that is broken.
+    fn is_due(&self, moved: bool) -> bool {
+        let patience = self.patience * if moved { MOVING } else { 1 };
+        self.since.elapsed() >= patience
+    }
 }
 
 /// A connection that is to take the lost one's place.
@@ -143,13 +156,11 @@ impl Endpoint {
         let link = &self.shared.link;
         let bits = link.attention.load(SeqCst);
         if bits & NEXT != 0 {
-            return self.install(lead);
+            return self.take(lead);
         }
         if bits & (TROUBLE | DOWN) == TROUBLE {
             let state = link.state.lock();
-            let due = state.trouble.as_ref().filter(|trouble| {
-                trouble.patience.is_zero() || !moved && trouble.since.elapsed() >= trouble.patience
-            });
+            let due = state.trouble.as_ref().filter(|t| t.is_due(moved));
             let why = due.map(|trouble| trouble.why.clone());
             drop(state);
             if let Some(why) = why {
@@ -182,7 +193,7 @@ impl Endpoint {
         let old = shared.link.stream();
         let severed: Arc<dyn Stream> = Arc::new(Severed::of(&*old));
         lead.with(|rx| rx.sever(Arc::clone(&severed)));
-        let old_bulk = shared.bulk_in.lock().detach(&shared.bulk_version);
+        let old_bulk = shared.bulk_in.lock().detach(shared);
         let mut wire = shared.wire.lock();
         wire.sever(Arc::clone(&severed));
         let mut state = shared.link.state.lock();
@@ -206,22 +217,31 @@ impl Endpoint {
     }
 
     /// Takes the connection that waits. Called by the leader.
-    fn install(&self, lead: &Lead<'_, Rx>) {
+    fn take(&self, lead: &Lead<'_, Rx>) {
+        let link = &self.shared.link;
+        let next = link.state.lock().next.take();
+        if let Some(next) = next {
+            self.install(lead, next);
+        }
+        // Only now: who brought it takes the bit's going for its being in use.
+        let state = link.state.lock();
+        if state.next.is_none() {
+            link.attention.fetch_and(!NEXT, SeqCst);
+        }
+        drop(state);
+        self.shared.events.advance();
+    }
+
+    fn install(&self, lead: &Lead<'_, Rx>, next: Next) {
         let shared = &*self.shared;
-        let next = {
-            let mut state = shared.link.state.lock();
-            shared.link.attention.fetch_and(!NEXT, SeqCst);
-            state.next.take()
-        };
-        let Some(Next {
+        let Next {
             planes: (call, bulk),
             number,
             there,
-        }) = next
-        else {
-            return;
-        };
-        if !shared.link.is_down() || shared.closed.load(SeqCst) {
+        } = next;
+        // An attempt that comes late, behind a newer one, names positions that are long past.
+        let is_late = number <= shared.link.number();
+        if is_late || !shared.link.is_down() || shared.closed.load(SeqCst) {
             return;
         }
         let mut wire = shared.wire.lock();
@@ -235,15 +255,11 @@ impl Endpoint {
             shared.sent.store(there.call, Release);
         }
         lead.with(|rx| rx.stream = Arc::clone(&call));
-        shared
-            .bulk_in
-            .lock()
-            .attach(bulk, there.bulk, &shared.bulk_version);
+        shared.bulk_in.lock().attach(shared, bulk, there.bulk);
         // The peer knows nothing of the credits since; the next header tells it.
         shared.told_ack.store(0, Relaxed);
         shared.told_credit.store(0, Relaxed);
         shared.bulk_acked.fetch_max(there.bulk, Release);
-        shared.bulk_stalled.store(false, SeqCst);
         let mut state = shared.link.state.lock();
         state.stream = Arc::clone(&call);
         let paused = state
@@ -286,6 +302,20 @@ impl Endpoint {
         let why = io::Error::other("the client comes on another connection");
         self.report_loss(link.epoch(), CloseReason::lost(why), Duration::ZERO);
         self.settle(|| link.is_down(), deadline)
+    }
+
+    /// Waits until connection `number` was taken; false when it was not, or another one was since.
+    pub(super) fn await_link(&self, number: u32, deadline: Instant) -> bool {
+        let link = &self.shared.link;
+        let taken = || {
+            // Under the lock: between a number and its connection's being in use nobody may look.
+            let _state = link.state.lock();
+            link.number()
+        };
+        if taken() < number {
+            self.settle(|| taken() >= number, deadline);
+        }
+        taken() == number
     }
 
     /// Waits until the leader has brought something about, leading itself if nobody does.

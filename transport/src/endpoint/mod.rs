@@ -147,6 +147,8 @@ pub(crate) struct Shared {
     /// Destinations that wait for data.
     bulk_posted: AtomicUsize,
     bulk_stalled: AtomicBool,
+    /// A new bulk connection has not taken what must go first on it; written under `bulk_in`.
+    bulk_fresh: AtomicBool,
     /// Changes of the bulk connection so far; written under `bulk_in`.
     bulk_version: AtomicU64,
     /// What has arrived on the bulk plane, what the peer was told of it, and what it said.
@@ -244,6 +246,7 @@ impl Endpoint {
             bulk_in: Mutex::new(BulkIn::default()),
             bulk_posted: AtomicUsize::new(0),
             bulk_stalled: AtomicBool::new(false),
+            bulk_fresh: AtomicBool::new(false),
             bulk_version: AtomicU64::new(0),
             bulk_received: AtomicU64::new(0),
             told_bulk: AtomicU64::new(0),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
-use super::link::Next;
+use super::link::{LEADER, Next};
 use crate::connect::exchange;
 use crate::connect::redial::{DialError, Redial};
 use crate::error::{AdoptError, CloseReason};
@@ -18,8 +18,6 @@ use crate::sys::random::random16;
 
 /// Bound on one attempt to connect.
 const ATTEMPT: Duration = Duration::from_secs(3);
-/// How long a busy leader may take to let go of a connection, or to take one.
-const LEADER: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     /// Server side: the session's client comes on another connection. `fd` and `state` come from
