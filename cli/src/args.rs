@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use farcall_config::{
@@ -242,6 +243,11 @@ pub(crate) struct ServeArgs {
     /// How many seconds a session whose connection is lost is kept for its client to come back
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub(crate) grace: Option<u64>,
+    /// The same where the client's system has closed the connection, as it does when the client was killed: a
+    /// client that lives is back within milliseconds [default: 0.7]. Longer, at most the grace, where a proxy
+    /// or a firewall between closes connections and cannot be passed again at once
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) grace_closed: Option<Duration>,
     /// How many executor processes stand ready for the next session
     #[arg(long, value_name = "N")]
     pub(crate) warm_executors: Option<u32>,
@@ -268,6 +274,16 @@ fn listen_address(text: &str) -> Result<String, String> {
         Some(host) => parse_server(host).map(|_| text.to_owned()),
         None => parse_server(text),
     }
+}
+
+/// Seconds, with a fraction if need be; at most a day.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|s| (0.0..=86_400.0).contains(s));
+    let seconds = seconds.ok_or("a number of seconds from 0 to 86400 is needed, such as 0.7")?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Which device serves.

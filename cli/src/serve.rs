@@ -78,6 +78,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         token: token.map(|token| token.expose().to_owned()),
         sessions_max: args.max_sessions.unwrap_or(defaults.sessions_max),
         grace: args.grace.map_or(defaults.grace, Duration::from_secs),
+        grace_closed: args.grace_closed.unwrap_or(defaults.grace_closed),
         warm_executors: args.warm_executors.unwrap_or(defaults.warm_executors),
         server_name: args.name.clone().unwrap_or(defaults.server_name),
         cache_dir: args.cache_dir.clone(),

@@ -44,6 +44,7 @@ pub(crate) struct OpenOrder {
     pub(crate) client: String,
     /// How long the session outlives its connection.
     pub(crate) grace_ms: u64,
+    pub(crate) grace_closed_ms: u64,
 }
 
 /// From an executor.

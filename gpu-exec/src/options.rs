@@ -113,6 +113,9 @@ pub struct ServeOptions {
     /// How long a session whose connection is lost is kept, with all that it has, for its client to come back.
     /// Zero: it ends with its connection.
     pub grace: Duration,
+    /// The same where the client's system has closed the connection, as it does when the client is killed;
+    /// a client that lives is back at once.
+    pub grace_closed: Duration,
     /// Executors that stand ready for the next session.
     pub warm_executors: u32,
     /// Name that clients see; the host's name by default.
@@ -141,6 +144,7 @@ impl Default for ServeOptions {
             admission: None,
             sessions_max: 64,
             grace: Duration::from_secs(60),
+            grace_closed: Duration::from_millis(700),
             warm_executors: 2,
             server_name: host_name(),
             cache_dir: None,

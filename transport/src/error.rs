@@ -39,6 +39,18 @@ impl CloseReason {
         Self::Lost(Arc::new(error))
     }
 
+    /// Whether the peer's system closed the connection; otherwise nothing is known of the peer.
+    pub(crate) fn is_closed(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let closed = [
+            UnexpectedEof,
+            ConnectionReset,
+            ConnectionAborted,
+            BrokenPipe,
+        ];
+        matches!(self, Self::Lost(error) if closed.contains(&error.kind()))
+    }
+
     /// Why a stream fails: the connection is gone, or what the peer did to it broke a rule.
     pub(crate) fn of_stream(error: io::Error) -> Self {
         let violation = error.get_ref().and_then(|inner| inner.downcast_ref());

@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::error::CloseReason;
+
 /// Which backend a client takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportChoice {
@@ -140,6 +142,10 @@ pub struct Tuning {
     /// How long a session outlives its connection, so that it can be resumed on another one: the client
     /// tries to for as long, the server keeps what the session has. Zero: it ends with its connection.
     pub grace: Duration,
+    /// Server: the same where the peer's system has closed the connection (FIN or RST) instead of falling
+    /// silent, if that is shorter. So ends the connection of a program that was killed, whose memory is to be
+    /// freed soon; a client that lives sees the same end and is back within milliseconds.
+    pub grace_closed: Duration,
     /// After how long without a word this side says one (a ping). A peer that is silent for
     /// [`SILENCE_KEEPALIVES`] times as long is given up as lost. Zero: never.
     pub keepalive: Duration,
@@ -148,6 +154,17 @@ pub struct Tuning {
 /// How many times [`Tuning::keepalive`] a peer may be silent. With the default of 0.4 s that makes 2.4 s, noticed
 /// after 2.9 s at most: less than the 3 s within which a dead peer is to be found, more than a pause of 2 s.
 pub const SILENCE_KEEPALIVES: u32 = 6;
+
+impl Tuning {
+    /// How long a server keeps a session whose connection ended so.
+    pub(crate) fn grace_after(&self, why: &CloseReason) -> Duration {
+        if why.is_closed() {
+            self.grace.min(self.grace_closed)
+        } else {
+            self.grace
+        }
+    }
+}
 
 impl Default for Tuning {
     fn default() -> Self {
@@ -158,6 +175,7 @@ impl Default for Tuning {
             added_rtt: Duration::ZERO,
             close_timeout: Duration::from_secs(1),
             grace: Duration::ZERO,
+            grace_closed: Duration::from_millis(700),
             keepalive: Duration::from_millis(400),
         }
     }

@@ -26,6 +26,8 @@ use support::{PATIENCE, Tap, number, wait_for};
 fn tuning(grace: Duration) -> Tuning {
     Tuning {
         grace,
+        // The proxy closes connections as a killed peer's system does.
+        grace_closed: grace,
         ..Tuning::default()
     }
 }
@@ -312,6 +314,31 @@ fn the_session_ends_when_its_grace_is_over() {
     assert!(client.append(8, |_| ()).is_err());
     assert!(matches!(server.finish(), CloseReason::Lost(_)));
     tap.wait_closed();
+}
+
+/// A killed program's system closes its connections; a network that fails does not.
+#[test]
+fn a_client_whose_connection_was_closed_is_not_kept_for_the_whole_grace() {
+    let closed = Duration::from_millis(100);
+    let tuning = Tuning {
+        grace_closed: closed,
+        ..tuning(Duration::from_secs(3600))
+    };
+    let (client, server, proxy) = session(Cut::Never, 0, tuning, Tap::ignore(), Tap::ignore());
+    proxy.aim(None);
+    let start = Instant::now();
+    proxy.cut();
+    let ended = server.running.join().unwrap();
+    assert!(matches!(ended, CloseReason::Lost(_)), "{ended}");
+    assert!(start.elapsed() >= closed);
+    proxy.aim(Some(server.listener.local_addr()));
+    let waited = client.wait_until(&|| false, Some(PATIENCE));
+    assert!(
+        matches!(waited, Err(WaitError::Closed(CloseReason::Expired(_)))),
+        "{waited:?}"
+    );
+    server.listener.close();
+    server.accepting.join().unwrap();
 }
 
 #[test]

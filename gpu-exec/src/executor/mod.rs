@@ -189,6 +189,7 @@ fn adopt<D: Device + 'static>(
     let session = Arc::new(Session::new(device, outbox.clone(), ledger, slot));
     let tuning = Tuning {
         grace: Duration::from_millis(order.grace_ms),
+        grace_closed: Duration::from_millis(order.grace_closed_ms),
         ..Tuning::default()
     };
     let endpoint = Endpoint::adopt(connection, state, welcome, &tuning, session.clone());

@@ -300,6 +300,7 @@ impl Keeper {
             cache_directory: self.plan.cache_directory.clone(),
             client: name.clone(),
             grace_ms: self.plan.grace_ms,
+            grace_closed_ms: self.plan.grace_closed_ms,
         };
         let (session, payload) = (incoming.session(), incoming.payload().to_vec());
         let (connection, state) = incoming.into_parts();

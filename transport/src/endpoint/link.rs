@@ -347,7 +347,11 @@ impl Endpoint {
     /// Ends a session whose time to resume is over.
     pub(super) fn expire(&self) -> Option<Duration> {
         let (why, since) = self.shared.link.lost()?;
-        let left = self.shared.tuning.grace.saturating_sub(since.elapsed());
+        let left = self
+            .shared
+            .tuning
+            .grace_after(&why)
+            .saturating_sub(since.elapsed());
         if left.is_zero() {
             self.fail(why);
         }
