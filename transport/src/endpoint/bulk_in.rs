@@ -11,12 +11,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Endpoint;
+use super::bulk_beside::Beside;
 use super::bulk_link::{BulkLink, refused};
 use super::bulk_wire::{BULK_HEADER_BYTES, BulkHeader};
 use super::send::CTL_ACK;
 use crate::error::{BulkError, CloseReason, Violation, WaitError};
 use crate::handshake::{SERVER_HEAD_BYTES, ServerHead};
 use crate::num::{to_u64, to_usize};
+use crate::stream::direct::Slot;
 use crate::stream::{Stream, recv_into};
 
 /// Most bytes that one look at the bulk plane receives, so that the call plane gets its turn.
@@ -37,6 +39,9 @@ pub(super) struct Dest {
     pub(super) at: *mut u8,
     pub(super) len: usize,
     done: BulkDone,
+    /// The peer may write there now; and it was allowed to, on this connection or an earlier one.
+    pub(super) slot: Option<Slot>,
+    pub(super) granted: bool,
 }
 
 // SAFETY: the pointer is used under the `bulk_in` lock only, and `bulk_post`'s contract says
@@ -44,12 +49,31 @@ pub(super) struct Dest {
 unsafe impl Send for Dest {}
 
 /// A transfer whose header was read.
-struct Current {
+pub(super) struct Current {
     id: u64,
     len: usize,
     received: usize,
     /// None once cancelled: the bytes are thrown away.
     dest: Option<Dest>,
+}
+
+impl Current {
+    /// Its bytes are thrown away.
+    pub(super) fn unwanted(id: u64, len: usize) -> Self {
+        Self {
+            id,
+            len,
+            received: 0,
+            dest: None,
+        }
+    }
+}
+
+impl Dest {
+    /// Everything is there.
+    pub(super) fn finish(self, len: usize) -> Step {
+        Step::Done(self.done, len)
+    }
 }
 
 /// The receiving half.
@@ -66,11 +90,12 @@ pub(super) struct BulkIn {
     header_len: usize,
     current: Option<Current>,
     posted: HashMap<u64, Dest>,
+    pub(super) beside: Beside,
     scratch: Vec<u8>,
 }
 
 /// What one step of receiving did.
-enum Step {
+pub(super) enum Step {
     Idle,
     Moved(usize),
     Done(BulkDone, usize),
@@ -110,12 +135,15 @@ impl Endpoint {
         if current || bulk.posted.contains_key(&id) {
             return Err(BulkError::Posted(id));
         }
+        let slot = self.grant(&bulk, id, dest, len);
         bulk.posted.insert(
             id,
             Dest {
                 at: dest,
                 len,
                 done,
+                slot,
+                granted: slot.is_some(),
             },
         );
         shared.bulk_posted.fetch_add(1, SeqCst);
@@ -137,6 +165,16 @@ impl Endpoint {
             return false;
         }
         let mut bulk = self.shared.bulk_in.lock();
+        if bulk.is_exposed(id) {
+            // Only the end of the connection keeps the peer, or our device, from writing on.
+            bulk.halt();
+            let why = io::Error::other("a transfer was cancelled while its bytes came");
+            self.report_loss(
+                self.shared.link.epoch(),
+                CloseReason::lost(why),
+                Duration::ZERO,
+            );
+        }
         let posted = bulk.posted.remove(&id);
         let taken = posted.or_else(|| {
             bulk.current
@@ -237,6 +275,11 @@ impl Endpoint {
             return bulk.read_welcome(&*stream);
         }
         if bulk.current.is_none() {
+            if bulk.header_len == 0
+                && let Some(step) = self.pull_step(bulk, &*stream)?
+            {
+                return Ok(step);
+            }
             if bulk.header_len < BULK_HEADER_BYTES {
                 let got = read_some(&*stream, &mut bulk.header[bulk.header_len..])?;
                 bulk.header_len += got;
@@ -248,6 +291,9 @@ impl Endpoint {
                 });
             }
             let header = BulkHeader::decode(&bulk.header)?;
+            if let Some(step) = self.header_beside(bulk, &*stream, &header)? {
+                return Ok(step);
+            }
             let Some(dest) = bulk.posted.remove(&header.id()) else {
                 // SYNC: SeqCst; `bulk_post` inserts under this lock, then clears it.
                 shared.bulk_stalled.store(true, SeqCst);
@@ -288,6 +334,7 @@ impl Endpoint {
     pub(super) fn fail_bulk(&self, why: &CloseReason) {
         let shared = &*self.shared;
         let mut bulk = shared.bulk_in.lock();
+        bulk.halt();
         let mut dests: Vec<Dest> = bulk.posted.drain().map(|(_, dest)| dest).collect();
         dests.extend(
             bulk.current
@@ -306,6 +353,40 @@ impl Endpoint {
 }
 
 impl BulkIn {
+    /// Where the stream stands, in bytes of all transfers.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// A header was read: its bytes follow, if there are any.
+    pub(super) fn begin(&mut self, current: Option<Current>) {
+        self.header_len = 0;
+        self.current = current;
+    }
+
+    pub(super) fn posted(&self, id: u64) -> Option<&Dest> {
+        self.posted.get(&id)
+    }
+
+    pub(super) fn take_posted(&mut self, id: u64) -> Option<Dest> {
+        self.posted.remove(&id)
+    }
+
+    pub(super) fn put_back(&mut self, id: u64, dest: Dest) {
+        self.posted.insert(id, dest);
+    }
+
+    /// Where the grant of a transfer that is posted was written down.
+    pub(super) fn take_slot(&mut self, id: u64) -> Option<Slot> {
+        self.posted.get_mut(&id)?.slot.take()
+    }
+
+    /// No grant stands any more; whether one did.
+    pub(super) fn forget_slots(&mut self) -> bool {
+        let taken = self.posted.values_mut().map(|dest| dest.slot.take());
+        taken.fold(false, |any, slot| any | slot.is_some())
+    }
+
     /// Counts bytes of transfers; how many there were so far.
     fn count(&mut self, got: usize) -> u64 {
         self.received += to_u64(got);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::bulk_in::BulkIn;
 use super::link::{LEADER, Link};
+use super::wait::BulkWait;
 use super::{Endpoint, Shared};
 use crate::connect::exchange;
 use crate::error::{AdoptError, CloseReason, WaitError};
@@ -103,19 +104,20 @@ impl Endpoint {
     }
 
     /// Adds what the leader waits for on the bulk plane, and says whether it may sleep.
-    pub(super) fn arm_bulk(&self, set: &mut PollSet, write: bool) -> (bool, Armed) {
+    pub(super) fn arm_bulk(&self, set: &mut PollSet, wait: BulkWait) -> (bool, Armed) {
         let shared = &*self.shared;
         let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
-        let write = write || shared.bulk_fresh.load(SeqCst);
-        if !(read || write) {
+        let write = wait == BulkWait::Room || shared.bulk_fresh.load(SeqCst);
+        if !(read || write || wait == BulkWait::Beside) {
             return (true, Armed(None));
         }
         Armed::new(shared.bulk_in.lock().stream.clone(), set, read, write)
     }
 
-    /// Adds the bulk plane's taking more, for a thread that does not lead.
-    pub(super) fn arm_bulk_write(&self, set: &mut PollSet) -> (bool, Armed) {
-        Armed::new(self.shared.bulk_in.lock().stream.clone(), set, false, true)
+    /// Adds what a thread waits for that does not lead.
+    pub(super) fn arm_bulk_follower(&self, set: &mut PollSet, wait: BulkWait) -> (bool, Armed) {
+        let stream = self.shared.bulk_in.lock().stream.clone();
+        Armed::new(stream, set, false, wait == BulkWait::Room)
     }
 }
 
@@ -147,6 +149,7 @@ impl BulkIn {
 
     /// The connection is lost; what was received of a transfer stays.
     pub(super) fn detach(&mut self, shared: &Shared) -> Option<Arc<dyn Stream>> {
+        self.halt();
         let old = self.stream.take();
         self.expect_welcome(0);
         self.link.prelude = Vec::new();

@@ -63,10 +63,15 @@ impl Endpoint {
         self.check()?;
         self.flush_for(Flush::Forced);
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        let header = BulkHeader::new(id, to_u64(total)).bytes();
         let mut out = self.lock_bulk_out()?;
+        let (header, parts) = if self.send_beside(&mut out, id, parts, total)? {
+            (BulkHeader::placed(id, to_u64(total)).bytes(), &[][..])
+        } else {
+            (BulkHeader::new(id, to_u64(total)).bytes(), parts)
+        };
+        let through: usize = parts.iter().map(|part| part.len()).sum();
         let start = out.end;
-        let goal = start + to_u64(BULK_HEADER_BYTES + total);
+        let goal = start + to_u64(BULK_HEADER_BYTES + through);
         let mut cursor = Cursor::new(&header, parts);
         loop {
             self.send_up_to(&mut out, goal, &mut |stream, at| {
@@ -147,6 +152,22 @@ impl Endpoint {
         out.refresh(&self.shared)
     }
 
+    /// The connection, if it is there and has nothing left to send of earlier transfers.
+    pub(super) fn stream_at_rest(
+        &self,
+        out: &mut BulkOut,
+    ) -> Result<Option<Arc<dyn Stream>>, CloseReason> {
+        if let Err(violation) = self.refresh_bulk_out(out) {
+            self.fail(violation.into());
+            return Err(self.shared.reason());
+        }
+        let at_rest = out.live && out.sent == out.end && out.prelude.is_empty();
+        if at_rest {
+            out.settle_fresh(&self.shared);
+        }
+        Ok(out.stream.clone().filter(|_| at_rest))
+    }
+
     /// Waits until no more than may be kept is under way. False: the connection changed, and there may be
     /// more to send again.
     fn settle_bulk(&self, out: &BulkOut, goal: u64) -> Result<bool, CloseReason> {
@@ -218,6 +239,22 @@ impl Endpoint {
 }
 
 impl BulkOut {
+    /// End of the last transfer that is over.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Number of the last change of connection that was taken over.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The connection is found broken; for the report.
+    pub(super) fn break_off(&mut self) -> u64 {
+        self.live = false;
+        self.epoch
+    }
+
     /// Takes over a change of the connection, if there was one.
     fn refresh(&mut self, shared: &Shared) -> Result<(), Violation> {
         if self.version == shared.bulk_version.load(SeqCst) {

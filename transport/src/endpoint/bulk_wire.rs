@@ -12,10 +12,12 @@ use crate::stream::Stream;
 /// Bytes of [`BulkHeader`] on the wire.
 pub(super) const BULK_HEADER_BYTES: usize = 32;
 const MAGIC: u32 = 0x6b6c_7562;
+/// The bytes are in the receiver's memory already, and do not follow.
+const PLACED: u32 = 0x6b6c_7570;
 /// Most parts that one system call sends.
 const PARTS_MAX: usize = 64;
 
-/// What every transfer begins with; `len` bytes follow.
+/// What every transfer begins with; `len` bytes follow, unless it says that they are in place.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(super) struct BulkHeader {
@@ -39,11 +41,24 @@ impl BulkHeader {
         }
     }
 
+    /// Of a transfer whose bytes are in place.
+    pub(super) fn placed(id: u64, len: u64) -> Self {
+        Self {
+            magic: U32::new(PLACED),
+            ..Self::new(id, len)
+        }
+    }
+
+    /// Whether the bytes are in place.
+    pub(super) fn is_placed(&self) -> bool {
+        self.magic.get() == PLACED
+    }
+
     /// Checks a header from the peer. Total.
     pub(super) fn decode(bytes: &[u8; BULK_HEADER_BYTES]) -> Result<Self, Violation> {
         let header: Self = zerocopy::transmute!(*bytes);
         let clean = header.reserved == U32::ZERO && header.reserved2 == U64::ZERO;
-        if header.magic.get() == MAGIC && clean {
+        if matches!(header.magic.get(), MAGIC | PLACED) && clean {
             Ok(header)
         } else {
             Err(Violation::BulkHeader)
@@ -163,7 +178,9 @@ mod tests {
                 prop_assert_eq!(header.bytes(), bytes);
             }
             let header = BulkHeader::decode(&BulkHeader::new(id, len).bytes()).unwrap();
-            prop_assert_eq!((header.id(), header.len()), (id, len));
+            prop_assert_eq!((header.id(), header.len(), header.is_placed()), (id, len, false));
+            let header = BulkHeader::decode(&BulkHeader::placed(id, len).bytes()).unwrap();
+            prop_assert_eq!((header.id(), header.len(), header.is_placed()), (id, len, true));
         }
 
         #[test]

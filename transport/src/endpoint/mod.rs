@@ -20,12 +20,14 @@ use crate::sys::fork::ForkMark;
 use crate::sys::lead::LeadCell;
 use crate::sys::mirror::Mirror;
 
+mod bulk_beside;
 mod bulk_in;
 mod bulk_link;
 mod bulk_out;
 mod bulk_wire;
 mod close;
 mod flusher;
+mod lent;
 mod link;
 mod memory;
 mod pulse;
@@ -41,6 +43,7 @@ pub use stats::Stats;
 
 use bulk_in::BulkIn;
 use bulk_out::BulkOut;
+use lent::Lent;
 use link::Link;
 use receive::Rx;
 use send::{Tx, Wire};
@@ -156,6 +159,9 @@ pub(crate) struct Shared {
     told_bulk: AtomicU64,
     bulk_acked: AtomicU64,
 
+    /// Memory for transfers without a copy.
+    lent: Mutex<Lent>,
+
     counters: Counters,
     transport_reason: OnceLock<String>,
 }
@@ -251,6 +257,7 @@ impl Endpoint {
             bulk_received: AtomicU64::new(0),
             told_bulk: AtomicU64::new(0),
             bulk_acked: AtomicU64::new(0),
+            lent: Mutex::new(Lent::default()),
             counters: Counters::default(),
             transport_reason: OnceLock::new(),
         });

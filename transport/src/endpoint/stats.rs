@@ -27,6 +27,8 @@ pub struct Stats {
     pub bulk_bytes_out: u64,
     /// Bytes of bulk transfers received.
     pub bulk_bytes_in: u64,
+    /// Bytes of those that went straight between registered memory of both ends, either way.
+    pub bulk_bytes_direct: u64,
     /// Batches that left because nothing was in flight.
     pub flush_idle: u64,
     /// Batches that left because an acknowledgement came.
@@ -69,6 +71,7 @@ pub(super) struct Counters {
     pub(super) bulk_in: AtomicU64,
     pub(super) bulk_bytes_out: AtomicU64,
     pub(super) bulk_bytes_in: AtomicU64,
+    pub(super) bulk_direct: AtomicU64,
     flushes: [AtomicU64; 5],
     pub(super) blocked: AtomicU64,
     pub(super) sleeps: AtomicU64,
@@ -117,6 +120,7 @@ impl Endpoint {
             bulk_in: get(&counters.bulk_in),
             bulk_bytes_out: get(&counters.bulk_bytes_out),
             bulk_bytes_in: get(&counters.bulk_bytes_in),
+            bulk_bytes_direct: get(&counters.bulk_direct),
             flush_idle: flushed(Flush::Idle),
             flush_ack: flushed(Flush::Ack),
             flush_full: flushed(Flush::Full),

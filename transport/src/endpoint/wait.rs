@@ -24,11 +24,22 @@ const ACK_DELAY: Duration = Duration::from_micros(3);
 /// The end of an added delay is polled for: a timer would come too late.
 const DELAY_SPIN: Duration = Duration::from_micros(120);
 
+/// What of the bulk plane to wait for, beside what it delivers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum BulkWait {
+    #[default]
+    Nothing,
+    /// That it takes more.
+    Room,
+    /// Progress of a transfer beside the stream.
+    Beside,
+}
+
 /// How to wait.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct How {
-    /// Wake, too, when the bulk plane takes more.
-    pub(super) bulk_write: bool,
+    /// Wake for the bulk plane, too.
+    pub(super) bulk: BulkWait,
     /// What is waited for takes far longer than waking up: sleep without polling first.
     pub(super) sleeps_at_once: bool,
     pub(super) deadline: Option<Instant>,
@@ -101,7 +112,11 @@ impl Endpoint {
         deadline: Option<Instant>,
     ) -> Result<(), WaitError> {
         let how = How {
-            bulk_write,
+            bulk: if bulk_write {
+                BulkWait::Room
+            } else {
+                BulkWait::Nothing
+            },
             sleeps_at_once: false,
             deadline,
         };
@@ -175,7 +190,7 @@ impl Endpoint {
             self.flush_for(Flush::Forced);
             self.acknowledge();
             let left = how.deadline.map(|at| at - now);
-            self.sleep_leading(lead, done, how.bulk_write, left);
+            self.sleep_leading(lead, done, how.bulk, left);
             if how.sleeps_at_once {
                 continue;
             }
@@ -227,7 +242,7 @@ impl Endpoint {
         &self,
         lead: &Lead<'_, Rx>,
         done: &mut dyn FnMut() -> bool,
-        bulk_write: bool,
+        bulk: BulkWait,
         timeout: Option<Duration>,
     ) {
         let shared = &*self.shared;
@@ -251,7 +266,7 @@ impl Endpoint {
         };
         let mut set = PollSet::new();
         set.add(shared.wake.raw(), IN);
-        let (bulk_idle, armed) = self.arm_bulk(&mut set, bulk_write);
+        let (bulk_idle, armed) = self.arm_bulk(&mut set, bulk);
         let stream = shared.link.stream();
         let idle = stream.arm(&mut set, room, shared.want_write.load(SeqCst)) && bulk_idle;
         let stop = done()
@@ -296,9 +311,9 @@ impl Endpoint {
                 continue;
             }
             let left = how.deadline.map(|at| at - now);
-            if how.bulk_write {
+            if how.bulk != BulkWait::Nothing {
                 let mut set = PollSet::new();
-                let (idle, armed) = self.arm_bulk_write(&mut set);
+                let (idle, armed) = self.arm_bulk_follower(&mut set, how.bulk);
                 if idle {
                     let _ = set.wait(Some(left.map_or(FOLLOW_BULK, |l| l.min(FOLLOW_BULK))));
                 }

@@ -8,9 +8,11 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use self::direct::Direct;
 use crate::sys::poll::PollSet;
 use crate::sys::{socket, sync};
 
+pub(crate) mod direct;
 pub(crate) mod ring;
 pub(crate) mod severed;
 pub(crate) mod shm;
@@ -69,6 +71,11 @@ pub(crate) trait Stream: Send + Sync {
 
     /// A descriptor that is readable once the process at the other end has ended, where that can be known.
     fn peer_process(&self) -> Option<&OwnedFd> {
+        None
+    }
+
+    /// Transfers beside the bytes, where both ends can do that.
+    fn direct(&self) -> Option<&dyn Direct> {
         None
     }
 

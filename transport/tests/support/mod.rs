@@ -99,6 +99,8 @@ pub trait Backend {
     /// Sessions that are opened and closed in search of leaks: enough for a leak of a page in a
     /// hundred sessions to show.
     const SESSIONS: usize = 10_000;
+    /// Whether large transfers go straight between lent memory.
+    const DIRECT: bool = false;
 
     /// `server` is not running yet: call [`serve`].
     fn pair(
@@ -264,6 +266,7 @@ impl<const MEMORY: bool> Backend for Verbs<MEMORY> {
     // Each takes a tenth of a second and more in an emulated machine. A queue pair or a
     // registration that stays shows as a descriptor or a mapping all the same.
     const SESSIONS: usize = 20;
+    const DIRECT: bool = true;
 
     fn pair(
         limits: Limits,

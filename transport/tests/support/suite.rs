@@ -482,7 +482,8 @@ macro_rules! suite {
             both_sides_close_at_once, closing_under_a_flood);
         $crate::suite!(@ suite_bulk $backend: bulk_both_ways_at_once, bulk_sizes_and_orders,
             bulk_from_a_handler_that_is_early, bulk_waits_end_with_the_session,
-            a_bulk_transfer_that_waits_holds_up_no_call);
+            a_bulk_transfer_that_waits_holds_up_no_call,
+            bulk_from_and_to_lent_memory, lent_memory_that_is_used_anew);
     };
     (@ $module:ident $backend:ty: $($test:ident),*) => {
         $(#[test]

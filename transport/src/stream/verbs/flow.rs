@@ -180,7 +180,9 @@ const BYTES_BITS: u32 = 20;
 const CREDIT_BITS: u32 = 32 - BYTES_BITS;
 /// Most bytes of a message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 10;
-const _: () = assert!(MESSAGE_BYTES_MAX < 1 << BYTES_BITS);
+/// In the place of a message's size: a word of the status page changed.
+pub(super) const WORDS_CHANGED: u32 = 1 << (BYTES_BITS - 1);
+const _: () = assert!(MESSAGE_BYTES_MAX < WORDS_CHANGED as usize);
 
 /// A total as a word that shows by itself whether it is whole: the number and its complement.
 pub(super) fn checked_word(total: u64) -> [u8; 16] {

@@ -3,6 +3,7 @@
 //! of the same size and positions. See `plane` for the two ways in which arrivals are found.
 #![forbid(unsafe_code)]
 
+mod cache;
 pub(crate) mod error;
 mod flow;
 mod line;

@@ -11,7 +11,7 @@ use super::flow;
 pub(super) const PLANES: usize = 2;
 /// Bytes of [`Offer`] on the wire.
 pub(crate) const OFFER_BYTES: usize = 256;
-const MAGIC: [u8; 8] = *b"FCRDMA1\0";
+const MAGIC: [u8; 8] = *b"FCRDMA2\0";
 const REASON_BYTES: usize = 128;
 
 /// One side's half of a session over RDMA, or why it has none.
@@ -24,7 +24,8 @@ pub(crate) struct Offer {
     /// Nonzero: memory is polled.
     memory: u8,
     mtu: u8,
-    reserved: u8,
+    /// RDMA reads under way that it serves.
+    reads: u8,
     lid: U16,
     reserved2: U16,
     gid: [u8; 16],
@@ -54,6 +55,8 @@ const _: () = assert!(size_of::<Offer>() == OFFER_BYTES);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Half {
     pub(super) memory: bool,
+    /// RDMA reads under way that it serves; 0: it takes no part in transfers beside the ring.
+    pub(super) reads: u8,
     /// As `enum ibv_mtu`.
     pub(super) mtu: u8,
     pub(super) lid: u16,
@@ -77,7 +80,7 @@ impl Offer {
             refused: 0,
             memory: half.memory.into(),
             mtu: half.mtu,
-            reserved: 0,
+            reads: half.reads,
             lid: U16::new(half.lid),
             reserved2: U16::ZERO,
             gid: half.gid,
@@ -91,6 +94,7 @@ impl Offer {
     pub(crate) fn refusal(why: &str) -> Self {
         let mut offer = Self::new(&Half {
             memory: false,
+            reads: 0,
             mtu: 0,
             lid: 0,
             gid: [0; 16],
@@ -105,8 +109,7 @@ impl Offer {
     /// Checks what the peer sent. Total.
     pub(crate) fn decode(bytes: &[u8; OFFER_BYTES]) -> Result<Answer, VerbsError> {
         let offer: Self = zerocopy::transmute!(*bytes);
-        let clean =
-            offer.reserved == 0 && offer.reserved2 == U16::ZERO && offer.reserved3 == [0; 16];
+        let clean = offer.reserved2 == U16::ZERO && offer.reserved3 == [0; 16];
         if offer.magic != MAGIC || !clean || offer.refused > 1 || offer.memory > 1 {
             return Err(VerbsError::Protocol("malformed offer"));
         }
@@ -124,6 +127,7 @@ impl Offer {
         }
         Ok(Answer::Half(Half {
             memory: offer.memory == 1,
+            reads: offer.reads,
             mtu: offer.mtu,
             lid: offer.lid.get(),
             gid: offer.gid,
@@ -150,6 +154,7 @@ mod tests {
         };
         let half = Half {
             memory: true,
+            reads: 7,
             mtu: 5,
             lid: 0,
             gid: [7; 16],
@@ -163,7 +168,10 @@ mod tests {
         let Ok(Answer::Half(half)) = Offer::decode(&good()) else {
             panic!("no half");
         };
-        assert_eq!((half.memory, half.mtu, half.gid), (true, 5, [7; 16]));
+        assert_eq!(
+            (half.memory, half.reads, half.mtu, half.gid),
+            (true, 7, 5, [7; 16])
+        );
         let long = "ä".repeat(200);
         let Ok(Answer::Refused(text)) = Offer::decode(&Offer::refusal(&long).bytes()) else {
             panic!("no refusal");
@@ -179,7 +187,7 @@ mod tests {
             (8, 2),
             (9, 2),
             (10, 6),
-            (11, 1),
+            (14, 1),
             (52, 1),
             (69, 0xff),
             (255, 1),

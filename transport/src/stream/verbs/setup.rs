@@ -21,7 +21,7 @@ use crate::stream::Stream;
 use crate::stream::tcp::TcpStream;
 use crate::sys::interfaces;
 use crate::sys::random::random16;
-use crate::sys::verbs::{Cq, Device, Domain, Qp, QpPath, Region, preload};
+use crate::sys::verbs::{Bounds, Cq, Device, Domain, Qp, QpPath, Region, preload};
 
 /// Inboxes of calls and bulk. With as much staging, 1.5 MiB of registered memory for a session.
 const INBOX_BYTES: [usize; PLANES] = [256 << 10, 512 << 10];
@@ -54,6 +54,7 @@ pub(crate) struct Near {
     lid: u16,
     mtu: u8,
     memory: bool,
+    bounds: Bounds,
     planes: [NearPlane; PLANES],
 }
 
@@ -111,7 +112,8 @@ impl Near {
         if !port.active {
             return Err(VerbsError::PortDown(candidate.device));
         }
-        let depth = DEPTH.min(device.depth_max()?);
+        let bounds = device.bounds()?;
+        let depth = DEPTH.min(bounds.depth);
         if (depth as usize) < MESSAGES_MAX + CREDIT_RESERVE {
             return Err(VerbsError::System(format!(
                 "{}: queues of {depth} are too short",
@@ -135,6 +137,7 @@ impl Near {
             lid: port.lid,
             mtu: port.mtu,
             memory,
+            bounds,
             planes,
             domain,
             candidate,
@@ -160,6 +163,7 @@ impl Near {
         let [call, bulk] = &self.planes;
         Ok(Offer::new(&Half {
             memory: self.memory,
+            reads: self.bounds.reads_served,
             mtu: self.mtu,
             lid: self.lid,
             gid: self.candidate.gid,
@@ -210,10 +214,21 @@ impl Near {
             tcp: parking_lot::Mutex::new(Some(tcp)),
             device: Arc::clone(&self.domain.device),
         });
+        let direct = self
+            .bounds
+            .reads_asked
+            .min(self.bounds.reads_served)
+            .min(peer.reads)
+            > 0;
+        let terms = |direct| Terms {
+            memory: self.memory,
+            direct,
+            domain: Arc::clone(&self.domain),
+        };
         let [call, bulk] = self.planes;
         Ok(Joined {
-            call: call.join(&link, &peer.planes[0], call_out, self.memory),
-            bulk: bulk.join(&link, &peer.planes[1], bulk_out, self.memory),
+            call: call.join(&link, &peer.planes[0], call_out, &terms(false)),
+            bulk: bulk.join(&link, &peer.planes[1], bulk_out, &terms(direct)),
             link,
             mtu_bytes: 128 << self.mtu,
         })
@@ -224,6 +239,8 @@ impl Near {
             port: self.candidate.port,
             gid_index: self.candidate.index,
             mtu: self.mtu,
+            reads_asked: self.bounds.reads_asked.min(peer.reads),
+            reads_served: self.bounds.reads_served,
             local_psn: near.psn,
             remote_psn: far.psn.get() & PSN_MASK,
             remote_qpn: far.qpn.get(),
@@ -232,6 +249,13 @@ impl Near {
             global: self.ethernet,
         }
     }
+}
+
+/// What both planes have from their session.
+struct Terms {
+    memory: bool,
+    direct: bool,
+    domain: Arc<Domain>,
 }
 
 const PSN_MASK: u32 = 0xff_ffff;
@@ -273,7 +297,7 @@ impl NearPlane {
         })
     }
 
-    fn join(self, link: &Arc<Link>, far: &PlaneOffer, outbox: Region, memory: bool) -> Plane {
+    fn join(self, link: &Arc<Link>, far: &PlaneOffer, outbox: Region, terms: &Terms) -> Plane {
         let peer = Peer {
             inbox: far.inbox.get(),
             inbox_rkey: far.inbox_rkey.get(),
@@ -289,8 +313,10 @@ impl NearPlane {
             outbox,
             peer,
             link: Arc::clone(link),
-            memory,
+            memory: terms.memory,
             messages_max: MESSAGES_MAX,
+            domain: Arc::clone(&terms.domain),
+            direct: terms.direct,
         })
     }
 }

@@ -60,7 +60,11 @@ pub(crate) struct DeviceAttributes {
     pub(crate) max_sge_rd: c_int,
     pub(crate) max_cq: c_int,
     pub(crate) max_cqe: c_int,
-    _counts: [c_int; 22],
+    _max_mr_pd: [c_int; 2],
+    pub(crate) max_qp_rd_atom: c_int,
+    _max_ee_res: [c_int; 2],
+    pub(crate) max_qp_init_rd_atom: c_int,
+    _counts: [c_int; 16],
     pub(crate) max_pkeys: u16,
     pub(crate) local_ca_ack_delay: u8,
     pub(crate) phys_port_cnt: u8,
@@ -264,6 +268,7 @@ pub(crate) const QPT_RC: c_uint = 2;
 pub(crate) const QPS_INIT: c_uint = 1;
 pub(crate) const QPS_RTR: c_uint = 2;
 pub(crate) const QPS_RTS: c_uint = 3;
+pub(crate) const QPS_ERR: c_uint = 6;
 
 pub(crate) const QP_STATE: c_int = 1;
 pub(crate) const QP_ACCESS_FLAGS: c_int = 1 << 3;
@@ -283,9 +288,11 @@ pub(crate) const QP_DEST_QPN: c_int = 1 << 20;
 
 pub(crate) const ACCESS_LOCAL_WRITE: c_int = 1;
 pub(crate) const ACCESS_REMOTE_WRITE: c_int = 2;
+pub(crate) const ACCESS_REMOTE_READ: c_int = 4;
 
 pub(crate) const WR_RDMA_WRITE: c_uint = 0;
 pub(crate) const WR_RDMA_WRITE_WITH_IMM: c_uint = 1;
+pub(crate) const WR_RDMA_READ: c_uint = 4;
 pub(crate) const SEND_SIGNALED: c_uint = 1 << 1;
 pub(crate) const SEND_INLINE: c_uint = 1 << 3;
 /// First opcode of receives in a completion.
@@ -350,7 +357,7 @@ mod tests {
         layout!(Context = "ibv_context" { device, ops, cmd_fd, async_fd });
         layout!(ContextOps = "ibv_context_ops" { poll_cq, req_notify_cq, post_send, post_recv });
         layout!(DeviceAttributes = "ibv_device_attr" {
-            max_mr_size, max_qp_wr, max_sge, max_cqe, max_pkeys, phys_port_cnt
+            max_mr_size, max_qp_wr, max_sge, max_cqe, max_qp_rd_atom, max_qp_init_rd_atom, max_pkeys, phys_port_cnt
         });
         layout!(PortAttributes = "ibv_port_attr" {
             state, active_mtu, gid_tbl_len, pkey_tbl_len, lid, link_layer, flags
@@ -402,6 +409,7 @@ mod tests {
             ("IBV_QPS_INIT", QPS_INIT),
             ("IBV_QPS_RTR", QPS_RTR),
             ("IBV_QPS_RTS", QPS_RTS),
+            ("IBV_QPS_ERR", QPS_ERR),
             ("IBV_QP_STATE", QP_STATE.cast_unsigned()),
             ("IBV_QP_ACCESS_FLAGS", QP_ACCESS_FLAGS.cast_unsigned()),
             ("IBV_QP_PKEY_INDEX", QP_PKEY_INDEX.cast_unsigned()),
@@ -424,6 +432,8 @@ mod tests {
             ),
             ("IBV_QP_DEST_QPN", QP_DEST_QPN.cast_unsigned()),
             ("IBV_ACCESS_LOCAL_WRITE", ACCESS_LOCAL_WRITE.cast_unsigned()),
+            ("IBV_ACCESS_REMOTE_READ", ACCESS_REMOTE_READ.cast_unsigned()),
+            ("IBV_WR_RDMA_READ", WR_RDMA_READ),
             (
                 "IBV_ACCESS_REMOTE_WRITE",
                 ACCESS_REMOTE_WRITE.cast_unsigned(),

@@ -36,6 +36,19 @@ pub(crate) struct Port {
     pub(crate) lid: u16,
 }
 
+/// What a queue pair of a device may have at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Work requests of a queue, and half the entries of a completion queue.
+    pub(crate) depth: u32,
+    /// RDMA reads under way that it asked for itself, and that the peer asked for.
+    pub(crate) reads_asked: u8,
+    pub(crate) reads_served: u8,
+}
+
+/// More reads under way than this bring nothing: each is a large chunk.
+const READS_MAX: c_int = 16;
+
 /// Something that ended the use of a device or a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AsyncCause {
@@ -103,8 +116,8 @@ impl Device {
         self.mark.is_set()
     }
 
-    /// Most work requests of a queue, and most entries of a completion queue.
-    pub(crate) fn depth_max(&self) -> Result<u32, VerbsError> {
+    /// What a queue pair may have.
+    pub(crate) fn bounds(&self) -> Result<Bounds, VerbsError> {
         let mut attributes = MaybeUninit::<abi::DeviceAttributes>::zeroed();
         // SAFETY: an open context and room for the attributes.
         let result = unsafe {
@@ -114,7 +127,12 @@ impl Device {
         // SAFETY: zeroed, which is valid, then filled.
         let attributes = unsafe { attributes.assume_init() };
         let most = attributes.max_qp_wr.min(attributes.max_cqe / 2);
-        Ok(u32::try_from(most).unwrap_or(0))
+        let reads = |count: c_int| u8::try_from(count.clamp(0, READS_MAX)).unwrap_or(0);
+        Ok(Bounds {
+            depth: u32::try_from(most).unwrap_or(0),
+            reads_asked: reads(attributes.max_qp_init_rd_atom),
+            reads_served: reads(attributes.max_qp_rd_atom),
+        })
     }
 
     pub(crate) fn port(&self, number: u8) -> Result<Port, VerbsError> {

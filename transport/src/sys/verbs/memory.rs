@@ -1,5 +1,7 @@
 //! Protection domains and registered memory.
 
+use std::ffi::c_int;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -37,6 +39,78 @@ impl Drop for Domain {
     }
 }
 
+/// Memory of somebody else's that is registered.
+pub(crate) struct Registration {
+    mr: NonNull<abi::MemoryRegion>,
+    domain: Arc<Domain>,
+}
+
+// SAFETY: the registration is freed once, and only its keys are read.
+unsafe impl Send for Registration {}
+// SAFETY: as above.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Registers `range`. `remote`: the peer may read and write it. The device pins the pages; where they
+    /// are unmapped, it goes on using the old pages, which nobody else has.
+    ///
+    /// # Errors
+    /// [`VerbsError::MemoryLock`], or the verb's: for example where nothing is mapped there.
+    pub(crate) fn new(
+        domain: &Arc<Domain>,
+        range: &Range<usize>,
+        remote: bool,
+    ) -> Result<Self, VerbsError> {
+        let access = if remote {
+            abi::ACCESS_REMOTE_WRITE | abi::ACCESS_REMOTE_READ
+        } else {
+            0
+        };
+        let at = std::ptr::with_exposed_provenance_mut(range.start);
+        Ok(Self {
+            mr: register(domain, at, range.len(), access)?,
+            domain: Arc::clone(domain),
+        })
+    }
+
+    pub(crate) fn lkey(&self) -> u32 {
+        // SAFETY: registered as long as self lives; the field never changes.
+        unsafe { (*self.mr.as_ptr()).lkey }
+    }
+
+    pub(crate) fn rkey(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.mr.as_ptr()).rkey }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if self.domain.device.is_ours() {
+            // SAFETY: registered in `new`, once; the device refuses its keys from then on.
+            unsafe { (self.domain.device.library.ibv_dereg_mr)(self.mr.as_ptr()) };
+        }
+    }
+}
+
+/// Registers memory, whether it is mapped or not: the kernel looks.
+fn register(
+    domain: &Domain,
+    at: *mut u8,
+    bytes: usize,
+    access: c_int,
+) -> Result<NonNull<abi::MemoryRegion>, VerbsError> {
+    let access = abi::ACCESS_LOCAL_WRITE | access;
+    // SAFETY: a live domain. The call itself touches no byte there; the kernel checks the range. Who may let
+    // the device write there is the business of those who make registrations.
+    let mr =
+        unsafe { (domain.device.library.ibv_reg_mr)(domain.pd.as_ptr(), at.cast(), bytes, access) };
+    NonNull::new(mr).ok_or_else(|| match last_error("ibv_reg_mr") {
+        VerbsError::Verb { errno, .. } if errno == libc::ENOMEM => VerbsError::MemoryLock { bytes },
+        other => other,
+    })
+}
+
 /// A ring that the device reads and writes, both of its mappings, so that runs across its end
 /// are contiguous for the device too.
 pub(crate) struct Region {
@@ -60,26 +134,29 @@ impl Region {
         bytes: usize,
         remote: bool,
     ) -> Result<Self, VerbsError> {
+        let access = if remote { abi::ACCESS_REMOTE_WRITE } else { 0 };
+        Self::with(domain, bytes, 2 * bytes, access)
+    }
+
+    /// Allocates and registers staging of `bytes`, without the second mapping: what the device is
+    /// given of it must not run across its end.
+    ///
+    /// # Errors
+    /// As [`Region::new`].
+    pub(crate) fn staging(domain: &Arc<Domain>, bytes: usize) -> Result<Self, VerbsError> {
+        Self::with(domain, bytes, bytes, 0)
+    }
+
+    fn with(
+        domain: &Arc<Domain>,
+        bytes: usize,
+        registered: usize,
+        access: c_int,
+    ) -> Result<Self, VerbsError> {
         let ring = Mirror::new(bytes).map_err(|error| VerbsError::System(error.to_string()))?;
-        let remote = if remote { abi::ACCESS_REMOTE_WRITE } else { 0 };
-        // SAFETY: both mappings of the ring, which stay mapped as long as the registration: the
+        // Both mappings of the ring at most, which stay mapped as long as the registration: the
         // ring is dropped after it.
-        let mr = unsafe {
-            (domain.device.library.ibv_reg_mr)(
-                domain.pd.as_ptr(),
-                ring.at(0).cast(),
-                bytes * 2,
-                abi::ACCESS_LOCAL_WRITE | remote,
-            )
-        };
-        let Some(mr) = NonNull::new(mr) else {
-            return Err(match last_error("ibv_reg_mr") {
-                VerbsError::Verb { errno, .. } if errno == libc::ENOMEM => {
-                    VerbsError::MemoryLock { bytes: bytes * 2 }
-                }
-                other => other,
-            });
-        };
+        let mr = register(domain, ring.at(0), registered, access)?;
         Ok(Self {
             mr,
             ring,

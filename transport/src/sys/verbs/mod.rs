@@ -7,9 +7,9 @@ mod library;
 mod memory;
 mod queue;
 
-pub(crate) use device::{AsyncCause, Device, preload};
-pub(crate) use memory::{Domain, Region};
-pub(crate) use queue::{CompletionKind, Cq, Qp, QpPath, Write};
+pub(crate) use device::{AsyncCause, Bounds, Device, preload};
+pub(crate) use memory::{Domain, Region, Registration};
+pub(crate) use queue::{CompletionKind, Cq, Qp, QpPath, Verb, Work};
 
 use std::io;
 

@@ -33,8 +33,16 @@ pub(crate) enum CompletionKind {
     Received(u32),
 }
 
-pub(crate) type Completion = Result<CompletionKind, VerbsError>;
+/// How work ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Completion {
+    /// The number of a send that ended one way or the other; None for receives.
+    pub(crate) number: Option<u64>,
+    pub(crate) outcome: Result<CompletionKind, VerbsError>,
+}
 
+/// Most work requests of one chain.
+pub(crate) const CHAIN: usize = 16;
 /// Completions that one poll takes.
 const POLL_MAX: c_int = 16;
 const POLL_ENTRIES: usize = 16;
@@ -158,14 +166,16 @@ impl Drop for Cq {
 }
 
 fn completion(wc: &abi::WorkCompletion) -> Completion {
-    if wc.status != abi::WC_SUCCESS {
-        return Err(VerbsError::from_status(wc.status, wc.vendor_err));
-    }
-    Ok(if wc.opcode & abi::WC_RECV != 0 {
-        CompletionKind::Received(u32::from_be(wc.imm_data))
+    // Of failed work only this, the status and the vendor's code are valid.
+    let number = (wc.wr_id != RECEIVE_ID).then_some(wc.wr_id);
+    let outcome = if wc.status != abi::WC_SUCCESS {
+        Err(VerbsError::from_status(wc.status, wc.vendor_err))
+    } else if wc.opcode & abi::WC_RECV != 0 {
+        Ok(CompletionKind::Received(u32::from_be(wc.imm_data)))
     } else {
-        CompletionKind::Sent(wc.wr_id)
-    })
+        Ok(CompletionKind::Sent(wc.wr_id))
+    };
+    Completion { number, outcome }
 }
 
 /// A reliable connection. Posting is safe from several threads: providers lock.
@@ -188,6 +198,9 @@ pub(crate) struct QpPath {
     pub(crate) gid_index: u8,
     /// As `enum ibv_mtu`.
     pub(crate) mtu: u8,
+    /// RDMA reads under way that we ask for, and that the peer asks for.
+    pub(crate) reads_asked: u8,
+    pub(crate) reads_served: u8,
     pub(crate) local_psn: u32,
     pub(crate) remote_psn: u32,
     pub(crate) remote_qpn: u32,
@@ -197,17 +210,26 @@ pub(crate) struct QpPath {
     pub(crate) global: bool,
 }
 
-/// One RDMA write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Write {
+/// What a work request does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Verb {
+    #[default]
+    Write,
+    /// Also takes a receive of the peer and gives it this value.
+    WriteWithImmediate(u32),
+    Read,
+}
+
+/// One work request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) verb: Verb,
     /// Address in memory of the domain with this key; nothing at all where `bytes` is 0.
     pub(crate) local: u64,
     pub(crate) lkey: u32,
     pub(crate) bytes: u32,
     pub(crate) remote: u64,
     pub(crate) rkey: u32,
-    /// Also takes a receive of the peer and gives it this value.
-    pub(crate) immediate: Option<u32>,
     /// Comes back in [`CompletionKind::Sent`]; None: no completion.
     pub(crate) signal: Option<u64>,
     pub(crate) inline: bool,
@@ -240,7 +262,7 @@ impl Qp {
         let mut attributes = abi::QueueAttributes {
             qp_state: abi::QPS_INIT,
             port_num: port,
-            qp_access_flags: abi::ACCESS_REMOTE_WRITE.cast_unsigned(),
+            qp_access_flags: (abi::ACCESS_REMOTE_WRITE | abi::ACCESS_REMOTE_READ).cast_unsigned(),
             ..Default::default()
         };
         let mask = abi::QP_STATE | abi::QP_PKEY_INDEX | abi::QP_PORT | abi::QP_ACCESS_FLAGS;
@@ -299,7 +321,7 @@ impl Qp {
             path_mtu: path.mtu.into(),
             dest_qp_num: path.remote_qpn,
             rq_psn: path.remote_psn,
-            max_dest_rd_atomic: 1,
+            max_dest_rd_atomic: path.reads_served.max(1),
             min_rnr_timer: MIN_RNR_TIMER,
             ah_attr: abi::AddressAttributes {
                 dgid: abi::RawGid(path.remote_gid),
@@ -328,7 +350,7 @@ impl Qp {
             retry_cnt: RETRIES,
             rnr_retry: RNR_RETRIES,
             sq_psn: path.local_psn,
-            max_rd_atomic: 1,
+            max_rd_atomic: path.reads_asked.max(1),
             ..Default::default()
         };
         self.modify(
@@ -350,34 +372,47 @@ impl Qp {
         check("ibv_modify_qp", result)
     }
 
-    /// Posts writes as one chain, in order.
+    /// Posts work as one chain, in order: one doorbell for all of it. `chain` must not be empty.
     #[inline]
-    pub(crate) fn post_writes<const N: usize>(&self, writes: [Write; N]) -> Result<(), VerbsError> {
-        let mut elements = writes.map(|write| abi::ScatterGather {
-            addr: write.local,
-            length: write.bytes,
-            lkey: write.lkey,
-        });
-        let mut requests = writes.map(|write| request(&write));
-        for n in 0..N {
-            requests[n].sg_list = &raw mut elements[n];
-            if n + 1 < N {
-                requests[n].next = &raw mut requests[n + 1];
+    pub(crate) fn post(&self, chain: &[Work]) -> Result<(), VerbsError> {
+        assert!((1..=CHAIN).contains(&chain.len()));
+        let mut elements = [const { MaybeUninit::<abi::ScatterGather>::uninit() }; CHAIN];
+        let mut requests = [const { MaybeUninit::<abi::SendRequest>::uninit() }; CHAIN];
+        let first = requests.as_mut_ptr().cast::<abi::SendRequest>();
+        for (n, work) in chain.iter().enumerate() {
+            let element = elements[n].write(abi::ScatterGather {
+                addr: work.local,
+                length: work.bytes,
+                lkey: work.lkey,
+            });
+            let mut request = request(work);
+            request.sg_list = element;
+            if n + 1 < chain.len() {
+                request.next = first.wrapping_add(n + 1);
             }
+            requests[n].write(request);
         }
         let mut bad = ptr::null_mut();
         // SAFETY: the context is open as long as self lives.
         let post = unsafe { (*self.domain.device.context.as_ptr()).ops.post_send };
         // SAFETY: a live queue pair and a chain that outlives the call, which copies it. The
         // memory that it names is checked by the device, by its keys.
-        let result = unsafe { post(self.qp.as_ptr(), requests.as_mut_ptr(), &raw mut bad) };
+        let result = unsafe { post(self.qp.as_ptr(), first, &raw mut bad) };
         check("ibv_post_send", result)
+    }
+
+    /// Lets nothing more happen: what is posted is flushed, and what comes from the peer is refused.
+    pub(crate) fn halt(&self) -> Result<(), VerbsError> {
+        let mut attributes = abi::QueueAttributes {
+            qp_state: abi::QPS_ERR,
+            ..Default::default()
+        };
+        self.modify(&mut attributes, abi::QP_STATE)
     }
 
     /// Posts `count` receives without memory, as writes with an immediate value take them, in
     /// chains of up to 16.
     pub(crate) fn post_receives(&self, mut count: usize) -> Result<(), VerbsError> {
-        const CHAIN: usize = 16;
         while count > 0 {
             let now = count.min(CHAIN);
             let mut requests = [abi::ReceiveRequest {
@@ -410,27 +445,28 @@ impl Drop for Qp {
     }
 }
 
-fn request(write: &Write) -> abi::SendRequest {
-    let signaled = if write.signal.is_some() {
+fn request(work: &Work) -> abi::SendRequest {
+    let signaled = if work.signal.is_some() {
         abi::SEND_SIGNALED
     } else {
         0
     };
-    let inline = if write.inline { abi::SEND_INLINE } else { 0 };
+    let inline = if work.inline { abi::SEND_INLINE } else { 0 };
+    let (opcode, immediate) = match work.verb {
+        Verb::Write => (abi::WR_RDMA_WRITE, 0),
+        Verb::WriteWithImmediate(value) => (abi::WR_RDMA_WRITE_WITH_IMM, value),
+        Verb::Read => (abi::WR_RDMA_READ, 0),
+    };
     abi::SendRequest {
-        wr_id: write.signal.unwrap_or(0),
+        wr_id: work.signal.unwrap_or(0),
         next: ptr::null_mut(),
         sg_list: ptr::null_mut(),
-        num_sge: i32::from(write.bytes > 0),
-        opcode: if write.immediate.is_some() {
-            abi::WR_RDMA_WRITE_WITH_IMM
-        } else {
-            abi::WR_RDMA_WRITE
-        },
+        num_sge: i32::from(work.bytes > 0),
+        opcode,
         send_flags: signaled | inline,
-        imm_data: write.immediate.unwrap_or(0).to_be(),
-        remote_addr: write.remote,
-        rkey: write.rkey,
+        imm_data: immediate.to_be(),
+        remote_addr: work.remote,
+        rkey: work.rkey,
         _unions: [0; 9],
     }
 }

@@ -20,10 +20,12 @@ use parking_lot::Mutex;
 
 use super::error::VerbsError;
 use crate::stream::Stream;
+use crate::stream::direct::Direct;
 use crate::stream::tcp::TcpStream;
 use crate::sys::poll::{IN, PollSet};
-use crate::sys::verbs::{Cq, Device, Qp, Region, Write};
+use crate::sys::verbs::{Cq, Device, Domain, Qp, Region, Verb, Work};
 
+mod direct;
 mod receive;
 mod send;
 
@@ -38,12 +40,11 @@ const SENDS_SOFT: u64 = 2 * SIGNAL_EVERY + 64;
 const SENDS_MAX: u64 = 448;
 /// Receives are posted anew in batches.
 const REPOST: usize = 16;
-/// Words in the status page: credits from the peer, the end from the peer, and where ours are
-/// sent from.
+/// Words in the status page: credits from the peer, the end from the peer; and where ours are sent from,
+/// in the same order. `direct` has more of them.
 const CREDIT_AT: u64 = 0;
 const END_AT: u64 = 64;
-const OWN_CREDIT_AT: u64 = 128;
-const OWN_END_AT: u64 = 192;
+const OWN_AT: u64 = 2048;
 const WORD_BYTES: u32 = 16;
 /// How long the last messages may take to be acknowledged by the peer's device.
 const DRAIN_TIME: Duration = Duration::from_millis(600);
@@ -82,11 +83,15 @@ pub(super) struct Parts {
     pub(super) memory: bool,
     /// Receives that are posted for messages.
     pub(super) messages_max: usize,
+    pub(super) domain: Arc<Domain>,
+    /// Both sides read and write registered memory beside the ring.
+    pub(super) direct: bool,
 }
 
 /// One plane. Fields are dropped in order: the connection before the memory it uses.
 pub(super) struct Plane {
     qp: Qp,
+    direct: direct::State,
     inbox: Region,
     outbox: Region,
     status: Region,
@@ -121,6 +126,7 @@ impl Plane {
             tx: Mutex::new(Tx::new(parts.peer.messages_max, parts.outbox.bytes())),
             rx: Mutex::new(Rx::new(parts.messages_max, parts.inbox.bytes())),
             qp: parts.qp,
+            direct: direct::State::new(parts.domain, parts.direct),
             inbox: parts.inbox,
             outbox: parts.outbox,
             status: parts.status,
@@ -146,30 +152,30 @@ impl Plane {
     /// device to acknowledge them.
     pub(super) fn probe(&self, bytes: u32, deadline: Instant) -> Result<(), VerbsError> {
         let mut tx = self.tx.lock();
-        let write = Write {
+        let work = Work {
+            verb: Verb::Write,
             local: self.outbox.address(0),
             lkey: self.outbox.lkey(),
             bytes: bytes.min(u32::try_from(self.outbox.bytes()).unwrap_or(bytes)),
             remote: self.peer.inbox,
             rkey: self.peer.inbox_rkey,
-            immediate: None,
             signal: None,
             inline: false,
         };
-        let number = self.post(&mut tx, write, true)?;
+        let number = self.post(&mut tx, work, true)?;
         drop(tx);
         self.await_sent(number, deadline, false)
     }
 
-    /// Posts one write. `signal`: its completion is to be seen. Returns its number.
-    fn post(&self, tx: &mut Tx, write: Write, signal: bool) -> Result<u64, VerbsError> {
+    /// Posts one piece of work. `signal`: its completion is to be seen. Returns its number.
+    fn post(&self, tx: &mut Tx, work: Work, signal: bool) -> Result<u64, VerbsError> {
         tx.posted += 1;
         let due = signal || tx.posted.is_multiple_of(SIGNAL_EVERY);
-        let write = Write {
+        let work = Work {
             signal: due.then_some(tx.posted),
-            ..write
+            ..work
         };
-        self.qp.post_writes([write])?;
+        self.qp.post(&[work])?;
         Ok(tx.posted)
     }
 
@@ -264,7 +270,8 @@ impl Stream for Plane {
             self.fail(error);
             return false;
         }
-        let readable = read && (self.is_readable(&rx) || self.dead.load(Acquire));
+        let readable =
+            read && (self.is_readable(&rx) || self.dead.load(Acquire) || self.has_direct_news());
         drop(rx);
         !(readable || write && self.is_writable())
     }
@@ -273,6 +280,10 @@ impl Stream for Plane {
         if self.sleepers.fetch_sub(1, SeqCst) == 1 {
             self.cq.clear_events();
         }
+    }
+
+    fn direct(&self) -> Option<&dyn Direct> {
+        self.direct.on.then_some(self)
     }
 
     fn abandon(&self) {

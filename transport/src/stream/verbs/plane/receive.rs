@@ -50,7 +50,12 @@ impl Plane {
         rx.uncollected = 0;
         let mut outcome = Ok(());
         self.cq.poll(|completion| {
-            let result = completion.and_then(|kind| self.on_completion(rx, kind));
+            if let Some(number) = completion.number {
+                self.direct.sends_over.fetch_max(number, Release);
+            }
+            let result = completion
+                .outcome
+                .and_then(|kind| self.on_completion(rx, kind));
             // The first failure is the cause; what is flushed behind it is not.
             if outcome.is_ok() {
                 outcome = result;
@@ -71,6 +76,10 @@ impl Plane {
                     return Ok(());
                 }
                 let (credits, bytes) = flow::unpack(immediate);
+                if bytes == flow::WORDS_CHANGED {
+                    // Whoever is interested looks at the words.
+                    return Ok(());
+                }
                 if credits > 0 {
                     // SYNC: Release pairs with the Acquire in `take_credits`.
                     self.freed.fetch_add(credits, Release);

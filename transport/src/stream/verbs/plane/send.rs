@@ -4,9 +4,7 @@
 use std::io::{self, IoSlice};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::{
-    CREDIT_AT, END_AT, OWN_CREDIT_AT, OWN_END_AT, Plane, SENDS_MAX, SENDS_SOFT, WORD_BYTES,
-};
+use super::{CREDIT_AT, END_AT, OWN_AT, Plane, SENDS_MAX, SENDS_SOFT, WORD_BYTES};
 use crate::num::to_u64;
 use crate::stream::verbs::error::VerbsError;
 use crate::stream::verbs::flow::{
@@ -14,7 +12,7 @@ use crate::stream::verbs::flow::{
 };
 use crate::stream::verbs::line::{self, LINE_BYTES, PAYLOAD_BYTES};
 use crate::sys::socket;
-use crate::sys::verbs::Write;
+use crate::sys::verbs::{Verb, Work};
 
 /// The sending half.
 pub(super) struct Tx {
@@ -167,18 +165,18 @@ impl Plane {
         immediate: u32,
     ) -> Result<(), VerbsError> {
         let offset = start & (to_u64(self.outbox.bytes()) - 1);
-        let write = Write {
+        let work = Work {
+            verb: Verb::WriteWithImmediate(immediate),
             local: self.outbox.address(start),
             lkey: self.outbox.lkey(),
             bytes,
             // The peer chose it: whatever it is, its device checks it.
             remote: self.peer.inbox.wrapping_add(offset),
             rkey: self.peer.inbox_rkey,
-            immediate: Some(immediate),
             signal: None,
             inline: !self.memory && bytes <= self.qp.inline_bytes(),
         };
-        self.post(tx, write, false).map(drop)
+        self.post(tx, work, false).map(drop)
     }
 
     /// The immediate value of a message, with all credits that are owed. Under `tx`.
@@ -206,31 +204,32 @@ impl Plane {
         self.told.store(total, Relaxed);
         self.told_bytes
             .store(self.consumed_bytes.load(Acquire), Relaxed);
-        self.status.write(OWN_CREDIT_AT, &checked_word(total));
-        self.post_word(&mut tx, Some((OWN_CREDIT_AT, CREDIT_AT)), 1, false)
+        self.status.write(OWN_AT + CREDIT_AT, &checked_word(total));
+        self.post_word(&mut tx, Some((CREDIT_AT, WORD_BYTES)), 1, false)
             .map(drop)
     }
 
-    /// A write to the peer's status page, or of nothing but the immediate value.
-    fn post_word(
+    /// A write to place and length `at` of the peer's status page, from the place of ours that is for it; or of
+    /// nothing but the immediate value.
+    pub(super) fn post_word(
         &self,
         tx: &mut Tx,
-        from_to: Option<(u64, u64)>,
+        at: Option<(u64, u32)>,
         immediate: u32,
         signal: bool,
     ) -> Result<u64, VerbsError> {
-        let (from, to) = from_to.unwrap_or((OWN_CREDIT_AT, CREDIT_AT));
-        let write = Write {
-            local: self.status.address(from),
+        let (place, bytes) = at.unwrap_or((CREDIT_AT, 0));
+        let work = Work {
+            verb: Verb::WriteWithImmediate(immediate),
+            local: self.status.address(OWN_AT + place),
             lkey: self.status.lkey(),
-            bytes: if from_to.is_some() { WORD_BYTES } else { 0 },
-            remote: self.peer.status.wrapping_add(to),
+            bytes,
+            remote: self.peer.status.wrapping_add(place),
             rkey: self.peer.status_rkey,
-            immediate: Some(immediate),
             signal: None,
             inline: false,
         };
-        self.post(tx, write, signal)
+        self.post(tx, work, signal)
     }
 
     pub(super) fn owes_credit(&self) -> bool {
@@ -246,8 +245,8 @@ impl Plane {
         match (first, self.memory) {
             (true, true) => {
                 self.status
-                    .write(OWN_END_AT, &checked_word(tx.flow.sent() + 1));
-                self.post_word(&mut tx, Some((OWN_END_AT, END_AT)), 1, true)
+                    .write(OWN_AT + END_AT, &checked_word(tx.flow.sent() + 1));
+                self.post_word(&mut tx, Some((END_AT, WORD_BYTES)), 1, true)
             }
             (true, false) => self.post_word(&mut tx, None, 0, true),
             (false, _) => Ok(tx.posted),
