@@ -11,7 +11,9 @@ use farcall_marshal::wire::{CuMemAllocV2, CuMemAllocV2Reply};
 use parking_lot::{Mutex, RwLock};
 
 use crate::context::Context;
+use crate::landing;
 use crate::process::Device;
+use crate::ptr::HostPtr;
 use crate::reserve::{self, Range};
 use crate::session::Session;
 
@@ -201,6 +203,7 @@ pub(crate) fn release(allocation: &Allocation) {
             );
         }
         AllocationKind::Host | AllocationKind::Managed => {
+            landing::take_back(&session.endpoint, HostPtr::from_address(allocation.start));
             reserve::close(
                 &session.host_range,
                 allocation.start,
@@ -256,6 +259,13 @@ pub(crate) fn take_host(
     };
     if !reserve::open(&range, start, reserved_bytes) {
         return Err(CuStatus::OUT_OF_MEMORY);
+    }
+    if kind == AllocationKind::Host {
+        landing::lend(
+            &session.endpoint,
+            HostPtr::from_address(start),
+            reserved_bytes,
+        );
     }
     Ok(Allocation {
         start,

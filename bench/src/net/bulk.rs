@@ -2,6 +2,7 @@
 //!
 //! Fenced `unsafe`: memory that the service lends to a transfer.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use farcall_transport::{ConnectError, Endpoint};
@@ -24,6 +25,64 @@ pub enum Direction {
     Down,
 }
 
+/// What memory the client's bytes come from and go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Any.
+    Pageable,
+    /// Lent to the session, as pinned memory is.
+    Pinned,
+}
+
+/// Memory for transfers.
+#[derive(Default)]
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    lent_to: Option<Endpoint>,
+}
+
+impl Buffer {
+    /// Of `bytes` bytes, lent to a session.
+    pub(super) fn new(bytes: usize, lent_to: Option<&Endpoint>) -> Self {
+        let mut bytes = vec![1; bytes];
+        if let Some(endpoint) = lent_to {
+            // SAFETY: the bytes stay where they are until `drop`, which takes them back; meanwhile they are only
+            // given to transfers, and their values decide nothing here.
+            unsafe { endpoint.bulk_lend(bytes.as_mut_ptr(), bytes.len()) };
+        }
+        Self {
+            bytes,
+            lent_to: lent_to.cloned(),
+        }
+    }
+
+    /// Becomes a new one unless it is as long.
+    pub(super) fn fit(&mut self, bytes: usize, lent_to: &Endpoint) {
+        if self.bytes.len() != bytes {
+            *self = Self::new(bytes, Some(lent_to));
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// To be received into.
+    pub(super) fn room(&mut self) -> &mut [MaybeUninit<u8>] {
+        let (at, len) = (self.bytes.as_mut_ptr().cast(), self.bytes.len());
+        // SAFETY: the bytes of `self`, borrowed as they are; the transport writes initialised ones only.
+        unsafe { std::slice::from_raw_parts_mut(at, len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.lent_to {
+            endpoint.bulk_reclaim(self.bytes.as_ptr());
+        }
+    }
+}
+
 /// The size that promises are made for.
 const PROMISED_BYTES: usize = 64 << 20;
 
@@ -37,6 +96,7 @@ pub fn bulk(
     transport: Transport,
     bytes: usize,
     direction: Direction,
+    memory: Memory,
     load: &Load,
     is_local: bool,
 ) -> Result<Figure, ConnectError> {
@@ -44,14 +104,20 @@ pub fn bulk(
         let link = Link::open(server, transport, Mode::Bulk)?;
         let name = link.transport_name();
         let mut parties = vec![match direction {
-            Direction::Up => Party::new(name, Upload::new(link, bytes), load),
-            Direction::Down => Party::new(name, Download::new(link, bytes), load),
+            Direction::Up => Party::new(name, Upload::new(link, bytes, memory), load),
+            Direction::Down => Party::new(name, Download::new(link, bytes, memory), load),
         }];
         if is_local && name == "shm" {
             parties.push(Party::new("memcpy", MemCopy::new(bytes), load));
-        } else if is_local {
+        } else if is_local && name != "verbs" {
+            // What RDMA can do, perftest measures (`crate::peers`).
             parties.push(Party::new("raw TCP, spinning", tcp::Bulk::new(bytes), load));
         }
+        let pinned = if memory == Memory::Pinned {
+            ", pinned"
+        } else {
+            ""
+        };
         let way = if direction == Direction::Up {
             "up"
         } else {
@@ -64,14 +130,14 @@ pub fn bulk(
             let rate = bytes as f64 / latency.measured.p50 / 1000.0;
             figure = Some(match figure.take() {
                 None => {
-                    let title = format!("bulk/{name}/{way}/{}", size_name(bytes));
+                    let title = format!("bulk/{name}/{way}/{}{pinned}", size_name(bytes));
                     Figure::new(title, "GB/s", rate).latency(latency)
                 }
                 Some(ours) => Figure::beside_latency(ours, &party, rate, Some(latency)),
             });
         }
         let mut figure = figure.unwrap_or_else(|| Figure::new("bulk", "GB/s", 0.0));
-        if bytes == PROMISED_BYTES && !figure.beside.is_empty() {
+        if bytes == PROMISED_BYTES && is_local {
             let least = if name == "shm" { 0.8 } else { 0.95 };
             figure = figure.target(Target::RatioAtLeast(least));
         }
@@ -80,15 +146,16 @@ pub fn bulk(
 }
 
 /// Receives transfer `id` into the session's memory and then answers with 8 bytes. Ends the session if it cannot.
-pub(super) fn receive_into(endpoint: &Endpoint, id: u64, bytes: u64, memory: &Arc<Mutex<Vec<u8>>>) {
+pub(super) fn receive_into(endpoint: &Endpoint, id: u64, bytes: u64, memory: &Arc<Mutex<Buffer>>) {
     let mut buffer = std::mem::take(&mut *memory.lock());
-    buffer.resize(usize::try_from(bytes).unwrap_or_default(), 0);
-    let (at, len) = (buffer.as_mut_ptr(), buffer.len());
+    buffer.fit(usize::try_from(bytes).unwrap_or_default(), endpoint);
+    let (at, len) = (buffer.bytes.as_mut_ptr(), buffer.bytes.len());
     let (own, memory) = (endpoint.clone(), Arc::clone(memory));
     let done = Box::new(move |received: Result<usize, _>| {
-        *memory.lock() = buffer;
         let answered = received.is_ok() && own.append_now(8, |out| out.fill(0)).is_ok();
-        if !answered {
+        if answered {
+            *memory.lock() = buffer;
+        } else {
             own.close();
         }
     });

@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use farcall_transport::{ConnectError, ConnectOptions, Endpoint, Handler, connect};
 
+use super::bulk::{Buffer, Memory};
 use super::service::{BULK_RECORD_BYTES, Hello, Mode, Order, Welcome};
 use super::{Transport, Trip};
 
@@ -82,6 +82,12 @@ impl Link {
         let done = || self.inbox.bytes.load(Ordering::Acquire) >= self.expected;
         let waited = self.endpoint.wait_until(&done, Some(PATIENCE));
         waited.expect("an answer of the bench service");
+    }
+
+    /// Memory for transfers of this session.
+    fn buffer(&self, bytes: usize, memory: Memory) -> Buffer {
+        let lent_to = (memory == Memory::Pinned).then_some(&self.endpoint);
+        Buffer::new(bytes, lent_to)
     }
 
     fn order(&self, order: Order) {
@@ -166,19 +172,18 @@ impl Trip for Run {
 /// A large buffer from the client's memory into the server's.
 #[allow(missing_debug_implementations)]
 pub struct Upload {
+    source: Buffer,
     link: Link,
-    source: Vec<u8>,
     id: u64,
 }
 
 impl Upload {
     /// Of `bytes` bytes.
     #[must_use]
-    pub fn new(link: Link, bytes: usize) -> Self {
-        let source = vec![1; bytes];
+    pub fn new(link: Link, bytes: usize, memory: Memory) -> Self {
         Self {
+            source: link.buffer(bytes, memory),
             link,
-            source,
             id: 0,
         }
     }
@@ -187,12 +192,12 @@ impl Upload {
 impl Trip for Upload {
     fn trip(&mut self) {
         self.id += 1;
-        let bytes = self.source.len() as u64;
+        let bytes = self.source.bytes().len() as u64;
         self.link.order(Order::Receive { id: self.id, bytes });
         let sent = self
             .link
             .endpoint
-            .bulk_send(self.id, &[IoSlice::new(&self.source)]);
+            .bulk_send(self.id, &[IoSlice::new(self.source.bytes())]);
         sent.expect("an open session");
         self.link.wait(8);
     }
@@ -201,29 +206,32 @@ impl Trip for Upload {
 /// A large buffer from the server's memory into the client's.
 #[allow(missing_debug_implementations)]
 pub struct Download {
+    dest: Buffer,
     link: Link,
-    dest: Vec<MaybeUninit<u8>>,
     id: u64,
 }
 
 impl Download {
     /// Of `bytes` bytes.
     #[must_use]
-    pub fn new(link: Link, bytes: usize) -> Self {
-        let dest = vec![MaybeUninit::new(0); bytes];
-        Self { link, dest, id: 0 }
+    pub fn new(link: Link, bytes: usize, memory: Memory) -> Self {
+        Self {
+            dest: link.buffer(bytes, memory),
+            link,
+            id: 0,
+        }
     }
 }
 
 impl Trip for Download {
     fn trip(&mut self) {
         self.id += 1;
-        let bytes = self.dest.len() as u64;
+        let bytes = self.dest.bytes().len() as u64;
         self.link.order(Order::Send { id: self.id, bytes });
         let got = self
             .link
             .endpoint
-            .bulk_recv(self.id, &mut self.dest)
+            .bulk_recv(self.id, self.dest.room())
             .expect("a transfer");
         assert_eq!(got as u64, bytes, "bytes of a transfer");
     }

@@ -12,7 +12,7 @@ mod rtt;
 pub mod service;
 mod turns;
 
-pub use bulk::{Direction, bulk};
+pub use bulk::{Direction, Memory, bulk};
 pub use flood::flood;
 pub use mix::mix;
 pub use options::{Load, Transport};

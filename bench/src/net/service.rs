@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use farcall_transport::{
-    Endpoint, Handler, Incoming, IncomingKind, ListenOptions, Listener, SessionId, Tuning,
+    CloseReason, Endpoint, Handler, Incoming, IncomingKind, ListenOptions, Listener, SessionId,
+    Tuning,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::pin::{self, Side};
 
-use super::bulk::receive_into;
+use super::bulk::{Buffer, receive_into};
 
 /// Version of what is said in hello, welcome and orders.
 const VERSION: u32 = 1;
@@ -243,7 +244,7 @@ impl Handler for SinkHandler {
 /// Memory that transfers of the session come from and go to.
 #[derive(Default)]
 struct BulkHandler {
-    buffer: Arc<parking_lot::Mutex<Vec<u8>>>,
+    buffer: Arc<parking_lot::Mutex<Buffer>>,
 }
 
 impl Handler for BulkHandler {
@@ -255,12 +256,17 @@ impl Handler for BulkHandler {
                 }
                 Some(Order::Send { id, bytes }) => {
                     let mut buffer = self.buffer.lock();
-                    buffer.resize(usize::try_from(bytes).unwrap_or_default(), 1);
-                    let _ = endpoint.bulk_send(id, &[IoSlice::new(&buffer)]);
+                    buffer.fit(usize::try_from(bytes).unwrap_or_default(), endpoint);
+                    let _ = endpoint.bulk_send(id, &[IoSlice::new(buffer.bytes())]);
                 }
                 None => endpoint.close(),
             }
         }
+    }
+
+    fn on_closed(&self, _: &Endpoint, _: &CloseReason) {
+        // It holds a handle of the session.
+        *self.buffer.lock() = Buffer::default();
     }
 }
 

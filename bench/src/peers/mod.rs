@@ -4,6 +4,8 @@
 
 mod tool;
 
+use std::io;
+
 use crate::figure::Figure;
 use tool::{TOOLS, What};
 
@@ -20,9 +22,37 @@ pub fn beside_bulk(figure: Figure) -> Figure {
     beside(figure, What::Bulk, 1 << 20)
 }
 
+/// Adds what perftest measures, as the limit of a figure of RDMA that has no other: 2 x `ib_write_lat` or
+/// `ib_write_bw`. A figure of another transport stays as it is.
+///
+/// # Errors
+/// The tools are not installed, or measure nothing.
+pub fn limit_of_verbs(figure: Figure, bytes: usize) -> io::Result<Figure> {
+    if !figure.name.contains("/verbs/") {
+        return Ok(figure);
+    }
+    let (what, bytes) = if figure.name.starts_with("rtt/") {
+        (What::Rtt, bytes)
+    } else {
+        (What::Bulk, 1 << 20)
+    };
+    let tool = TOOLS.iter().find(|tool| tool.is_for("verbs", what));
+    let value = tool.map_or(Ok(None), |tool| tool.measure(bytes))?;
+    match (tool, value) {
+        (Some(tool), Some(value)) => Ok(figure.beside(tool.name, value)),
+        _ => Err(io::Error::other(
+            "perftest is not installed (Debian: apt-get install perftest)",
+        )),
+    }
+}
+
 fn beside(mut figure: Figure, what: What, bytes: usize) -> Figure {
     let transport = figure.name.split('/').nth(1).unwrap_or_default().to_owned();
+    let is_beside = |figure: &Figure, name| figure.beside.iter().any(|b| b.name == name);
     for tool in TOOLS.iter().filter(|tool| tool.is_for(&transport, what)) {
+        if is_beside(&figure, tool.name) {
+            continue;
+        }
         match tool.measure(bytes) {
             Ok(Some(value)) => figure = figure.beside(tool.name, value),
             Ok(None) => {}

@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use farcall_marshal::status::{CuResult, CuStatus};
 
 use crate::context;
+use crate::landing;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::process;
 use crate::ptr::{HostPtr, Out};
@@ -70,6 +71,7 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
         serial: 0,
         pool: 0,
     });
+    landing::lend(&context.session().endpoint, at, bytes as u64);
     Ok(())
 }
 
@@ -80,10 +82,10 @@ pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
         .memory
         .remove(at.address(), &[AllocationKind::Registered]);
     let allocation = removed.map_err(|_| CuStatus::HOST_MEMORY_NOT_REGISTERED)?;
-    allocation
-        .context
-        .session()
-        .await_writers(allocation.start, allocation.bytes)
+    let session = allocation.context.session();
+    let landed = session.await_writers(allocation.start, allocation.bytes);
+    landing::take_back(&session.endpoint, at);
+    landed
 }
 
 /// With unified addressing the host pointer is the device pointer.

@@ -51,6 +51,9 @@ enum Command {
         /// Which way.
         #[arg(long, value_enum, default_value_t = Way::Both)]
         way: Way,
+        /// The client's memory is lent to the session, as pinned memory is; both sides' otherwise only the server's.
+        #[arg(long)]
+        pinned: bool,
     },
     /// Records one way, as many as go.
     Flood {
@@ -183,7 +186,12 @@ fn main() -> ExitCode {
     }
     let done = match Cli::parse().command {
         Command::Rtt { common, pace, size } => net::rtt(&common, &pace, &size),
-        Command::Bulk { common, size, way } => net::bulk(&common, &size, way),
+        Command::Bulk {
+            common,
+            size,
+            way,
+            pinned,
+        } => net::bulk(&common, &size, way, pinned),
         Command::Flood {
             common,
             size,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use farcall_bench::figure::Figure;
 use farcall_bench::machine::Machine;
 use farcall_bench::net::link::Link;
 use farcall_bench::net::service::{Mode, Service};
-use farcall_bench::net::{self, Direction, Load, Transport};
+use farcall_bench::net::{self, Direction, Load, Memory, Transport};
 use farcall_bench::peers;
 use farcall_bench::pin;
 
@@ -31,6 +32,9 @@ pub(crate) struct Common {
     /// A `farcall-bench server` on another host; without it both sides are measured here.
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
+    /// Where the service of this process listens: for verbs, the address of the RDMA device's network.
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    listen: IpAddr,
     /// Cores of client and server here; by default the first two that this process may use.
     #[arg(
         long,
@@ -104,7 +108,8 @@ impl Common {
                 machine: Some(link.welcome().machine.clone()),
             });
         }
-        let own = Service::start("127.0.0.1:0").map_err(text)?;
+        let address = SocketAddr::new(self.listen, 0).to_string();
+        let own = Service::start(&address).map_err(text)?;
         Ok(Place {
             address: own.addr().to_string(),
             own: Some(own),
@@ -146,6 +151,9 @@ pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
             fs::write(&name, recorder.export())
                 .map_err(|error| format!("{}: {error}", name.display()))?;
         }
+        if place.is_local() {
+            figure = peers::limit_of_verbs(figure, bytes).map_err(text)?;
+        }
         if common.peers && place.is_local() {
             figure = peers::beside_rtt(figure, bytes);
         }
@@ -154,22 +162,33 @@ pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
     common.output.print(figures, place.machine)
 }
 
-pub(crate) fn bulk(common: &Common, sizes: &[usize], way: Way) -> Done {
+pub(crate) fn bulk(common: &Common, sizes: &[usize], way: Way, pinned: bool) -> Done {
+    let memory = if pinned {
+        Memory::Pinned
+    } else {
+        Memory::Pageable
+    };
     let place = common.place()?;
     let mut figures = Vec::new();
     for &bytes in sizes {
         let mut one = |direction| {
             let load = common.load(None);
-            net::bulk(
+            let figure = net::bulk(
                 &place.address,
                 common.transport,
                 bytes,
                 direction,
+                memory,
                 &load,
                 place.is_local(),
             )
-            .map(|figure| figures.push(figure))
-            .map_err(text)
+            .map_err(text)?;
+            figures.push(if place.is_local() {
+                peers::limit_of_verbs(figure, bytes).map_err(text)?
+            } else {
+                figure
+            });
+            Ok::<_, String>(())
         };
         if way != Way::Down {
             one(Direction::Up)?;
@@ -232,7 +251,15 @@ pub(crate) fn client(common: &Common) -> Done {
     figures.push(net::flood(address, common.transport, 64, 100_000, &load, false).map_err(text)?);
     for direction in [Direction::Up, Direction::Down] {
         for bytes in [1 << 20, 64 << 20] {
-            let figure = net::bulk(address, common.transport, bytes, direction, &load, false);
+            let figure = net::bulk(
+                address,
+                common.transport,
+                bytes,
+                direction,
+                Memory::Pageable,
+                &load,
+                false,
+            );
             figures.push(figure.map_err(text)?);
         }
     }
