@@ -145,6 +145,9 @@ pub(crate) struct ShareArgs {
     /// Device memory that the program may use, per device: 8GiB, 512M [default: all]
     #[arg(short = 'm', long = "memory", value_name = "SIZE", value_parser = size)]
     pub(crate) memory_bytes: Option<u64>,
+    /// Share of each device's compute, in thousandths.
+    #[arg(skip)]
+    pub(crate) share_permille: Option<u16>,
     /// Do not ask the server first whether it can be used
     #[arg(long)]
     pub(crate) no_check: bool,

@@ -20,7 +20,7 @@ const PREFIX_BYTES: usize = 12;
 /// To an executor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Serve this session. `state`: the handover, `payload`: the client's hello; descriptors: connection, ledger.
+    /// Serve this session. `state`: the handover, `payload`: the client's hello; descriptors: connection, ledger, board.
     Open(Box<OpenOrder>),
     /// End the session, and tell its client why.
     Close { reason: String },

@@ -68,6 +68,7 @@ impl Inventory {
             memory_bytes: 0,
             pid: std::process::id(),
             device_count: INVENTORY_ONLY,
+            share_permille: 0,
             host_name: "",
             program: "inventory",
         };

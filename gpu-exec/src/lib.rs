@@ -20,6 +20,7 @@ mod inventory;
 mod ledger;
 mod limits;
 mod options;
+mod share;
 mod supervisor;
 mod sys;
 

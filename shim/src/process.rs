@@ -320,6 +320,7 @@ fn options(config: &ClientConfig, proposed: Option<Range>) -> ConnectOptions {
         memory_bytes: config.memory_bytes.unwrap_or(0),
         pid: std::process::id(),
         device_count: config.devices.unwrap_or(0),
+        share_permille: config.share_permille.map_or(0, u32::from),
         host_name: host.trim(),
         program: &program,
     };

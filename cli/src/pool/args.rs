@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use farcall_config::{SizeError, parse_size};
+use farcall_config::{SizeError, parse_share, parse_size};
 use farcall_pool::filter::Filter;
 use farcall_pool::model::LeaseId;
 
@@ -26,8 +26,8 @@ pub(crate) struct PoolArgs {
 /// Which GPUs of a pool.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WantArgs {
-    /// Share of each GPU: 0.5, 0.05, 25%
-    #[arg(short = 'p', long = "share", value_name = "SHARE", value_parser = share, default_value = "1")]
+    /// Share of each GPU: 0.5, 0.05, 25%; without -m its memory too
+    #[arg(short = 'p', long = "share", value_name = "SHARE", value_parser = parse_share, default_value = "1")]
     pub(crate) share_permille: u16,
     /// What GPUs and servers must be like: gpu.name=H100, gpu.memory>=40GiB, cuda.version>=12.4; may be repeated
     #[arg(long = "filter", value_name = "CONDITION")]
@@ -418,23 +418,6 @@ fn size(text: &str) -> Result<u64, SizeError> {
     parse_size(text)
 }
 
-/// `0.5` and `50%` as 500 thousandths.
-fn share(text: &str) -> Result<u16, String> {
-    let bad = || format!("{text:?} is not a share of a GPU; write 0.5, 0.05 or 25%, at most 1");
-    let permille = match text.trim().strip_suffix('%') {
-        Some(percent) => thousandths(percent).map(|it| it / 100.0),
-        None => thousandths(text),
-    };
-    let permille = permille.ok_or_else(bad)?.round();
-    // In range, so nothing is cut off.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    if (1.0..=1000.0).contains(&permille) {
-        Ok(permille as u16)
-    } else {
-        Err(bad())
-    }
-}
-
 fn gpus(text: &str) -> Result<u64, String> {
     let permille = thousandths(text).filter(|it| (0.0..=1e9).contains(it));
     let permille = permille.ok_or_else(|| format!("{text:?} is not a number of GPUs"))?;
@@ -480,17 +463,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{duration, gpus, share};
+    use super::{duration, gpus};
 
     #[test]
-    fn shares() {
-        assert_eq!(share("0.5"), Ok(500));
-        assert_eq!(share("25%"), Ok(250));
-        assert_eq!(share("1"), Ok(1000));
-        assert_eq!(share("0.05"), Ok(50));
-        for bad in ["0", "1.5", "101%", "half", "-1", "NaN", ""] {
-            assert!(share(bad).is_err(), "{bad}");
-        }
+    fn numbers_of_gpus() {
         assert_eq!(gpus("2.5"), Ok(2500));
     }
 

@@ -48,6 +48,9 @@ pub(crate) fn set(
     if let Some(bytes) = share.memory_bytes {
         command.env(vars::MEMORY, bytes.to_string());
     }
+    if let Some(permille) = share.share_permille {
+        command.env(vars::SHARE, format!("{:.3}", f64::from(permille) / 1000.0));
+    }
     for (variable, typed) in server.network.variables() {
         if let Some(value) = typed {
             command.env(variable, value);

@@ -20,10 +20,19 @@ use crate::connect;
 use crate::failure::{Failure, code};
 use crate::pool;
 
+/// All of a device.
+const WHOLE_PERMILLE: u16 = 1000;
+
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     // As everywhere, an empty variable counts as unset.
     if args.pool.pool.as_deref().unwrap_or_default().is_empty() {
-        return run_on(args, &args.server, &args.share, None);
+        let permille = args.want.share_permille;
+        let share = ShareArgs {
+            // All of it is what there is without asking.
+            share_permille: (permille < WHOLE_PERMILLE).then_some(permille),
+            ..args.share.clone()
+        };
+        return run_on(args, &args.server, &share, None);
     }
     let label: Vec<_> = args
         .command

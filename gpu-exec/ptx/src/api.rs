@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::error::{Fault, LoadError, PtxError};
 use crate::exec::code::{Code, ConstValue};
@@ -275,6 +276,8 @@ pub struct LaunchReport {
     pub printf: Vec<u8>,
     /// Wall time in nanoseconds.
     pub elapsed_ns: u64,
+    /// Processor time of the thread that worked most: what [`Self::elapsed_ns`] is on a machine that does nothing else.
+    pub busy: Duration,
 }
 
 /// Runs launches on a pool of worker threads, which start with the first launch that needs them.

@@ -23,6 +23,8 @@ use crate::device::cuda::{self, CudaDevice, CudaParts};
 use crate::device::describe::{cores, descriptions, driver_version};
 use crate::ledger::{Account, Allowance, Ledger, Slot};
 use crate::limits::STACK_BYTES;
+use crate::share::board::{Board, Member};
+use crate::share::gate::Gate;
 
 pub(crate) mod outbox;
 pub(crate) mod session;
@@ -56,9 +58,9 @@ fn serve_one_session() -> io::Result<()> {
     else {
         return Err(io::Error::other("the first order is to open a session"));
     };
-    let [connection, ledger] = <[OwnedFd; 2]>::try_from(fds)
+    let [connection, ledger, board] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| io::Error::other("an order without its descriptors"))?;
-    let (endpoint, session) = open(&order, connection, ledger, &state, &payload)?;
+    let (endpoint, session) = open(&order, connection, (ledger, board), &state, &payload)?;
     control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
     let watched = (control.try_clone()?, endpoint.clone(), session.clone());
     let watcher = std::thread::Builder::new()
@@ -125,7 +127,7 @@ type OpenSession = (Endpoint, Arc<dyn Live>);
 fn open(
     order: &OpenOrder,
     connection: OwnedFd,
-    ledger: OwnedFd,
+    (ledger, board): (OwnedFd, OwnedFd),
     state: &[u8],
     payload: &[u8],
 ) -> io::Result<OpenSession> {
@@ -140,6 +142,9 @@ fn open(
         limit_bytes: device.limit_bytes,
     });
     let account = Account::new(ledger.clone(), order.slot, allowances.collect());
+    let member = Member::new(Arc::new(Board::open(board)?), order.slot);
+    let devices = order.devices.iter().map(|device| device.ordinal as usize);
+    let gate = Gate::new(member, devices.collect());
     let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
     let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
@@ -173,6 +178,7 @@ fn open(
         runs_kernels: order.kind == DeviceKind::Soft,
         workers: cores(),
         device_count: order.devices.len(),
+        gate,
     });
     let adopted = (outbox, ledger, order.slot);
     adopt(order, (connection, state), &welcome, device, adopted)

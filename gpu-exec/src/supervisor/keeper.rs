@@ -20,9 +20,10 @@ use super::plan::Plan;
 use crate::ServeError;
 use crate::cache::Cache;
 use crate::control::{self, OpenOrder, Order, Report};
-use crate::device::describe::DeviceSpec;
+use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 use crate::ledger::{Ledger, Slot};
 use crate::limits::{OPEN_BYTES_MAX, SESSIONS_MAX};
+use crate::share::board::Board;
 
 /// `session_open.device_count` of a client that only asks.
 pub(crate) const INVENTORY_ONLY: u32 = u32::MAX;
@@ -36,6 +37,7 @@ pub(crate) struct Keeper {
     pub(super) plan: Plan,
     inbox: Arc<Inbox>,
     pub(super) ledger: Ledger,
+    pub(super) board: Board,
     cache: Cache,
     pub(super) executors: BTreeMap<u64, Executor>,
     next_id: u64,
@@ -75,11 +77,13 @@ impl Keeper {
     /// No memory, or no executor can be started.
     pub(crate) fn new(plan: Plan, inbox: Arc<Inbox>) -> Result<Self, ServeError> {
         let ledger = Ledger::create().map_err(ServeError::system("make the ledger"))?;
+        let board = Board::create().map_err(ServeError::system("make the board"))?;
         let cache = Cache::new(plan.cache_directory.clone());
         cache.trim(plan.cache_bytes_max);
         let mut keeper = Self {
             inbox,
             ledger,
+            board,
             cache,
             executors: BTreeMap::new(),
             next_id: 0,
@@ -219,13 +223,20 @@ impl Keeper {
             hello.pid,
             printable(hello.host_name)
         );
+        let Some(share_permille) = asked_share(hello.share_permille) else {
+            let message = format!(
+                "a share of {} thousandths of a GPU: there can be 1 to 1000",
+                hello.share_permille
+            );
+            return incoming.refuse(RefuseCode::APPLICATION, &message);
+        };
         let limit_bytes = if hello.memory_bytes == 0 {
             u64::MAX
         } else {
             hello.memory_bytes
         };
         let devices = match &admitted {
-            None => Ok(self.choose_devices(wanted, limit_bytes)),
+            None => Ok(self.choose_devices(wanted, limit_bytes, share_permille)),
             Some(admitted) => self.granted_devices(admitted, hello.device_count, limit_bytes),
         };
         let devices = match devices {
@@ -241,14 +252,24 @@ impl Keeper {
         });
     }
 
-    /// The devices with the fewest sessions.
-    fn choose_devices(&self, count: usize, limit_bytes: u64) -> Vec<DeviceSpec> {
+    /// The devices with the fewest sessions. Who asks for a share and for no amount of memory gets that share of the memory.
+    fn choose_devices(
+        &self,
+        count: usize,
+        limit_bytes: u64,
+        share_permille: u16,
+    ) -> Vec<DeviceSpec> {
         let mut devices = self.plan.devices.clone();
         devices.sort_by_key(|device| (self.sessions_of(device.ordinal), device.ordinal));
         devices.truncate(count);
         devices.sort_by_key(|device| device.ordinal);
         for device in &mut devices {
-            device.limit_bytes = limit_bytes.min(device.total_bytes);
+            let part = device.total_bytes / u64::from(WHOLE_PERMILLE) * u64::from(share_permille);
+            device.limit_bytes = match limit_bytes {
+                u64::MAX if share_permille < WHOLE_PERMILLE => part,
+                _ => limit_bytes.min(device.total_bytes),
+            };
+            device.share_permille = share_permille;
         }
         devices
     }
@@ -302,6 +323,9 @@ impl Keeper {
             grace_ms: self.plan.grace_ms,
             grace_closed_ms: self.plan.grace_closed_ms,
         };
+        let shares = devices.iter();
+        let shares = shares.map(|device| (device.ordinal as usize, device.share_permille));
+        self.board.enter(slot, shares);
         let (session, payload) = (incoming.session(), incoming.payload().to_vec());
         let (connection, state) = incoming.into_parts();
         let order = Order::Open(Box::new(order));
@@ -310,7 +334,7 @@ impl Keeper {
             &order,
             &state,
             &payload,
-            &[connection.as_fd(), self.ledger.file()],
+            &[connection.as_fd(), self.ledger.file(), self.board.file()],
         );
         let devices = devices.iter().map(|device| device.ordinal).collect();
         self.ledger.set_lease(slot, lease);
@@ -381,15 +405,20 @@ impl Keeper {
         let Stage::Serving(serving) = executor.stage else {
             return;
         };
+        let devices = serving.devices.iter();
+        let busy = devices.map(|device| self.board.usage(serving.slot, *device as usize).busy_ns);
+        let busy = Duration::from_nanos(busy.sum());
         self.ledger.clear(serving.slot);
+        self.board.leave(serving.slot);
         self.slots.push(serving.slot);
         let reason = serving
             .farewell
             .unwrap_or_else(|| "its executor died".to_owned());
         log::info!(
-            "session closed: {}, after {:.1} s: {reason}",
+            "session closed: {}, after {:.1} s, {:.3} s of device time: {reason}",
             serving.client,
-            serving.since.elapsed().as_secs_f64()
+            serving.since.elapsed().as_secs_f64(),
+            busy.as_secs_f64()
         );
     }
 
@@ -475,6 +504,15 @@ fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32)
             ));
         }
         (report, stage) => log::error!("executor {}: {report:?} in {stage:?}", executor.process),
+    }
+}
+
+/// What a hello asks for, in thousandths; 0 = all.
+fn asked_share(permille: u32) -> Option<u16> {
+    match u16::try_from(permille) {
+        Ok(0) => Some(WHOLE_PERMILLE),
+        Ok(permille) if permille <= WHOLE_PERMILLE => Some(permille),
+        _ => None,
     }
 }
 

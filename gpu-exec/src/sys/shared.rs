@@ -4,8 +4,9 @@ use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -69,6 +70,45 @@ impl SharedWords {
         Some(unsafe { &*at })
     }
 
+    /// Sleeps while the low half of a word is `seen`, `timeout` at most; `None`: however long. May return early.
+    pub(crate) fn wait(&self, index: usize, seen: u32, timeout: Option<Duration>) {
+        let Some(word) = self.get(index) else {
+            return;
+        };
+        let spec = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let spec = spec.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: four bytes of a live word, and null or a valid timespec; both outlive the call. Not private: the
+        // words are shared by processes.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                low_half(word),
+                libc::FUTEX_WAIT,
+                seen,
+                spec,
+            )
+        };
+    }
+
+    /// Wakes everyone who sleeps on a word, in all processes.
+    pub(crate) fn wake(&self, index: usize) {
+        let Some(word) = self.get(index) else {
+            return;
+        };
+        // SAFETY: four bytes of a live word; FUTEX_WAKE takes no further pointer.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                low_half(word),
+                libc::FUTEX_WAKE,
+                libc::c_int::MAX,
+            )
+        };
+    }
+
     /// To be sent to another process.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -80,6 +120,16 @@ impl Drop for SharedWords {
         let base: NonNull<c_void> = self.base.cast();
         // SAFETY: mapped by `open` with this length; no reference outlives self.
         let _ = unsafe { munmap(base, self.count * size_of::<AtomicU64>()) };
+    }
+}
+
+/// Where the kernel finds the half of a word that changes with every count.
+fn low_half(word: &AtomicU64) -> *mut u32 {
+    let first = word.as_ptr().cast::<u32>();
+    if cfg!(target_endian = "big") {
+        first.wrapping_add(1)
+    } else {
+        first
     }
 }
 
@@ -98,5 +148,21 @@ mod tests {
         assert_eq!(second.get(99).unwrap().load(Ordering::SeqCst), 7);
         assert!(first.get(100).is_none());
         assert!(SharedWords::open(first.file().try_clone_to_owned().unwrap(), 10_000).is_err());
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_through_another_mapping() {
+        let first = SharedWords::create(4).unwrap();
+        let second = SharedWords::open(first.file().try_clone_to_owned().unwrap(), 4).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while second.get(3).unwrap().load(Ordering::SeqCst) == 0 {
+                    second.wait(3, 0, None);
+                }
+            });
+            first.get(3).unwrap().store(1, Ordering::SeqCst);
+            first.wake(3);
+        });
+        first.wait(3, 0, None);
     }
 }

@@ -134,12 +134,17 @@ pub(crate) struct Client {
 pub(crate) const CONTEXT: u32 = 1;
 
 pub(crate) fn hello(memory_bytes: u64, device_count: u32) -> Vec<u8> {
+    hello_with(memory_bytes, device_count, 0)
+}
+
+pub(crate) fn hello_with(memory_bytes: u64, device_count: u32, share_permille: u32) -> Vec<u8> {
     let record = SessionOpen {
         range_base: 0,
         range_bytes: 0,
         memory_bytes,
         pid: std::process::id(),
         device_count,
+        share_permille,
         host_name: "here",
         program: "test",
     };

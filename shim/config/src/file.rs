@@ -17,6 +17,7 @@ pub(crate) struct ConfigFile {
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) devices: Option<NumberOrText>,
     pub(crate) memory: Option<NumberOrText>,
+    pub(crate) share: Option<NumberOrText>,
     pub(crate) spin_us: Option<NumberOrText>,
     pub(crate) grace_s: Option<NumberOrText>,
     pub(crate) transport: Option<String>,
@@ -36,6 +37,7 @@ pub(crate) struct ConfigFile {
 #[serde(untagged)]
 pub(crate) enum NumberOrText {
     Number(i64),
+    Fraction(f64),
     Text(String),
 }
 
@@ -43,6 +45,7 @@ impl NumberOrText {
     pub(crate) fn into_text(self) -> String {
         match self {
             Self::Number(number) => number.to_string(),
+            Self::Fraction(number) => number.to_string(),
             Self::Text(text) => text,
         }
     }

@@ -25,4 +25,6 @@ pub use network::{
     parse_rdma_device, parse_rdma_mode,
 };
 pub use size::{SizeError, format_size, parse_size};
-pub use values::{LogLevel, Secret, TraceTarget, Transport, parse_devices, read_token_file};
+pub use values::{
+    LogLevel, Secret, TraceTarget, Transport, parse_devices, parse_share, read_token_file,
+};

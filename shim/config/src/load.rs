@@ -14,7 +14,7 @@ use crate::network::{
 };
 use crate::{
     ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
-    parse_server, parse_size, read_token_file, vars,
+    parse_server, parse_share, parse_size, read_token_file, vars,
 };
 
 /// What a client process is told.
@@ -31,6 +31,8 @@ pub struct ClientConfig {
     pub devices: Option<u32>,
     /// Device memory limit per device, in bytes; `None` = all.
     pub memory_bytes: Option<u64>,
+    /// Share of each device's compute, in thousandths; `None` = all. Without a memory limit it is the share of the memory, too.
+    pub share_permille: Option<u16>,
     /// How long a wait polls before it sleeps; `None` = the transport's default.
     pub spin: Option<Duration>,
     /// How long a session waits to be resumed after its connection was lost; zero: not at all.
@@ -165,6 +167,7 @@ impl ClientConfig {
                 )?
                 .flatten(),
             memory_bytes: read.value(vars::MEMORY, "memory", number(file.memory), size)?,
+            share_permille: read.value(vars::SHARE, "share", number(file.share), parse_share)?,
             spin: read.value(vars::SPIN_US, "spin_us", number(file.spin_us), parse_spin)?,
             grace: read
                 .value(vars::GRACE_S, "grace_s", number(file.grace_s), parse_grace)?

@@ -145,6 +145,27 @@ pub fn parse_devices(text: &str) -> Result<Option<u32>, String> {
     }
 }
 
+/// A share of a device, `0.25` or `25%`, in thousandths.
+///
+/// # Errors
+/// Not a number, 0 or less, or above 1.
+pub fn parse_share(text: &str) -> Result<u16, String> {
+    let bad =
+        || format!("{text:?} is not a share of a GPU; write 0.5, 0.05 or 25%: above 0, at most 1");
+    let (number, whole) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent, 100.0),
+        None => (text.trim(), 1.0),
+    };
+    let share = number.trim().parse::<f64>().map_err(|_| bad())? / whole;
+    let permille = (share * 1000.0).round();
+    if (1.0..=1000.0).contains(&permille) && share <= 1.0 {
+        // In range, so nothing is cut off.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        return Ok(permille as u16);
+    }
+    Err(bad())
+}
+
 /// More devices than any one process can have with CUDA.
 const DEVICES_MAX: u32 = 256;
 
@@ -182,7 +203,7 @@ pub fn read_token_file(path: &Path) -> Result<Secret, ConfigError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Secret, parse_devices, read_token_file};
+    use super::{Secret, parse_devices, parse_share, read_token_file};
 
     #[test]
     fn devices() {
@@ -195,6 +216,19 @@ mod tests {
                     .contains("from 1 to 256, or all"),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!(parse_share("0.5"), Ok(500));
+        assert_eq!(parse_share(" 25 %"), Ok(250));
+        assert_eq!(parse_share("1"), Ok(1000));
+        assert_eq!(parse_share("0.05"), Ok(50));
+        for bad in [
+            "0", "0.0001", "1.5", "1.0004", "101%", "half", "-1", "NaN", "inf", "",
+        ] {
+            assert!(parse_share(bad).unwrap_err().contains("at most 1"), "{bad}");
         }
     }
 

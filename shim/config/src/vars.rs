@@ -13,6 +13,8 @@ pub const TOKEN_FILE: &str = "FARCALL_TOKEN_FILE";
 pub const DEVICES: &str = "FARCALL_DEVICES";
 /// Device memory that the program may use, per device; a size.
 pub const MEMORY: &str = "FARCALL_MEMORY";
+/// Share of each device's compute that the program gets: `0.25`, `25%`.
+pub const SHARE: &str = "FARCALL_SHARE";
 /// How long a waiting call polls before it sleeps, in microseconds.
 pub const SPIN_US: &str = "FARCALL_SPIN_US";
 /// Seconds that a session waits to be resumed after its connection was lost.

@@ -462,5 +462,5 @@ fn known(handle: Handle) -> NvmlResult<(Arc<Library>, Device)> {
 fn memory_now(handle: Handle) -> NvmlResult<Memory> {
     let library = library::library()?;
     let device = library.device_now(index_of(handle)?, Instant::now())?;
-    Ok(device.memory(library.memory_limit_bytes()))
+    Ok(device.memory(library.memory_limit_bytes(device.total_bytes)))
 }

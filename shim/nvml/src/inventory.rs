@@ -33,6 +33,7 @@ pub(crate) fn ask(config: &ClientConfig) -> Result<Inventory, String> {
         memory_bytes: 0,
         pid: std::process::id(),
         device_count: ONLY_ASKING,
+        share_permille: 0,
         host_name: "",
         program: "",
     };

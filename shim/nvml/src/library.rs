@@ -108,9 +108,11 @@ impl Library {
         lock(&self.latest).inventory.cuda_version
     }
 
-    /// What a program may use of a device's memory, in bytes.
-    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
-        self.config.memory_bytes
+    /// What a program may use of the memory of a device that has `total_bytes`.
+    pub(crate) fn memory_limit_bytes(&self, total_bytes: u64) -> Option<u64> {
+        let share = |permille: u16| (total_bytes / 1000).saturating_mul(u64::from(permille));
+        let of_share = self.config.share_permille.map(share);
+        self.config.memory_bytes.or(of_share)
     }
 
     /// How many devices this process gets. Does not block.

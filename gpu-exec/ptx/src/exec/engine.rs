@@ -87,6 +87,7 @@ impl Pool {
         Ok(LaunchReport {
             thread_instructions: outcome.executed,
             printf: std::mem::take(&mut outcome.printf),
+            busy: outcome.busy,
             elapsed_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
         })
     }

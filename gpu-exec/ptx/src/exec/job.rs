@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -41,6 +41,8 @@ pub(crate) struct Outcome {
     pub(crate) fault: Option<Box<Fault>>,
     pub(crate) executed: u64,
     pub(crate) printf: Vec<u8>,
+    /// Processor time of the worker that took most.
+    pub(crate) busy: Duration,
     /// Helpers that have not left yet.
     pub(crate) helpers: u32,
 }
@@ -90,13 +92,16 @@ impl Job {
 
     /// Runs blocks until none are left or one has failed.
     pub(crate) fn work(&self, worker: u32) {
+        let began = thread_time();
         let mut cx = Cx::new(self, worker);
         let result = if self.cooperative {
             self.work_together(&mut cx)
         } else {
             self.work_alone(&mut cx)
         };
+        let busy = thread_time().saturating_sub(began);
         let mut outcome = self.outcome.lock();
+        outcome.busy = outcome.busy.max(busy);
         outcome.executed += cx.executed;
         outcome.printf.append(&mut cx.printf);
         if let Err(fault) = result {
@@ -160,4 +165,10 @@ impl Job {
             self.outcome.lock().printf.append(&mut cx.printf);
         }
     }
+}
+
+/// Processor time of this thread so far.
+fn thread_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock.now().map_or(Duration::ZERO, Duration::from)
 }

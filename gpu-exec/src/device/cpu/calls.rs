@@ -77,7 +77,7 @@ impl Dispatch for CpuDevice {
             return self.finish(head, Ok(()));
         };
         // The name lives on, for a context without anything.
-        let key = match self.streams.state().add_context() {
+        let key = match self.streams.state().add_context(entry.device) {
             Ok(key) => key,
             Err(status) => return self.finish(head, Err(status.into())),
         };

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use farcall_marshal::status::CuStatus;
 use farcall_ptx::{Engine, Fault, FaultKind, Launch as KernelLaunch, MemoryMap};
@@ -28,7 +29,7 @@ impl Kernels {
         }
     }
 
-    /// Runs one kernel; what it printed goes to `print`. Blocks.
+    /// Runs one kernel; what it printed goes to `print`. Blocks. Returns how long it had the device.
     ///
     /// # Errors
     /// The fault of the kernel.
@@ -38,9 +39,9 @@ impl Kernels {
         memory: &Arc<Memory>,
         launch: &Launch<'_>,
         print: &dyn Fn(&[u8]),
-    ) -> Result<(), Failure> {
+    ) -> Result<Duration, Failure> {
         let Code::Kernel(kernel) = launch.function.code() else {
-            return Ok(());
+            return Ok(Duration::ZERO);
         };
         let memory: Arc<dyn MemoryMap> = memory.clone();
         let run = KernelLaunch {
@@ -58,7 +59,7 @@ impl Kernels {
                 if !report.printf.is_empty() {
                     print(&report.printf);
                 }
-                Ok(())
+                Ok(report.busy)
             }
             Err(fault) => Err(failure(&fault)),
         }

@@ -19,6 +19,7 @@ use super::{Device, Violation};
 use crate::cache::Cache;
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::GRAPHS_MAX;
+use crate::share::gate::Gate;
 
 mod calls;
 mod function;
@@ -48,6 +49,8 @@ pub(crate) struct CpuParts {
     pub(crate) workers: usize,
     /// How many devices the client sees.
     pub(crate) device_count: usize,
+    /// Where their kernels wait for other sessions.
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// A session's CPU devices.
@@ -80,13 +83,14 @@ impl CpuDevice {
             runs_kernels,
             workers,
             device_count,
+            gate,
         } = parts;
         let compile = if runs_kernels {
             Compile::Ptx
         } else {
             Compile::Nothing
         };
-        let streams = Streams::new(memory, turn, outbox.clone(), Kernels::new(workers));
+        let streams = Streams::new(memory, turn, outbox.clone(), Kernels::new(workers), gate);
         let modules = Modules::new(streams.clone(), cache, compile);
         Self {
             streams,
@@ -158,7 +162,7 @@ impl CpuDevice {
             None if head.context == 0 => return Err(CuStatus::INVALID_CONTEXT),
             None => {}
         }
-        let key = self.streams.state().add_context()?;
+        let key = self.streams.state().add_context(device)?;
         self.contexts.insert(
             head.context,
             ContextEntry {

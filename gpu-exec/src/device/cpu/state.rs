@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -16,6 +17,7 @@ use super::work::Work;
 use crate::device::handles::HandleTable;
 use crate::executor::outbox::Reply;
 use crate::limits::{EVENTS_MAX, STREAMS_MAX};
+use crate::share::gate::Gate;
 
 mod contexts;
 
@@ -86,6 +88,8 @@ pub(crate) enum InFlight {
 /// A context: streams and a state of health.
 #[derive(Debug)]
 struct Context {
+    /// The session's ordinal.
+    device: usize,
     /// Sticky error.
     error: Option<CuStatus>,
     legacy: StreamKey,
@@ -117,6 +121,8 @@ struct Waiter {
 pub(crate) struct State {
     /// The right to run operations, while nobody does.
     pub(crate) turn: Option<Turn>,
+    /// Holds launches back while it is another session's turn on the device.
+    gate: Arc<Gate>,
     pub(crate) events: HandleTable<Event>,
     /// Uploads that write to device memory now.
     pub(crate) posted: Vec<(StreamKey, u64, u64)>,
@@ -137,9 +143,10 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(turn: Turn) -> Self {
+    pub(crate) fn new(turn: Turn, gate: Arc<Gate>) -> Self {
         Self {
             turn: Some(turn),
+            gate,
             events: HandleTable::new(EVENTS_MAX),
             posted: Vec::new(),
             queued_count: 0,
@@ -181,6 +188,12 @@ impl State {
     /// The context of a stream.
     pub(crate) fn context_of(&self, stream: StreamKey) -> Option<ContextKey> {
         self.streams.get(&stream).map(|stream| stream.context)
+    }
+
+    /// The session's ordinal of a stream's device.
+    pub(crate) fn device_of(&self, stream: StreamKey) -> Option<usize> {
+        let context = self.context_of(stream)?;
+        Some(self.contexts.get(&context)?.device)
     }
 
     /// Everything issued to a stream so far.
@@ -346,7 +359,11 @@ impl State {
             let head = stream.queue.front()?;
             let ready =
                 stream.in_flight.is_none() && head.waits.iter().all(|wait| self.is_done(*wait));
-            (ready && head.work.has_come() && !self.is_held(&head.work)).then_some(head.order)
+            let can = ready
+                && head.work.has_come()
+                && !self.is_held(&head.work)
+                && (!head.work.takes_turns() || self.is_admitted(*key));
+            can.then_some(head.order)
         };
         let ready = self
             .active
@@ -478,6 +495,16 @@ impl State {
             .get(&context)
             .and_then(|context| context.error)
             .unwrap_or(CuStatus::SUCCESS)
+    }
+
+    /// Whether a kernel of this stream may run now; in a lost context nothing runs, so that need not wait.
+    fn is_admitted(&self, stream: StreamKey) -> bool {
+        let context = self.context_of(stream);
+        let is_lost = context.is_none_or(|context| self.health(context) != CuStatus::SUCCESS);
+        is_lost
+            || self
+                .device_of(stream)
+                .is_none_or(|device| self.gate.admits(device))
     }
 
     fn release_waiters(&mut self) -> Vec<(Reply, CuStatus)> {

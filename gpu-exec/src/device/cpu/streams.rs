@@ -20,6 +20,7 @@ use crate::limits::STAGING_BYTES_MAX;
 use crate::sys::staging::Staging;
 
 use self::perform::refused_block;
+use crate::share::gate::Gate;
 
 mod perform;
 mod thread;
@@ -33,6 +34,7 @@ pub(crate) struct Streams {
     pub(crate) memory: Arc<Memory>,
     pub(crate) outbox: Arc<dyn Outbox>,
     kernels: Kernels,
+    gate: Arc<Gate>,
     epoch: Instant,
     thread: std::sync::Once,
     thread_id: std::sync::OnceLock<ThreadId>,
@@ -46,9 +48,11 @@ impl Streams {
         turn: Turn,
         outbox: Arc<dyn Outbox>,
         kernels: Kernels,
+        gate: Arc<Gate>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
-            state: Mutex::new(State::new(turn)),
+            state: Mutex::new(State::new(turn, gate.clone())),
+            gate: told(gate, this.clone()),
             changed: Condvar::new(),
             memory,
             outbox,
@@ -354,4 +358,14 @@ impl Streams {
         // nothing that frees it begins before `done` takes it out (`State::is_held`).
         unsafe { upload.receive_in_place(&*self.outbox, done) };
     }
+}
+
+/// A gate that lets the streams look again when it opens.
+fn told(gate: Arc<Gate>, streams: Weak<Streams>) -> Arc<Gate> {
+    gate.on_open(move || {
+        if let Some(streams) = streams.upgrade() {
+            streams.look_again();
+        }
+    });
+    gate
 }

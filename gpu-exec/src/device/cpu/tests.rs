@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::device::Device;
 use crate::executor::outbox::tests::Recorder;
 use crate::executor::session::take;
+use crate::share::gate;
 
 mod boxes;
 mod mapped;
@@ -45,6 +46,7 @@ impl Rig {
             runs_kernels,
             workers: 2,
             device_count: 1,
+            gate: gate::tests::alone(1),
         };
         let mut rig = Self {
             device: CpuDevice::new(parts),

@@ -156,6 +156,15 @@ impl Work<'_> {
         }
     }
 
+    /// Whether it runs kernels, which sessions of a device take turns with.
+    pub(crate) fn takes_turns(&self) -> bool {
+        match self {
+            Self::Launch(launch) => !launch.function.is_quick(),
+            Self::Graph { exec, .. } => exec.nodes().iter().any(Work::takes_turns),
+            _ => false,
+        }
+    }
+
     /// Whether there is nothing to do once its turn has come.
     pub(crate) fn is_nothing(&self) -> bool {
         match self {

@@ -9,11 +9,11 @@ use super::{Context, ContextKey, State, Stream, StreamKey, StreamKind};
 use crate::limits::CONTEXTS_MAX;
 
 impl State {
-    /// Makes a context with its hidden streams.
+    /// Makes a context with its hidden streams on one of the session's devices.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`: too many.
-    pub(crate) fn add_context(&mut self) -> CuResult<ContextKey> {
+    pub(crate) fn add_context(&mut self, device: usize) -> CuResult<ContextKey> {
         if self.contexts.len() >= CONTEXTS_MAX {
             return Err(CuStatus::OUT_OF_MEMORY);
         }
@@ -24,6 +24,7 @@ impl State {
         self.contexts.insert(
             key,
             Context {
+                device,
                 error: None,
                 legacy,
                 memory,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use farcall_marshal::record::{Head, encode, record_bytes};
 use farcall_marshal::status::CuStatus;
@@ -62,7 +63,12 @@ impl Streams {
 
     /// Runs an operation that has begun, completes it, gives the turn back.
     pub(super) fn run(&self, mut turn: Turn, reply: Reply, key: StreamKey, work: Work<'_>) {
-        match self.perform(&mut turn, reply, key, work) {
+        let takes_turns = work.takes_turns();
+        let progress = self.perform(&mut turn, reply, key, work);
+        if takes_turns {
+            self.yield_device(key);
+        }
+        match progress {
             Progress::Done(outcome) => self.complete(key, Some(reply), outcome, Some(turn)),
             Progress::Answered => self.complete(key, None, Ok(()), Some(turn)),
             Progress::Parked => {
@@ -90,9 +96,15 @@ impl Streams {
             Work::Fill(fill) => done(fill.run(memory, turn)),
             Work::Launch(launch) => {
                 let context = reply.context;
-                Progress::Done(self.kernels.run(turn, memory, &launch, &|text| {
+                let began = Instant::now();
+                let outcome = self.kernels.run(turn, memory, &launch, &|text| {
                     self.outbox.kernel_output(context, text)
-                }))
+                });
+                if !launch.function.is_quick() {
+                    let time = outcome.as_ref().copied();
+                    self.charge(key, time.unwrap_or_else(|_| began.elapsed()));
+                }
+                Progress::Done(outcome.map(drop))
             }
             Work::Graph { exec, stream, from } => {
                 self.perform_graph(turn, reply, key, &exec, stream, from)
@@ -126,6 +138,22 @@ impl Streams {
                 memory.remove_all(turn, |block| block.context == context);
                 Progress::Done(Ok(()))
             }
+        }
+    }
+
+    /// A kernel of this stream ran for so long.
+    fn charge(&self, key: StreamKey, time: Duration) {
+        let device = self.state.lock().device_of(key);
+        if let Some(device) = device {
+            self.gate.charge(device, time, 1);
+        }
+    }
+
+    /// Lets another session go on, if it is its turn: nothing of ours runs now.
+    fn yield_device(&self, key: StreamKey) {
+        let device = self.state.lock().device_of(key);
+        if let Some(device) = device.filter(|device| self.gate.must_yield(*device)) {
+            self.gate.hand_on(device);
         }
     }
 

@@ -112,8 +112,13 @@ impl Streams {
             if since.elapsed() < SPIN {
                 MutexGuard::unlocked(&mut state, std::thread::yield_now);
             } else {
-                self.changed.wait(&mut state);
-                idle_since = None;
+                match self.gate.rest_all() {
+                    Some(time) => drop(self.changed.wait_for(&mut state, time)),
+                    None => {
+                        self.changed.wait(&mut state);
+                        idle_since = None;
+                    }
+                }
             }
         }
     }
