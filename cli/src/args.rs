@@ -11,6 +11,7 @@ use farcall_config::{
     SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_gid_index,
     parse_local_end, parse_rdma_device, parse_server, parse_size, vars,
 };
+use farcall_gpu_exec::Fault;
 use farcall_transport::{DeviceName, LocalEnd};
 
 use farcall_pool::model::LeaseId;
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// List a server's devices and how they are used
     Devices(DevicesArgs),
+    /// Show what a server's devices do, and for whom
+    Top(TopArgs),
     /// Measure the way to a server: round trips, bandwidth, what would make it better
     Netperf(NetperfArgs),
     /// Administer a pool of servers, or be one
@@ -260,8 +263,57 @@ pub(crate) struct ServeArgs {
     /// Most bytes of modules kept there
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) cache_size: Option<u64>,
+    /// Answer there with metrics, for Prometheus and `farcall top`; without a password
+    #[arg(long, value_name = "HOST:PORT", value_parser = metrics_address)]
+    pub(crate) metrics: Option<String>,
+    /// Let something go wrong, to see what follows: gpu-lost-after=N loses device 0 after N kernels (soft alone)
+    #[arg(long, value_name = "FAULT")]
+    pub(crate) fault: Option<Fault>,
     #[command(flatten)]
     pub(crate) member: MemberArgs,
+}
+
+/// `farcall top`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall serve --metrics 127.0.0.1:7476 &
+  farcall top
+  farcall top gpu1:7476 --once
+  farcall top --json --once | jq '.devices[].busy_ns'
+
+Exit code 69: nobody answers there.")]
+pub(crate) struct TopArgs {
+    /// Where the server was told to answer with --metrics
+    #[arg(value_name = "HOST:PORT", default_value = METRICS_DEFAULT, value_parser = metrics_address)]
+    pub(crate) metrics: String,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
+    pub(crate) interval: f64,
+    /// Look once
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print JSON, one line per look
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where `farcall top` looks, if it is not told.
+const METRICS_DEFAULT: &str = "127.0.0.1:7476";
+
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("{text:?} is not a time; write 0.1 to 3600 seconds")),
+    }
+}
+
+fn metrics_address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => listen_address(text),
+        _ => Err(format!("{text:?} has no port; write HOST:PORT")),
+    }
 }
 
 fn interface(text: &str) -> Result<String, String> {

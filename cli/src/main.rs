@@ -1,7 +1,7 @@
 //! The `farcall` command: serves devices, runs programs on them, and shows what goes on between.
 //!
 //! - `args` is what can be typed;
-//! - `serve`, `run`, `devices`, `netperf`, `coverage`, `trace`, `generate` are the subcommands;
+//! - `serve` (with `metrics`), `top`, `run`, `devices`, `netperf`, `coverage`, `trace`, `generate` are the subcommands;
 //! - `pool` has those about pools;
 //! - `connect` is what the ones that need a server share, `failure` how they end.
 #![forbid(unsafe_code)]
@@ -12,11 +12,13 @@ mod coverage;
 mod devices;
 mod failure;
 mod generate;
+mod metrics;
 mod netperf;
 mod pool;
 mod run;
 mod serve;
 mod table;
+mod top;
 mod trace;
 
 use std::process::ExitCode;
@@ -54,6 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Leases(args) => pool::leases(&args),
         Command::Gpus(args) => pool::gpus(&args),
         Command::Health(args) => pool::health(&args),
+        Command::Top(args) => top::top(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Netperf(args) => netperf::netperf(&args),
         Command::Coverage(args) => coverage::coverage(&args),

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use farcall_config::{LogLevel, read_token_file, vars};
-use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions};
+use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions, Server, Signals};
 use farcall_transport::{LocalEnd, RdmaMode, RdmaOptions, SocketOptions};
 
 use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
+use crate::metrics;
 use crate::pool::serve_in_pool;
 use crate::run::absolute;
 
@@ -19,7 +20,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     start_log();
     let options = options(args)?;
     if let Some(url) = &args.member.pool {
-        return serve_in_pool(&args.member, url, options);
+        return serve_in_pool(args, url, options);
     }
     if options.token.is_none() && !is_loopback(&options.listen) {
         eprintln!(
@@ -28,13 +29,33 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         );
     }
     let device = options.device;
-    farcall_gpu_exec::serve(&options, |address| {
+    let signals = Signals::block().map_err(|error| failure(&error))?;
+    let server = Server::bind(&options).map_err(|error| failure(&error))?;
+    start_metrics(args, &server)?;
+    let served = server.serve(signals, |address| {
         // One line that a script can wait for; if nobody reads it, serving goes on.
         let _ = writeln!(io::stdout(), "serving on {address} (--device {device})");
         let _ = io::stdout().flush();
-    })
-    .map(|()| ExitCode::SUCCESS)
-    .map_err(|error| failure(&error))
+    });
+    served
+        .map(|()| ExitCode::SUCCESS)
+        .map_err(|error| failure(&error))
+}
+
+/// Answers with metrics, if that is wanted.
+pub(crate) fn start_metrics(args: &ServeArgs, server: &Server) -> Result<(), Failure> {
+    let Some(listen) = &args.metrics else {
+        return Ok(());
+    };
+    let address = metrics::start(listen, server.sessions()).map_err(|error| {
+        Failure::new(
+            code::FAILED,
+            format!("cannot answer with metrics at {listen}: {error}"),
+            "--metrics HOST:PORT takes another address",
+        )
+    })?;
+    let _ = writeln!(io::stdout(), "metrics on http://{address}/metrics");
+    Ok(())
 }
 
 /// Log on stderr: warnings, or what `FARCALL_LOG` says.
@@ -84,6 +105,8 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         cache_dir: args.cache_dir.clone(),
         cache_bytes_max: args.cache_size.unwrap_or(defaults.cache_bytes_max),
         admission: None,
+        measure: args.metrics.is_some(),
+        fault: args.fault,
         executor: None,
     })
 }

@@ -22,6 +22,8 @@ const PREFIX_BYTES: usize = 12;
 pub(crate) enum Order {
     /// Serve this session. `state`: the handover, `payload`: the client's hello; descriptors: connection, ledger, board.
     Open(Box<OpenOrder>),
+    /// Say what the session has moved so far.
+    Count,
     /// End the session, and tell its client why.
     Close { reason: String },
     /// The session's bulk connection. `state`: its handover; descriptor: the connection.
@@ -47,6 +49,17 @@ pub(crate) struct OpenOrder {
     pub(crate) grace_closed_ms: u64,
 }
 
+/// What a session has moved.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// Records that the device took.
+    pub(crate) records: u64,
+    /// From the client, calls and copies.
+    pub(crate) bytes_in: u64,
+    /// To the client.
+    pub(crate) bytes_out: u64,
+}
+
 /// From an executor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
@@ -54,6 +67,8 @@ pub(crate) enum Report {
     Ready,
     /// The session is open.
     Opened,
+    /// What the session has moved so far.
+    Counted(Counts),
     /// The session is over; the process ends.
     Closed {
         reason: String,

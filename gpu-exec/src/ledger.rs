@@ -75,6 +75,11 @@ impl Ledger {
             })
     }
 
+    /// Bytes of a device that one session has.
+    pub(crate) fn used_by(&self, slot: Slot, device: usize) -> u64 {
+        self.word(device * SESSIONS_MAX + slot.0)
+    }
+
     /// Bytes of a device that the sessions of a lease have.
     fn used_by_lease(&self, device: usize, lease: u64) -> u64 {
         let of_lease = |slot: &usize| self.word(LEASES + slot) == lease;

@@ -27,7 +27,8 @@ mod sys;
 pub use error::{FetchError, ServeError};
 pub use executor::executor_main;
 pub use inventory::{DeviceUsage, Inventory};
-pub use options::{DeviceChoice, DeviceKind, ServeOptions};
+pub use options::{DeviceChoice, DeviceKind, Fault, ServeOptions};
+pub use supervisor::usage::{DeviceNow, ServerUsage, SessionNow, SessionPart};
 pub use supervisor::{
     Activity, Admission, Admitted, AdmittedDevice, LeaseActivity, Server, Sessions, Signals,
     Stopper, serve,

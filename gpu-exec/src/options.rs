@@ -86,6 +86,27 @@ impl fmt::Display for DeviceKind {
     }
 }
 
+/// Something that goes wrong on purpose; the `soft` device alone does that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Device 0 is lost after so many kernels.
+    GpuLostAfter(u64),
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.strip_prefix("gpu-lost-after=");
+        match number.and_then(|number| number.parse().ok()) {
+            Some(kernels) if kernels > 0 => Ok(Self::GpuLostAfter(kernels)),
+            _ => Err(format!(
+                "{text:?} is not gpu-lost-after=N, N kernels, at least 1"
+            )),
+        }
+    }
+}
+
 /// What a server offers, to whom, and how much of it.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -125,6 +146,10 @@ pub struct ServeOptions {
     pub cache_dir: Option<PathBuf>,
     /// Most bytes of modules kept; the least recently used go first. 0 keeps none.
     pub cache_bytes_max: u64,
+    /// Whether the device time of all sessions is measured, for [`crate::Sessions::usage`]; else only where they share.
+    pub measure: bool,
+    /// What shall go wrong, to see what follows.
+    pub fault: Option<Fault>,
     /// Program and arguments that start an executor; `None`: this program with
     /// [`crate::EXECUTOR_COMMAND`].
     pub executor: Option<Vec<OsString>>,
@@ -149,6 +174,8 @@ impl Default for ServeOptions {
             server_name: host_name(),
             cache_dir: None,
             cache_bytes_max: 2 << 30,
+            measure: false,
+            fault: None,
             executor: None,
         }
     }

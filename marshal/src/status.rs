@@ -248,7 +248,7 @@ impl CuStatus {
     /// Whether the error leaves the context unusable, so that every later call returns it too.
     #[must_use]
     pub const fn is_sticky(self) -> bool {
-        matches!(self.0, 214 | 220 | 226 | 700 | 702 | 710 | 714..=719)
+        matches!(self.0, 46 | 214 | 220 | 226 | 700 | 702 | 710 | 714..=719)
     }
 
     fn row(self) -> Option<&'static (u32, &'static str, &'static str)> {

@@ -19,8 +19,10 @@ use farcall_pool::state::{LeaseUse, Load};
 
 use super::args::MemberArgs;
 use super::failure as pool_failure;
+use crate::args::ServeArgs;
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
+use crate::serve::start_metrics;
 
 /// For the supervisor's answer; its loop never blocks for long.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -29,10 +31,11 @@ const JOIN: Duration = Duration::from_secs(5);
 
 /// Serves in the pool at `url` until told to stop.
 pub(crate) fn serve_in_pool(
-    args: &MemberArgs,
+    serve: &ServeArgs,
     url: &str,
     mut options: ServeOptions,
 ) -> Result<ExitCode, Failure> {
+    let args = &serve.member;
     let token = match &args.join_token_file {
         Some(path) => {
             let token = read_token_file(path).map_err(|error| config_failure(&error))?;
@@ -46,6 +49,7 @@ pub(crate) fn serve_in_pool(
     let gate = Arc::new(Gate::default());
     options.admission = Some(Arc::new(GrantAdmission(gate.clone())));
     let server = Server::bind(&options).map_err(|error| crate::serve::failure(&error))?;
+    start_metrics(serve, &server)?;
     let inventory = server.inventory().map_err(|error| {
         Failure::new(
             code::FAILED,

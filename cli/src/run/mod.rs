@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use farcall_config::format_size;
 use farcall_gpu_exec::Inventory;
 use tempfile::TempDir;
 
@@ -115,7 +116,9 @@ pub(crate) fn prepare(
 ) -> Result<Prepared, Failure> {
     let config = connect::configuration(server)?;
     if !share.no_check {
-        enough_devices(&connect::ask(&config, server)?, config.devices, share)?;
+        let inventory = connect::ask(&config, server)?;
+        enough_devices(&inventory, config.devices, share)?;
+        enough_memory(&inventory, share.memory_bytes.or(config.memory_bytes))?;
     }
     let private = tempfile::Builder::new()
         .prefix("farcall-")
@@ -160,6 +163,31 @@ fn enough_devices(
                 "ask for at most {there} with -n, or name another server with --server HOST:PORT"
             ),
         )),
+        _ => Ok(()),
+    }
+}
+
+/// Less memory than asked for is no answer.
+fn enough_memory(inventory: &Inventory, wanted: Option<u64>) -> Result<(), Failure> {
+    let largest = inventory
+        .devices
+        .iter()
+        .map(|device| device.total_bytes)
+        .max();
+    match (wanted, largest) {
+        (Some(wanted), Some(largest)) if wanted > largest => {
+            let (wanted, largest) = (format_size(wanted), format_size(largest));
+            Err(Failure::new(
+                code::UNAVAILABLE,
+                format!(
+                    "{wanted} of memory were asked for, and the largest device of {} has {largest}",
+                    inventory.server_name
+                ),
+                format!(
+                    "ask for at most {largest} with -m, or name another server with --server HOST:PORT"
+                ),
+            ))
+        }
         _ => Ok(()),
     }
 }

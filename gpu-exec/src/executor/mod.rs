@@ -14,7 +14,7 @@ use self::outbox::Connection;
 use self::session::{Live, Session};
 use crate::DeviceKind;
 use crate::cache::Cache;
-use crate::control::{self, Message, OpenOrder, Order, Report};
+use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
 use crate::device::Device;
 use crate::device::cpu::memory::Memory;
 use crate::device::cpu::{self, CpuDevice, CpuParts};
@@ -92,6 +92,19 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
                 ..
             })) => log::error!("a second session for one executor"),
             Ok(Some(Message {
+                header: Order::Count,
+                ..
+            })) => {
+                let stats = endpoint.stats();
+                let counts = Counts {
+                    records: session.records(),
+                    bytes_in: stats.bytes_in + stats.bulk_bytes_in,
+                    bytes_out: stats.bytes_out + stats.bulk_bytes_out,
+                };
+                // A supervisor that is gone is seen at the next order.
+                let _ = control::send(control.as_fd(), &Report::Counted(counts), &[], &[], &[]);
+            }
+            Ok(Some(Message {
                 header: Order::Close { reason },
                 ..
             })) => {
@@ -162,6 +175,7 @@ fn open(
             outbox: outbox.clone(),
             cache,
             ordinals: order.devices.iter().map(|device| device.ordinal).collect(),
+            gate,
         });
         let adopted = (outbox, ledger, order.slot);
         return adopt(order, (connection, state), &welcome, device, adopted);

@@ -31,14 +31,22 @@ pub(crate) const STUCK: Duration = Duration::from_secs(1);
 /// Least weight of a session that asked for no share, where shares leave nothing.
 const REST_PERMILLE_MIN: u64 = 50;
 
+/// Flags in [`ACTIVE`]: device time is measured whether sessions take turns or not; the device is lost.
+const MEASURED: u64 = 1 << 62;
+const LOST: u64 = 1 << 63;
+const FLAGS: u64 = MEASURED | LOST;
+
 const WANT_WORDS: usize = SESSIONS_MAX / 64;
-/// Words of a device: sessions that take turns (0: nobody does), holder, virtual time, changes of anything.
+/// Words of a device: sessions that take turns (0: nobody does) and the flags below, holder, virtual time, changes of anything.
 const ACTIVE: usize = 0;
 const HOLDER: usize = 1;
 const VIRTUAL: usize = 2;
 const CHANGES: usize = 3;
+/// Launches after which the device shall be lost (0: never), and launches so far while that is not 0.
+const LOSE_AFTER: usize = 4;
+const LAUNCHED: usize = 5;
 /// One bit per session that waits for the token.
-const WANTS: usize = 4;
+const WANTS: usize = 6;
 /// Words per session of a device: asked share in thousandths (0: it does not have the device), weight, virtual
 /// time, device time in nanoseconds, launches.
 const ASKED: usize = WANTS + WANT_WORDS;
@@ -125,6 +133,21 @@ impl Board {
         }
     }
 
+    /// Lets executors measure device time of all their work.
+    pub(crate) fn measure(&self, device: usize) {
+        self.device_word(device, ACTIVE).fetch_or(MEASURED, SeqCst);
+    }
+
+    /// For tests of what follows: the device is lost after so many launches.
+    pub(crate) fn lose_after(&self, device: usize, launches: u64) {
+        self.set(device, LOSE_AFTER, launches.max(1));
+    }
+
+    /// Whether some executor found the device lost.
+    pub(crate) fn is_lost(&self, device: usize) -> bool {
+        self.get(device, ACTIVE) & LOST != 0
+    }
+
     /// What the session in a slot has had of a device.
     pub(crate) fn usage(&self, slot: Slot, device: usize) -> Usage {
         Usage {
@@ -154,7 +177,10 @@ impl Board {
         }
         let takes_turns = parts > 0 && asked.len() > 1;
         let active = if takes_turns { asked.len() as u64 } else { 0 };
-        if self.device_word(device, ACTIVE).swap(active, SeqCst) != 0 && active == 0 {
+        let changed = |before: u64| Some(before & FLAGS | active);
+        let word = self.device_word(device, ACTIVE);
+        let before = word.fetch_update(SeqCst, SeqCst, changed);
+        if before.is_ok_and(|before| before & !FLAGS != 0) && active == 0 {
             for slot in self.wanting(device) {
                 self.signal(slot);
             }
@@ -279,10 +305,33 @@ impl Member {
 
     /// Whether sessions take turns on the device. One load.
     pub(crate) fn takes_turns(&self, device: usize) -> bool {
-        self.board
-            .device_word(device, ACTIVE)
-            .load(std::sync::atomic::Ordering::Relaxed)
-            != 0
+        self.active(device) & !FLAGS != 0
+    }
+
+    /// Whether launches are measured, be it that sessions take turns. One load.
+    pub(crate) fn is_measured(&self, device: usize) -> bool {
+        self.active(device) & !LOST != 0
+    }
+
+    /// Whether nobody takes turns, measures, or has lost the device. One load.
+    pub(crate) fn is_quiet(&self, device: usize) -> bool {
+        self.active(device) == 0
+    }
+
+    /// Whether the device is lost. One load.
+    pub(crate) fn is_lost(&self, device: usize) -> bool {
+        self.active(device) & LOST != 0
+    }
+
+    /// Tells all sessions and the supervisor that the device is lost.
+    pub(crate) fn lose(&self, device: usize) {
+        let word = self.board.device_word(device, ACTIVE);
+        word.fetch_or(LOST, SeqCst);
+    }
+
+    fn active(&self, device: usize) -> u64 {
+        let word = self.board.device_word(device, ACTIVE);
+        word.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Whether this session has the token.
@@ -316,6 +365,13 @@ impl Member {
             .fetch_add(launches, SeqCst);
         if self.takes_turns(device) {
             self.advance(device, ns);
+        }
+        let lose_after = board.get(device, LOSE_AFTER);
+        if lose_after != 0 {
+            let word = board.device_word(device, LAUNCHED);
+            if word.fetch_add(launches, SeqCst) + launches >= lose_after {
+                self.lose(device);
+            }
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct Gate {
     /// By device: the session waits for the token.
     waits: Vec<AtomicBool>,
     paces: Vec<Mutex<Pace>>,
+    /// By device: the watcher gives the token back if nothing comes.
+    lingers: Vec<AtomicBool>,
     /// The watcher sleeps until it is told something, however long that takes.
     is_dormant: AtomicBool,
     watcher: Once,
@@ -43,6 +45,7 @@ impl Gate {
     pub(crate) fn new(member: Member, devices: Vec<usize>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             waits: devices.iter().map(|_| AtomicBool::new(false)).collect(),
+            lingers: devices.iter().map(|_| AtomicBool::new(false)).collect(),
             paces: devices.iter().map(|_| Mutex::default()).collect(),
             member,
             devices,
@@ -75,6 +78,41 @@ impl Gate {
         self.watch();
         // Turns may have ended while it asked, before anybody saw that it waits.
         !self.member.takes_turns(device)
+    }
+
+    /// Whether sessions take turns on a device now. One load.
+    pub(crate) fn takes_turns(&self, ordinal: usize) -> bool {
+        let device = self.devices.get(ordinal);
+        device.is_some_and(|device| self.member.takes_turns(*device))
+    }
+
+    /// Whether launches are to be measured. One load.
+    pub(crate) fn is_measured(&self, ordinal: usize) -> bool {
+        let device = self.devices.get(ordinal);
+        device.is_some_and(|device| self.member.is_measured(*device))
+    }
+
+    /// Whether all devices go on without turns, measuring or loss. One load per device of the session.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.devices
+            .iter()
+            .all(|device| self.member.is_quiet(*device))
+    }
+
+    /// Whether a device is lost. One load.
+    pub(crate) fn is_lost(&self, ordinal: usize) -> bool {
+        let device = self.devices.get(ordinal);
+        device.is_some_and(|device| self.member.is_lost(*device))
+    }
+
+    /// A device is lost: for this session, for others, and for those to come.
+    pub(crate) fn lose(&self, ordinal: usize) {
+        if let Some(device) = self.devices.get(ordinal) {
+            if !self.member.is_lost(*device) {
+                log::error!("GPU {device} is lost");
+            }
+            self.member.lose(*device);
+        }
     }
 
     /// Device time of work that has ended.
@@ -124,6 +162,16 @@ impl Gate {
         None
     }
 
+    /// As [`Self::rest`], but the gate asks again itself.
+    pub(crate) fn rest_watched(&self, ordinal: usize) {
+        if self.rest(ordinal).is_some() {
+            if let Some(flag) = self.lingers.get(ordinal) {
+                flag.store(true, Ordering::SeqCst);
+            }
+            self.watch();
+        }
+    }
+
     /// As [`Self::rest`], for all devices: the least of the times.
     pub(crate) fn rest_all(&self) -> Option<Duration> {
         (0..self.devices.len())
@@ -136,6 +184,9 @@ impl Gate {
         let Some(pace) = self.paces.get(ordinal) else {
             return;
         };
+        if let Some(flag) = self.lingers.get(ordinal) {
+            flag.store(false, Ordering::SeqCst);
+        }
         let mut pace = pace.lock();
         if let Some(since) = pace.rests_since.take() {
             pace.is_quick = since.elapsed() < LINGER;
@@ -185,17 +236,19 @@ impl Gate {
     fn watch_once(&self, seen: &mut u32) {
         self.is_dormant.store(true, Ordering::SeqCst);
         let waiting: Vec<(usize, u64)> = self.waiting().collect();
-        let timeout = if waiting.is_empty() {
-            None
-        } else {
+        let stuck = (!waiting.is_empty()).then_some(STUCK);
+        let timeout = self.end_lingering().into_iter().chain(stuck).min();
+        if timeout.is_some() {
             self.is_dormant.store(false, Ordering::SeqCst);
-            Some(STUCK)
-        };
+        }
         self.member.wait(*seen, timeout);
         let now = self.member.signals();
         if now != *seen {
             *seen = now;
             return self.tell();
+        }
+        if timeout != stuck {
+            return;
         }
         for (device, changes) in &waiting {
             self.member.take_from_stuck(*device, *changes);
@@ -204,6 +257,18 @@ impl Gate {
         if !waiting.is_empty() {
             self.tell();
         }
+    }
+
+    /// Gives back what was kept for long enough; when to look again for the others.
+    fn end_lingering(&self) -> Option<Duration> {
+        let lingering = self.lingers.iter().enumerate();
+        let lingering = lingering.filter(|(_, flag)| flag.load(Ordering::SeqCst));
+        let left = lingering.filter_map(|(ordinal, flag)| {
+            let left = self.rest(ordinal);
+            flag.store(left.is_some(), Ordering::SeqCst);
+            left
+        });
+        left.min()
     }
 
     /// Devices whose token this session waits for, and how often something has changed there.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use super::inbox::{Event, Inbox};
+use super::usage::ServerUsage;
 
 /// Decides about each client. Called on the accepting thread: must not block.
 pub trait Admission: fmt::Debug + Send + Sync {
@@ -74,6 +75,14 @@ impl Sessions {
     pub fn activity(&self, timeout: Duration) -> Option<Activity> {
         let (answer, answered) = sync_channel(1);
         self.inbox.send(Event::Activity(answer));
+        answered.recv_timeout(timeout).ok()
+    }
+
+    /// What the devices and the sessions have had. Blocks for `timeout` at most; `None`: it does not run.
+    #[must_use]
+    pub fn usage(&self, timeout: Duration) -> Option<ServerUsage> {
+        let (answer, answered) = sync_channel(1);
+        self.inbox.send(Event::Usage(answer));
         answered.recv_timeout(timeout).ok()
     }
 

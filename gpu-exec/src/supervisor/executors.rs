@@ -14,6 +14,8 @@ use super::inbox::{Event, Inbox};
 use super::leases::Seen;
 use super::plan::Plan;
 use crate::cache::Cache;
+use crate::control::Counts;
+use crate::device::describe::DeviceSpec;
 use crate::ledger::Slot;
 use crate::limits::STACK_BYTES;
 use crate::sys::fds;
@@ -37,7 +39,7 @@ pub(crate) enum Stage {
     /// It waits for a session.
     Ready,
     /// It has a session.
-    Serving(Serving),
+    Serving(Box<Serving>),
 }
 
 /// A session, seen from the supervisor.
@@ -54,6 +56,10 @@ pub(crate) struct Serving {
     pub(crate) client: String,
     /// Numbers of its devices.
     pub(crate) devices: Vec<u32>,
+    /// What it may have of them.
+    pub(crate) parts: Vec<DeviceSpec>,
+    /// What its executor counted, the last time that somebody asked.
+    pub(crate) counts: Counts,
     pub(crate) since: Instant,
     /// What its executor said at the end.
     pub(crate) farewell: Option<String>,

@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::admission::{ActivityAnswer, Admitted};
+use super::usage::UsageAnswer;
 
 /// Something happened.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) enum Event {
     EndLease(u64, String),
     /// Somebody wants to know what goes on.
     Activity(ActivityAnswer),
+    /// Somebody wants to know what sessions have had.
+    Usage(UsageAnswer),
     /// Time to stop.
     Stop,
 }

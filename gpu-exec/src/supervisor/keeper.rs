@@ -17,13 +17,14 @@ use super::executors::{Executor, Serving, Stage};
 use super::inbox::{Event, Inbox};
 use super::leases::Seen;
 use super::plan::Plan;
-use crate::ServeError;
+use super::usage::{Counting, Past};
 use crate::cache::Cache;
-use crate::control::{self, OpenOrder, Order, Report};
+use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
 use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 use crate::ledger::{Ledger, Slot};
 use crate::limits::{OPEN_BYTES_MAX, SESSIONS_MAX};
 use crate::share::board::Board;
+use crate::{Fault, ServeError};
 
 /// `session_open.device_count` of a client that only asks.
 pub(crate) const INVENTORY_ONLY: u32 = u32::MAX;
@@ -48,6 +49,9 @@ pub(crate) struct Keeper {
     pub(super) ended: BTreeMap<u64, String>,
     failed_starts: u32,
     inventories: Inventories,
+    /// What sessions that are over have had, by device.
+    pub(super) past: Past,
+    pub(super) counting: Counting,
     stopping: Option<Instant>,
 }
 
@@ -78,6 +82,12 @@ impl Keeper {
     pub(crate) fn new(plan: Plan, inbox: Arc<Inbox>) -> Result<Self, ServeError> {
         let ledger = Ledger::create().map_err(ServeError::system("make the ledger"))?;
         let board = Board::create().map_err(ServeError::system("make the board"))?;
+        if let Some(Fault::GpuLostAfter(kernels)) = plan.fault {
+            board.lose_after(0, kernels);
+        }
+        for device in plan.devices.iter().filter(|_| plan.measure) {
+            board.measure(device.ordinal as usize);
+        }
         let cache = Cache::new(plan.cache_directory.clone());
         cache.trim(plan.cache_bytes_max);
         let mut keeper = Self {
@@ -92,6 +102,8 @@ impl Keeper {
             ended: BTreeMap::new(),
             failed_starts: 0,
             inventories: Inventories::default(),
+            past: Past::default(),
+            counting: Counting::default(),
             stopping: None,
             plan,
         };
@@ -118,6 +130,7 @@ impl Keeper {
             }
             self.assign_waiting();
             self.kill_overdue(FAREWELL);
+            self.answer_overdue();
             if let Some(since) = self.stopping {
                 if self.executors.is_empty() {
                     return Ok(());
@@ -142,7 +155,7 @@ impl Keeper {
                 .iter()
                 .map(|(_, socket)| PollFd::new(*socket, PollFlags::POLLIN)),
         );
-        let timeout = if self.stopping.is_some() || self.is_ending() {
+        let timeout = if self.stopping.is_some() || self.is_ending() || self.counting.is_waiting() {
             PollTimeout::from(100_u8)
         } else {
             PollTimeout::NONE
@@ -169,6 +182,7 @@ impl Keeper {
             Event::EndLease(lease, reason) => self.end_lease(lease, &reason),
             // Who asked may have gone.
             Event::Activity(answer) => drop(answer.try_send(self.activity())),
+            Event::Usage(answer) => self.count(answer),
             Event::Reaped(id) => self.forget(id),
             Event::Stop => self.stop(),
         }
@@ -236,12 +250,12 @@ impl Keeper {
             hello.memory_bytes
         };
         let devices = match &admitted {
-            None => Ok(self.choose_devices(wanted, limit_bytes, share_permille)),
+            None => self.choose_devices(wanted, limit_bytes, share_permille),
             Some(admitted) => self.granted_devices(admitted, hello.device_count, limit_bytes),
         };
         let devices = match devices {
             Ok(devices) => devices,
-            Err(why) => return incoming.refuse(RefuseCode::TOKEN, &why),
+            Err(why) => return incoming.refuse(RefuseCode::APPLICATION, &why),
         };
         let lease = admitted.as_ref().map_or(0, |admitted| admitted.lease);
         self.waiting.push_back(Client {
@@ -258,8 +272,22 @@ impl Keeper {
         count: usize,
         limit_bytes: u64,
         share_permille: u16,
-    ) -> Vec<DeviceSpec> {
+    ) -> Result<Vec<DeviceSpec>, String> {
         let mut devices = self.plan.devices.clone();
+        devices.retain(|device| !self.board.is_lost(device.ordinal as usize));
+        if devices.len() < count {
+            let lost = self.plan.devices.len() - devices.len();
+            return Err(format!(
+                "{count} devices wanted, and {lost} of this server's are lost"
+            ));
+        }
+        devices.retain(|device| limit_bytes == u64::MAX || limit_bytes <= device.total_bytes);
+        if devices.len() < count {
+            return Err(format!(
+                "{limit_bytes} bytes of memory wanted on {count} devices, this server has {} that large",
+                devices.len()
+            ));
+        }
         devices.sort_by_key(|device| (self.sessions_of(device.ordinal), device.ordinal));
         devices.truncate(count);
         devices.sort_by_key(|device| device.ordinal);
@@ -271,7 +299,7 @@ impl Keeper {
             };
             device.share_permille = share_permille;
         }
-        devices
+        Ok(devices)
     }
 
     fn sessions_of(&self, device: u32) -> u32 {
@@ -336,20 +364,23 @@ impl Keeper {
             &payload,
             &[connection.as_fd(), self.ledger.file(), self.board.file()],
         );
-        let devices = devices.iter().map(|device| device.ordinal).collect();
+        let parts = devices;
+        let devices = parts.iter().map(|device| device.ordinal).collect();
         self.ledger.set_lease(slot, lease);
         // The slot is the executor's until it is reaped, whatever becomes of the order.
-        executor.stage = Stage::Serving(Serving {
+        executor.stage = Stage::Serving(Box::new(Serving {
             session,
             slot,
             lease,
+            parts,
+            counts: Counts::default(),
             seen: Seen::new(),
             ending: None,
             client: name,
             devices,
             since: Instant::now(),
             farewell: None,
-        });
+        }));
         if let Err(error) = sent {
             log::error!("executor {} takes no session: {error}", executor.process);
             executor.kill();
@@ -384,6 +415,15 @@ impl Keeper {
                 return;
             };
             match control::receive::<Report>(control.as_fd(), false) {
+                Ok(Some(Message {
+                    header: Report::Counted(counts),
+                    ..
+                })) => {
+                    if let Some(serving) = executor.serving_mut() {
+                        serving.counts = counts;
+                    }
+                    self.counted(id);
+                }
                 Ok(Some(message)) => take_report(executor, message.header, &mut self.failed_starts),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Ok(None) | Err(_) => {
@@ -405,9 +445,8 @@ impl Keeper {
         let Stage::Serving(serving) = executor.stage else {
             return;
         };
-        let devices = serving.devices.iter();
-        let busy = devices.map(|device| self.board.usage(serving.slot, *device as usize).busy_ns);
-        let busy = Duration::from_nanos(busy.sum());
+        let busy = self.note_end(&serving);
+        self.counted(id);
         self.ledger.clear(serving.slot);
         self.board.leave(serving.slot);
         self.slots.push(serving.slot);

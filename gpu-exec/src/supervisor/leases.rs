@@ -68,7 +68,17 @@ impl Keeper {
                 ..device.clone()
             })
         };
-        admitted.devices.iter().take(count).map(find).collect()
+        let devices: Vec<DeviceSpec> = admitted
+            .devices
+            .iter()
+            .take(count)
+            .map(find)
+            .collect::<Result<_, String>>()?;
+        let is_lost = |device: &&DeviceSpec| self.board.is_lost(device.ordinal as usize);
+        match devices.iter().find(is_lost) {
+            Some(device) => Err(format!("GPU {} of this server is lost", device.ordinal)),
+            None => Ok(devices),
+        }
     }
 
     /// What goes on.

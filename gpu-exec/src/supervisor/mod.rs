@@ -30,6 +30,7 @@ mod keeper;
 mod leases;
 mod plan;
 mod signals;
+pub(crate) mod usage;
 
 /// Serves until SIGTERM or SIGINT. Calls `on_ready` once with the bound address. Blocks.
 ///

@@ -10,7 +10,7 @@ use crate::cache::{default_directory, make_directory};
 use crate::device::cuda::inventory;
 use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 use crate::limits::{DEVICES_MAX, SESSIONS_MAX};
-use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, ServeError, ServeOptions};
+use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, Fault, ServeError, ServeOptions};
 
 /// Least memory of a device.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) server_name: String,
     pub(crate) cache_directory: Option<PathBuf>,
     pub(crate) cache_bytes_max: u64,
+    pub(crate) measure: bool,
+    pub(crate) fault: Option<Fault>,
     pub(crate) program: OsString,
     pub(crate) arguments: Vec<OsString>,
 }
@@ -68,6 +70,11 @@ impl Plan {
             return bad(format!(
                 "{} sessions: there can be 1 to {SESSIONS_MAX}",
                 options.sessions_max
+            ));
+        }
+        if options.fault.is_some() && kind != DeviceKind::Soft {
+            return bad(format!(
+                "--fault with --device {kind}: only soft fails on purpose"
             ));
         }
         if options.token.as_deref() == Some("") {
@@ -109,6 +116,8 @@ impl Plan {
             server_name: options.server_name.clone(),
             cache_directory,
             cache_bytes_max: options.cache_bytes_max,
+            measure: options.measure,
+            fault: options.fault,
             program,
             arguments: command.collect(),
         })

@@ -258,6 +258,10 @@ impl Streams {
             drop(state);
             return self.refuse_lost(reply, &work, health);
         }
+        if let Some(failure) = self.device_loss(&mut state, key) {
+            drop(state);
+            return self.refuse(reply, &work, failure);
+        }
         state = self.make_room(state);
         state.implicit_waits(key, &mut waits);
         let position = state.issue(key);
@@ -325,6 +329,20 @@ impl Streams {
                 this.look_again();
             }
         });
+    }
+
+    /// Why a stream's context is lost that was well, if its device is lost.
+    fn device_loss(&self, state: &mut State, key: StreamKey) -> Option<Failure> {
+        if self.gate.is_quiet() {
+            return None;
+        }
+        let (context, device) = (state.context_of(key)?, state.device_of(key)?);
+        if !self.gate.is_lost(device) || state.health(context) != CuStatus::SUCCESS {
+            return None;
+        }
+        let status = CuStatus::DEVICE_UNAVAILABLE;
+        state.lose_context(context, status);
+        Some(Failure::new(status, format!("device {device} is lost")))
     }
 
     /// Receives an upload that its stream has begun.

@@ -21,6 +21,7 @@ use super::perform::prepare;
 use super::sender::Sender;
 use super::state::{ContextKey, LaneKey, Queued, State, Wait};
 use crate::executor::outbox::{Failure, Outbox, Reply};
+use crate::share::gate::Gate;
 
 /// A session's streams and who serves them.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) completion: Arc<Completion>,
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) sender: Sender,
+    pub(crate) gate: Arc<Gate>,
     is_closed: AtomicBool,
     this: Weak<Self>,
 }
@@ -58,15 +60,23 @@ pub(crate) enum Progress<'a> {
 
 impl Shared {
     /// No streams yet. Starts no thread.
-    pub(crate) fn new(memory: Memory, outbox: Arc<dyn Outbox>) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
+    pub(crate) fn new(memory: Memory, outbox: Arc<dyn Outbox>, gate: Arc<Gate>) -> Arc<Self> {
+        let shared = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            gate,
             state: Mutex::new(State::new(memory)),
             completion: Completion::new(outbox.clone()),
             sender: Sender::new(outbox.clone()),
             outbox,
             is_closed: AtomicBool::new(false),
             this: this.clone(),
-        })
+        });
+        let told = shared.weak();
+        shared.gate.on_open(move || {
+            if let Some(shared) = told.upgrade() {
+                shared.turn_has_come();
+            }
+        });
+        shared
     }
 
     /// The bookkeeping.
@@ -228,6 +238,9 @@ impl Shared {
             return;
         };
         context.error = Some(failure.status);
+        if failure.status == CuStatus::DEVICE_UNAVAILABLE {
+            self.gate.lose(context.owner.device);
+        }
         let (number, status) = (context.number, failure.status);
         later.notices.push((
             Reply {

@@ -28,6 +28,7 @@ use super::{Device, Violation};
 use crate::cache::Cache;
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::GRAPHS_MAX;
+use crate::share::gate::Gate;
 
 mod after;
 mod alloc;
@@ -46,6 +47,7 @@ mod perform;
 mod sender;
 mod state;
 mod tensor_map;
+mod turns;
 
 pub(crate) mod driver;
 pub(crate) mod inventory;
@@ -60,6 +62,8 @@ pub(crate) struct CudaParts {
     pub(crate) cache: Cache,
     /// The server's numbers of the client's devices.
     pub(crate) ordinals: Vec<u32>,
+    /// Where their kernels wait for other sessions.
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// A session's GPUs.
@@ -82,8 +86,9 @@ impl CudaDevice {
             outbox,
             cache,
             ordinals,
+            gate,
         } = parts;
-        let shared = Shared::new(memory, outbox.clone());
+        let shared = Shared::new(memory, outbox.clone(), gate);
         let modules = Modules::new(shared.clone(), cache);
         Self {
             driver,

@@ -9,6 +9,7 @@ use super::driver::{Event, Stream};
 use super::issue::{Later, Progress, Shared};
 use super::op::{Fill, Launch, Op};
 use super::state::{LaneKey, State};
+use super::turns::Turn;
 use crate::device::box_copy::BoxCopy;
 use crate::executor::outbox::{Failure, Reply};
 
@@ -44,7 +45,14 @@ impl Shared {
                 Progress::Given(fill(state, lane, &request).map_err(Failure::from))
             }
             Op::Launch(launch) => self.launch(state, lane, launch),
-            Op::Graph { exec, from } => self.run_graph(state, later, lane, reply, exec, from),
+            Op::Graph { exec, from } => match self.turn(state, lane) {
+                Turn::NotYet => Progress::Blocked(Op::Graph { exec, from }),
+                turn => {
+                    let progress = self.run_graph(state, later, lane, reply, exec, from);
+                    self.launched(state, lane, turn);
+                    progress
+                }
+            },
             Op::HostFunc { callback } => self.host(state, later, lane, reply, callback, None),
             Op::Alloc { addr, bytes, kind } => self.retry_alloc(state, lane, addr, bytes, kind),
             Op::Free { addr } => Progress::Given(self.free_in_order(state, lane, addr)),
@@ -61,9 +69,14 @@ impl Shared {
             None => Progress::Blocked(Op::Launch(launch)),
             Some(Err(failure)) => Progress::Given(Err(failure.clone())),
             Some(Ok(function)) => {
+                let turn = self.turn(state, lane);
+                if turn == Turn::NotYet {
+                    return Progress::Blocked(Op::Launch(launch));
+                }
                 let outcome = on(state, lane, |stream| {
                     stream.launch(function, &launch.as_driver())
                 });
+                self.launched(state, lane, turn);
                 Progress::Given(outcome.map_err(|status| {
                     Failure::new(status, format!("launch of {}", launch.function.name()))
                 }))

@@ -20,6 +20,7 @@ pub(crate) use super::lane::{
 };
 use super::memory::{Memory, Owner};
 use super::op::{After, Op};
+use super::turns::Meter;
 use crate::device::handles::HandleTable;
 use crate::executor::outbox::Reply;
 use crate::limits::{CONTEXTS_MAX, EVENTS_MAX, STREAMS_MAX};
@@ -41,6 +42,8 @@ pub(crate) struct State {
     pub(crate) arriving: VecDeque<(ContextKey, Arc<Transfer>)>,
     /// Frees that the device has not reached.
     pub(crate) frees: usize,
+    /// Kernels that are measured, by the session's ordinals.
+    pub(crate) meters: HashMap<usize, Meter>,
     names: HashMap<u32, ContextKey>,
     handles: HandleTable<LaneKey>,
     /// Operations issued and not given to the driver, of all streams.
@@ -64,6 +67,7 @@ impl State {
             queued_count: 0,
             arriving: VecDeque::new(),
             frees: 0,
+            meters: HashMap::new(),
             names: HashMap::new(),
             handles: HandleTable::new(STREAMS_MAX),
             behind: 0,

@@ -277,6 +277,15 @@ impl Streams {
         let mut state = self.state.lock();
         let context = state.context_of(key);
         let mut lost_before = false;
+        let outcome = match self.device_loss(&mut state, key) {
+            Some(failure) => {
+                if let Some(reply) = reply {
+                    self.outbox.notice(Reply { ticket: 0, ..reply }, &failure);
+                }
+                outcome.and(Err(failure))
+            }
+            None => outcome,
+        };
         if let (Some(context), Err(failure)) = (context, &outcome) {
             lost_before = state.health(context) != CuStatus::SUCCESS;
             if failure.status.is_sticky() {
