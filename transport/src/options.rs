@@ -130,8 +130,8 @@ pub struct Tuning {
     /// How long a wait polls before it sleeps. Adapted: up to five times longer while that
     /// spares sleeps, next to nothing while polling turns out to be in vain.
     pub spin: Duration,
-    /// How long a record may gather while something is in flight; five times as long behind a
-    /// program that fills batches by itself.
+    /// How long a record may gather while something is in flight; five times, and in the long run twenty times
+    /// as long behind a program that fills batches by itself.
     pub gather: Duration,
     /// Gathered bytes that leave at once.
     pub batch_bytes: u32,

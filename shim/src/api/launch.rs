@@ -315,27 +315,28 @@ fn gather(
         return Err(CuStatus::INVALID_VALUE);
     }
     for (index, spec) in info.params.iter().enumerate() {
-        let (offset, len) = (spec.offset_bytes as usize, spec.size_bytes as usize);
-        let to = block
-            .get_mut(offset..)
-            .and_then(|rest| rest.get_mut(..len))
-            .ok_or(CuStatus::INVALID_VALUE)?;
-        put(to, params.pointer_at(index)?.bytes(len)?);
+        let to = block.get_mut(spec.offset_bytes as usize..);
+        let to = to.ok_or(CuStatus::INVALID_VALUE)?;
+        let from = params.pointer_at(index)?;
+        // Nearly all are pointers, integers or floats, for which a call of `memcpy` costs more than the copy.
+        match spec.size_bytes as usize {
+            8 => put::<8>(to, from)?,
+            4 => put::<4>(to, from)?,
+            len => to
+                .get_mut(..len)
+                .ok_or(CuStatus::INVALID_VALUE)?
+                .copy_from_slice(from.bytes(len)?),
+        }
     }
     Ok(())
 }
 
-/// Copies a parameter; `from` is as long as `to`. Nearly all are pointers, integers or floats, for which a call of
-/// `memcpy` costs more than the copy.
+/// Copies a parameter of `N` bytes.
 #[inline]
-fn put(to: &mut [u8], from: &[u8]) {
-    if let (Some(to), Some(from)) = (to.as_mut_array::<8>(), from.as_array::<8>()) {
-        *to = *from;
-    } else if let (Some(to), Some(from)) = (to.as_mut_array::<4>(), from.as_array::<4>()) {
-        *to = *from;
-    } else {
-        to.copy_from_slice(from);
-    }
+fn put<const N: usize>(to: &mut [u8], from: HostPtr) -> CuResult {
+    let to = to.first_chunk_mut::<N>().ok_or(CuStatus::INVALID_VALUE)?;
+    *to = from.input::<[u8; N]>().get()?;
+    Ok(())
 }
 
 /// `CU_LAUNCH_PARAM_BUFFER_POINTER`, buffer, `CU_LAUNCH_PARAM_BUFFER_SIZE`, pointer to size, `CU_LAUNCH_PARAM_END`.

@@ -22,13 +22,18 @@ const TICK: Duration = Duration::from_millis(10);
 const TICK_BULK: Duration = Duration::from_millis(1);
 /// How long the bulk plane may have this thread at a time.
 const BULK_TURN: Duration = Duration::from_millis(100);
+/// How long a full connection is left to the thread that waits for room in it. What that thread leaves behind when it
+/// makes no further call waits so long at most.
+const LED_NAP: Duration = Duration::from_micros(500);
 /// Rounds without work before a busy flusher sleeps again: waking it costs a system call.
 const LINGER_ROUNDS: u32 = 20;
 /// A program that appends so much in one gathering time fills batches by itself: this thread leaves them
 /// to it and takes longer steps.
 const BUSY_BYTES: u64 = 1 << 10;
-/// How many gathering times the last records of a busy program may wait.
+/// How many gathering times the last records of a busy program may wait at first, and when it stays busy: each look
+/// takes a processor from the program or from its server.
 const BUSY_GATHERS: u32 = 5;
+const BUSY_GATHERS_MAX: u32 = 20;
 
 const ASLEEP: u32 = 0;
 const AWAKE: u32 = 1;
@@ -73,8 +78,8 @@ impl Trailing {
     fn pace(&self, appended_bytes: u64, time: Duration, gather: Duration) {
         let busy = u128::from(appended_bytes) * gather.as_nanos()
             >= u128::from(BUSY_BYTES) * time.as_nanos();
-        self.gathers
-            .store(if busy { BUSY_GATHERS } else { 1 }, Relaxed);
+        let longer = (self.gathers.load(Relaxed) * 2).clamp(BUSY_GATHERS, BUSY_GATHERS_MAX);
+        self.gathers.store(if busy { longer } else { 1 }, Relaxed);
     }
 
     /// A thread of the program leads. Called by the leader only.
@@ -173,7 +178,9 @@ impl Endpoint {
             }
             quiet_rounds += 1;
             if quiet_rounds < LINGER_ROUNDS && trailing.state.load(SeqCst) == AWAKE {
-                self.nap(self.shared.tuning.gather, false);
+                // A busy program that waits for its server is back before this is over.
+                let gathers = trailing.gathers.load(Relaxed);
+                self.nap(self.shared.tuning.gather * gathers, false);
                 continue;
             }
             trailing.state.store(ASLEEP, SeqCst);
@@ -222,15 +229,18 @@ impl Endpoint {
         let Some(trailing) = &shared.trailing else {
             return false;
         };
-        let gather = shared.tuning.gather * trailing.gathers.load(Relaxed);
+        let gathers = trailing.gathers.load(Relaxed);
+        let gather = shared.tuning.gather * gathers;
+        // A busy program looks at the connection itself, with every batch.
+        let is_busy = gathers > 1;
         let (start, first) = (Instant::now(), shared.tail());
         while self.has_trailing_work() && start.elapsed() < gather {
             // Receiving the acknowledgement sends what gathered.
             let moved = matches!(self.poll(), Ok(true));
             if !moved && shared.gathered.load(Acquire) {
-                self.nap(gather.saturating_sub(start.elapsed()), true);
+                self.nap(gather.saturating_sub(start.elapsed()), !is_busy);
             } else if shared.want_write.load(SeqCst) {
-                self.nap(TICK, true);
+                self.nap(if is_busy { gather } else { TICK }, !is_busy);
                 self.transmit(Flush::Forced);
             }
         }
@@ -247,10 +257,12 @@ impl Endpoint {
         };
         let mut set = PollSet::new();
         set.add(trailing.wake.raw(), IN);
-        let mut write = shared.want_write.load(SeqCst);
-        // Who leads waits for room, too, and need not be woken beside this thread; the kick when it
-        // leaves ends this nap.
-        let led = socket && write && self.delegate(trailing, AWAKE);
+        let mut write = socket && shared.want_write.load(SeqCst);
+        // Who leads waits for room, too, and need not be woken beside this thread. When it leaves, it most likely
+        // goes on and fills the room: waking this one for that would cost the program a system call and a wake-up of
+        // another processor each time, so this one looks again by itself.
+        let led = write && shared.rx.is_held();
+        let time = if led { time.min(LED_NAP) } else { time };
         write &= !led;
         let watch = socket && !led && !shared.rx.is_held();
         let stream = shared.link.stream();
@@ -262,9 +274,6 @@ impl Endpoint {
             stream.disarm();
             self.pass_on();
         }
-        let _ = trailing
-            .state
-            .compare_exchange(DELEGATED, AWAKE, SeqCst, SeqCst);
         if set.ready(0) {
             trailing.wake.clear();
         }
@@ -281,7 +290,7 @@ impl Endpoint {
         set.add(trailing.wake.raw(), IN);
         let bulk = shared.bulk_posted.load(Relaxed) > 0;
         let over = shared.closed.load(SeqCst);
-        let delegated = !active && !over && self.delegate(trailing, ASLEEP);
+        let delegated = !active && !over && self.delegate(trailing);
         let watch = !active && !over && !delegated;
         let stream = shared.link.stream();
         let idle = if watch {
@@ -316,15 +325,14 @@ impl Endpoint {
         }
     }
 
-    /// Leaves the connection to a thread that leads already. False if there is none. `state` is what this
-    /// thread is in.
-    fn delegate(&self, trailing: &Trailing, state: u32) -> bool {
+    /// Leaves the connection to a thread that leads already, to sleep until it leaves. False if there is none.
+    fn delegate(&self, trailing: &Trailing) -> bool {
         if !self.shared.rx.is_held() {
             return false;
         }
         let delegated = trailing
             .state
-            .compare_exchange(state, DELEGATED, SeqCst, SeqCst)
+            .compare_exchange(ASLEEP, DELEGATED, SeqCst, SeqCst)
             .is_ok();
         // SYNC: Dekker with `release_lead`: it drops the lead, then looks for DELEGATED.
         fence(SeqCst);
@@ -354,8 +362,10 @@ mod tests {
             trailing.gathers.load(Relaxed)
         };
         assert_eq!(after(BUSY_BYTES, 1), BUSY_GATHERS);
-        assert_eq!(after(BUSY_BYTES * 5, 5), BUSY_GATHERS);
-        assert_eq!(after(BUSY_BYTES * 4, 5), 1);
+        assert_eq!(after(BUSY_BYTES * 5, 5), BUSY_GATHERS * 2);
+        assert_eq!(after(BUSY_BYTES * 10, 10), BUSY_GATHERS_MAX);
+        assert_eq!(after(BUSY_BYTES * 20, 20), BUSY_GATHERS_MAX);
+        assert_eq!(after(BUSY_BYTES * 19, 20), 1);
         assert_eq!(after(0, 1), 1);
     }
 }

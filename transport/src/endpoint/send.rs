@@ -195,7 +195,7 @@ impl Endpoint {
             shared.pad_record(&mut tx, at, len);
         }
         let (end, opened) = tx.sender.commit(at, len);
-        let leave = shared.leave(&tx, end, opened);
+        let leave = shared.leave(&tx, at, end, opened);
         drop(tx);
         Ok((end, leave))
     }
@@ -363,14 +363,17 @@ impl Endpoint {
 }
 
 impl Shared {
-    /// The flush policy: whether a record that ends at `end` leaves now.
+    /// The flush policy: whether a record from `start` to `end` leaves now.
     #[inline]
-    fn leave(&self, tx: &MutexGuard<'_, Tx>, end: u64, opened: bool) -> Leave {
+    fn leave(&self, tx: &MutexGuard<'_, Tx>, start: u64, end: u64, opened: bool) -> Leave {
         if opened && !tx.sender.in_flight() {
             return Leave::Now(Flush::Idle);
         }
         let unsent = end - self.sent.load(Relaxed);
-        if unsent >= u64::from(self.tuning.batch_bytes) && !self.want_write.load(Relaxed) {
+        let batch = u64::from(self.tuning.batch_bytes);
+        // A connection that took less than there is, is tried again with every further batch: to be woken when it
+        // takes more would cost more than that.
+        if unsent >= batch && (!self.want_write.load(Relaxed) || (end - start) > end % batch) {
             return Leave::Now(Flush::Full);
         }
         // SYNC: Release pairs with the Acquire of whoever flushes for us.
