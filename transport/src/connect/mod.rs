@@ -71,6 +71,7 @@ pub fn connect(
         place,
         agreed,
         socket,
+        rdma: options.rdma.filter(|_| call.name() == "verbs"),
     });
     let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, redial, true)
         .map_err(ConnectError::System)?;

@@ -8,14 +8,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::upgrade::{self, Upgrade};
 use super::{exchange, local, open_one};
 use crate::endpoint::Agreed;
-use crate::error::RefuseCode;
+use crate::error::{RefuseCode, VerbsError};
 use crate::handshake::{ClientHead, HelloKind, Positions, SERVER_HEAD_BYTES, ServerHead};
-use crate::options::SocketOptions;
+use crate::options::{RdmaOptions, SocketOptions};
 use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
-use crate::stream::{Planes, Stream};
+use crate::stream::{Planes, Stream, verbs};
 use crate::sys::socket;
 
 /// Where the server was found.
@@ -31,6 +32,8 @@ pub(crate) struct Redial {
     pub(crate) place: Place,
     pub(crate) agreed: Agreed,
     pub(crate) socket: SocketOptions,
+    /// The session went over RDMA: its next connection does, too, where that is possible then.
+    pub(crate) rdma: Option<RdmaOptions>,
 }
 
 /// A connection that is being opened, and the bytes that go first.
@@ -76,9 +79,17 @@ impl Redial {
                 socket => TcpStream::new(socket?, None)?,
             },
         };
-        let head = self.head(HelloKind::Resume, link).with_positions(positions);
+        let half = self.rdma_half(&stream);
+        let head = self
+            .head(HelloKind::Resume, link)
+            .with_rdma(half.is_some())
+            .with_positions(positions);
         exchange::send_all(&stream, &[&head.bytes()], Some(deadline))?;
-        let there = self.read_answer(&stream, deadline)?;
+        let answer = self.read_answer(&stream, deadline)?;
+        let there = answer.positions();
+        if let (Some(half), true) = (half, answer.offers_rdma()) {
+            return Ok((self.upgrade(half, stream, deadline)?, there));
+        }
         if matches!(self.place, Place::Tcp(_)) {
             return Ok(((Arc::new(stream), None), there));
         }
@@ -87,6 +98,34 @@ impl Redial {
         near.send(stream.fd())?;
         let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
         Ok(((call, Some(bulk)), there))
+    }
+
+    /// Our half of a connection over RDMA, where the session had one and this host can still do that.
+    fn rdma_half(&self, stream: &TcpStream) -> Option<verbs::Near> {
+        let rdma = self.rdma.as_ref()?;
+        verbs::Near::new(&upgrade::side(stream, rdma), None)
+            .inspect_err(|error| self.stays_on_tcp(error))
+            .ok()
+    }
+
+    fn upgrade(
+        &self,
+        half: verbs::Near,
+        stream: TcpStream,
+        deadline: Instant,
+    ) -> io::Result<Planes> {
+        Ok(match upgrade::client(half, stream, deadline)? {
+            Upgrade::Done(planes, _) => planes,
+            Upgrade::Stays(stream, why) => {
+                self.stays_on_tcp(&why);
+                (Arc::new(stream), None)
+            }
+        })
+    }
+
+    fn stays_on_tcp(&self, why: &VerbsError) {
+        let session = self.agreed.session;
+        log::warn!("session {session} goes on over tcp, not over RDMA: {why}");
     }
 
     /// Starts opening the bulk connection. None where the bulk plane comes
@@ -116,13 +155,13 @@ impl Redial {
             .with_link(link)
     }
 
-    fn read_answer(&self, stream: &TcpStream, deadline: Instant) -> Result<Positions, DialError> {
+    fn read_answer(&self, stream: &TcpStream, deadline: Instant) -> Result<ServerHead, DialError> {
         let mut bytes = [0; SERVER_HEAD_BYTES];
         exchange::recv_exact(stream, &mut bytes, Some(deadline))?;
         let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let head = ServerHead::decode(&bytes).map_err(malformed)?;
         match head.refused() {
-            None if head.session() == self.agreed.session => Ok(head.positions()),
+            None if head.session() == self.agreed.session => Ok(head),
             None => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             Some(RefuseCode::SESSION) => Err(DialError::Expired),
             Some(RefuseCode::RESTARTED) => Err(DialError::Restarted),

@@ -18,6 +18,8 @@ use crate::sys::random::random16;
 
 /// Bound on one attempt to connect.
 const ATTEMPT: Duration = Duration::from_secs(3);
+/// The same over RDMA, where queue pairs are made, and 1.5 s are for a path that shows not to carry packets.
+const RDMA_ATTEMPT: Duration = Duration::from_secs(10);
 
 impl Endpoint {
     /// Server side: the session's client comes on another connection. `fd` and `state` come from
@@ -107,7 +109,8 @@ impl Endpoint {
     fn dial(&self, redial: &Redial, deadline: Instant) -> Result<(), DialError> {
         let shared = &*self.shared;
         let number = shared.attempts.fetch_add(1, SeqCst) + 1;
-        let until = deadline.min(Instant::now() + ATTEMPT);
+        let time = redial.rdma.map_or(ATTEMPT, |_| RDMA_ATTEMPT);
+        let until = deadline.min(Instant::now() + time);
         let (planes, there) = redial.resume(number, self.positions(), until)?;
         let next = Next {
             planes,

@@ -223,7 +223,7 @@ impl Door {
         door
     }
 
-    /// Makes sessions, and gives them their bulk connections.
+    /// Makes sessions, and gives them their further connections.
     fn accept_for_ever(&self, listener: &Listener, made: &Sender<Endpoint>) {
         let mut servers: Vec<Endpoint> = Vec::new();
         while let Ok(incoming) = listener.accept() {
@@ -236,7 +236,12 @@ impl Door {
                 made.send(server.clone()).unwrap();
                 servers.push(server);
             } else if let Some(server) = servers.iter().find(|s| s.session() == session) {
-                let _ = server.attach_bulk(fd, &state);
+                let server = server.clone();
+                // On a thread of its own, as a lost connection may hold it up.
+                thread::spawn(move || match kind {
+                    IncomingKind::Resume { .. } => server.resume(fd, &state),
+                    _ => server.attach_bulk(fd, &state),
+                });
             }
         }
     }

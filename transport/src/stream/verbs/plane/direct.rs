@@ -22,6 +22,7 @@ use super::{DRAIN_TIME, OWN_AT, Plane, SENDS_MAX};
 use crate::num::{to_u64, to_usize};
 use crate::stream::direct::{Answer, Direct, Job, Piece, Slot};
 use crate::stream::verbs::cache::{Cache, CacheError, Lease};
+use crate::stream::verbs::error::VerbsError;
 use crate::stream::verbs::flow::{WORDS_CHANGED, checked_word};
 use crate::stream::verbs::line::{self, LINE_BYTES, PAYLOAD_BYTES};
 use crate::sys::socket;
@@ -249,6 +250,8 @@ impl Direct for Plane {
             }
             std::thread::sleep(FLUSH_NAP);
         }
+        // Nothing more is sent, so nobody has to wait for that.
+        self.fail(VerbsError::Flushed);
         // Whatever a device still wanted to do needs a registration.
         *self.direct.cache.lock() = Cache::new(REGISTERED_BYTES_MAX);
         self.direct.grants.lock().fill_with(|| None);
