@@ -1,7 +1,8 @@
 # Builds the CUDA programs of fixtures/programs; sourced after common.sh.
 #
-# Three Python environments, because that is how NVIDIA publishes its tools without a login:
+# Four Python environments, because that is how NVIDIA publishes its tools without a login:
 #   .cache/nvcc      nvcc 13.5 with libcudart 13.5, and libcudart 12.9 beside it (130 MB to download)
+#   .cache/runtimes  libcudart 11.8 and 12.4 (1.8 MB)
 #   .cache/cudart    libcudart 13.5 and its headers alone, for the demo (2.7 MB)
 #   .cache/python    cuda-python, NVRTC and CuPy (260 MB)
 # Programs end up in .cache/programs as NAME-VERSION-LINKAGE, like vecadd-13-static.
@@ -25,13 +26,18 @@ newer() {
     done
 }
 
+# cuda_library NAME DIR LIBRARY: the library alone, under a folder that tells its version.
+cuda_library() {
+    mkdir -p "$CACHE/lib/$1"
+    ln -sfn "$2/$3" "$CACHE/lib/$1/$3"
+}
+
 # cuda_libraries NAME DIR LIBRARY: a folder with the names that the linker looks for, since the
 # wheels leave out libcudart.so.
 cuda_libraries() {
     local dir=$CACHE/lib/$1
-    mkdir -p "$dir"
+    cuda_library "$@"
     ln -sfn "$2/$3" "$dir/libcudart.so"
-    ln -sfn "$2/$3" "$dir/$3"
     ln -sfn "$2/libcudart_static.a" "$dir/libcudart_static.a"
     echo "$dir"
 }
@@ -83,11 +89,25 @@ build_programs() {
         compile_cu "$PROGRAMS/threads_ptds-13-static" --default-stream per-thread "$SOURCES/threads.cu"
     newer "$PROGRAMS/demo_kernels.cubin" "$SOURCES/demo_kernels.cu" "${common[@]}" ||
         compile_cu "$PROGRAMS/demo_kernels.cubin" -cubin -arch=sm_90 "$SOURCES/demo_kernels.cu"
+    build_runtime
     build_plain lifecycle
     build_plain handles
     for name in $PROGRAMS_DRIVER; do
         build_driver "$name" "$cuda13/include"
     done
+}
+
+# build_runtime: a program that takes any runtime, the runtimes that no compiler here can link with, and its kernels.
+build_runtime() {
+    venv runtimes "$REPO/scripts/lib/requirements-runtimes.txt"
+    local site
+    site=$(site_packages runtimes)/nvidia
+    cuda_library 11.8 "$site/cuda_runtime/lib" libcudart.so.11.0
+    cuda_library 12.4 "$site/cuda_runtime/lib" libcudart.so.12
+    build_plain runtime
+    newer "$PROGRAMS/demo_kernels.fatbin" "$SOURCES/demo_kernels.cu" "${common[@]}" ||
+        compile_cu "$PROGRAMS/demo_kernels.fatbin" -fatbin -gencode arch=compute_75,code=compute_75 \
+            --compress-mode=speed "$SOURCES/demo_kernels.cu"
 }
 
 # build_driver NAME INCLUDES: a program that loads the driver by itself, with the types of NVIDIA's header.
@@ -104,7 +124,7 @@ build_plain() {
     newer "$PROGRAMS/$1" "$SOURCES/$1.c" "$REPO/scripts/lib/cuda.sh" && return
     note "gcc $1"
     quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -o "$PROGRAMS/$1.new" \
-        "$SOURCES/$1.c" -ldl -lpthread
+        "$SOURCES/$1.c" -ldl -lpthread -lm
     mv "$PROGRAMS/$1.new" "$PROGRAMS/$1"
 }
 
