@@ -29,11 +29,23 @@ use crate::share::gate::Gate;
 pub(crate) mod outbox;
 pub(crate) mod session;
 
+/// Argument of an executor that checks a GPU and ends: its number follows.
+pub(crate) const CHECK_GPU: &str = "--check-gpu=";
+
 /// The whole life of an executor process; its control socket is standard input. Set up logging before.
 #[must_use]
 pub fn executor_main() -> ExitCode {
     // The supervisor's end is noticed by the control socket too; this is for one that cannot even close it.
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    if let Some(ordinal) = checked_gpu(std::env::args()) {
+        return match cuda::health::check(ordinal) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                println!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match serve_one_session() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -41,6 +53,11 @@ pub fn executor_main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The GPU that this process was started to check, instead of serving a session.
+fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<u32> {
+    args.find_map(|arg| arg.strip_prefix(CHECK_GPU)?.parse().ok())
 }
 
 fn serve_one_session() -> io::Result<()> {

@@ -25,6 +25,7 @@ pub(crate) use self::keeper::INVENTORY_ONLY;
 mod admission;
 mod answer;
 mod executors;
+mod health;
 mod inbox;
 mod keeper;
 mod leases;

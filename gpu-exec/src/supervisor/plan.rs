@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::health::healthy;
 use super::{Admission, Guard};
 use crate::cache::{default_directory, make_directory};
 use crate::device::cuda::inventory;
@@ -47,13 +48,26 @@ impl Plan {
     /// No such device, or an option out of range.
     pub(crate) fn new(options: &ServeOptions) -> Result<Self, ServeError> {
         let (kind, gpus) = choose(options.device)?;
+        let mut command = options
+            .executor
+            .clone()
+            .unwrap_or_else(|| vec!["/proc/self/exe".into(), EXECUTOR_COMMAND.into()])
+            .into_iter();
+        let Some(program) = command.next() else {
+            return Err(ServeError::Option("an empty executor command".to_owned()));
+        };
+        let arguments: Vec<OsString> = command.collect();
+        let gpus = match kind {
+            DeviceKind::Cuda => healthy(gpus, &program, &arguments).map_err(ServeError::NoGpu)?,
+            DeviceKind::Soft | DeviceKind::Null => gpus,
+        };
         let bad = |what: String| Err(ServeError::Option(what));
         let has_gpus = kind == DeviceKind::Cuda;
         let all = if has_gpus { gpus.len() } else { 1 };
         let all = u32::try_from(all.min(DEVICES_MAX)).unwrap_or(1);
         let count = options.device_count.unwrap_or(all);
         if has_gpus && count > all {
-            return bad(format!("{count} GPUs: this host has {all}"));
+            return bad(format!("{count} GPUs: this host has {all} that work"));
         }
         if count == 0 || count as usize > DEVICES_MAX {
             return bad(format!("{count} devices: there can be 1 to {DEVICES_MAX}"));
@@ -85,20 +99,12 @@ impl Plan {
             (Some(directory), _) => make_directory(directory),
             (None, _) => default_directory(),
         };
-        let mut command = options
-            .executor
-            .clone()
-            .unwrap_or_else(|| vec!["/proc/self/exe".into(), EXECUTOR_COMMAND.into()])
-            .into_iter();
-        let Some(program) = command.next() else {
-            return bad("an empty executor command".to_owned());
-        };
-        let device = |ordinal: u32| {
-            let gpu = gpus.get(ordinal as usize).map(|gpu| gpu.total_bytes);
+        let device = |number: u32| {
+            let gpu = gpus.get(number as usize);
             let most = options.memory_bytes.unwrap_or(u64::MAX);
-            let total_bytes = gpu.map_or(total_bytes, |bytes| bytes.min(most));
+            let total_bytes = gpu.map_or(total_bytes, |gpu| gpu.total_bytes.min(most));
             DeviceSpec {
-                ordinal,
+                ordinal: gpu.map_or(number, |gpu| gpu.ordinal),
                 total_bytes,
                 limit_bytes: total_bytes,
                 share_permille: WHOLE_PERMILLE,
@@ -119,7 +125,7 @@ impl Plan {
             measure: options.measure,
             fault: options.fault,
             program,
-            arguments: command.collect(),
+            arguments,
         })
     }
 }

@@ -28,14 +28,40 @@ const OUT_OF_MEMORY: u32 = 2;
 const NOT_READY: u32 = 600;
 const ILLEGAL_ADDRESS: u32 = 700;
 
-/// A server on the driver that is built from C here.
-fn server() -> (ServerProcess, tempfile::TempDir) {
+/// The driver, built from C.
+fn driver() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fake_driver/libcuda.c");
     let mut compiler = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()));
     compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]);
     compiler.arg(folder.path().join("libcuda.so.1")).arg(source);
     assert!(compiler.status().unwrap().success(), "{compiler:?}");
+    folder
+}
+
+/// A GPU that fails its check is not served, and the reason is said.
+#[test]
+fn a_broken_gpu_is_not_served() {
+    for (how, why) in [
+        ("ecc", "its memory is broken"),
+        ("crash", "the driver crashed"),
+    ] {
+        let folder = driver();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
+        command.arg("cuda").env("LD_LIBRARY_PATH", folder.path());
+        let output = command.env("FAKE_BROKEN", how).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{said}");
+        assert!(
+            said.contains("GPU 0 is not served") && said.contains(why),
+            "{said}"
+        );
+    }
+}
+
+/// A server on the driver.
+fn server() -> (ServerProcess, tempfile::TempDir) {
+    let folder = driver();
     let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
     command.arg("cuda").env("LD_LIBRARY_PATH", folder.path());
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

@@ -191,8 +191,17 @@ EXPORT u32 cuMemUnmap(u64 at, size_t bytes) {
     CHECK(remove_piece(at, bytes, MAPPED, &gone) && !mprotect((void *)at, bytes, PROT_NONE));
     return OK;
 }
-EXPORT u32 cuMemAlloc_v2(u64 *at, size_t bytes) { (void)at; (void)bytes; return OUT_OF_MEMORY; }
-EXPORT u32 cuMemFree_v2(u64 at) { (void)at; return INVALID_VALUE; }
+/* Enough for the check of the GPU; everything else is to be mapped. FAKE_BROKEN: the GPU fails that check. */
+EXPORT u32 cuMemAlloc_v2(u64 *at, size_t bytes) {
+    LOCKED;
+    if (getenv("FAKE_BROKEN") && !strcmp(getenv("FAKE_BROKEN"), "crash")) abort();
+    if (getenv("FAKE_BROKEN")) return 214;
+    if (bytes > 65536) return OUT_OF_MEMORY;
+    *at = (u64)malloc(bytes);
+    add_piece(*at, bytes, PLAIN, 0);
+    return OK;
+}
+EXPORT u32 cuMemFree_v2(u64 at) { LOCKED; struct piece gone; if (!remove_piece(at, 0, PLAIN, &gone)) return INVALID_VALUE; free((void *)at); return OK; }
 EXPORT u32 cuMemHostAlloc(void **at, size_t bytes, u32 flags) { LOCKED; (void)flags; *at = malloc(bytes); add_piece((u64)*at, bytes, PINNED, 0); return OK; }
 EXPORT u32 cuMemFreeHost(void *at) { LOCKED; struct piece gone; CHECK(remove_piece((u64)at, 0, PINNED, &gone)); free(at); return OK; }
 EXPORT u32 cuMemHostRegister_v2(void *at, size_t bytes, u32 flags) { LOCKED; if (flags != 3 || (u64)at % 4096 || bytes % 4096) return INVALID_VALUE; add_piece((u64)at, bytes, REGISTERED, 0); return OK; }

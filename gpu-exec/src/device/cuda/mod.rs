@@ -50,6 +50,7 @@ mod tensor_map;
 mod turns;
 
 pub(crate) mod driver;
+pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod memory;
 

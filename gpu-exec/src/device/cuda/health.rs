@@ -1,0 +1,73 @@
+//! Whether a GPU works: asked before it is served, in a process of its own, since a broken driver may hang or crash.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farcall_marshal::status::{CuResult, CuStatus};
+
+use super::driver::{Context, Driver, PlainBlock, Slab, Stream};
+
+/// What is sent there and back.
+const BYTES: usize = 64 << 10;
+/// How long that may take; the process is given longer, for its context.
+const PATIENCE: Duration = Duration::from_secs(10);
+const STREAM_NON_BLOCKING: u32 = 1;
+
+/// Makes a context on a GPU and sends a pattern there and back. Blocks.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(crate) fn check(ordinal: u32) -> Result<(), String> {
+    let driver = Driver::get().map_err(|error| error.to_string())?;
+    let context = Context::primary(driver, ordinal, 0)
+        .map_err(|status| format!("no context can be made: {status}{}", advice(status)))?;
+    match echo(&context) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it gives other bytes back than it was sent".to_owned()),
+        Err(CuStatus::NOT_READY) => Err(format!("it does not copy 64 KiB in {PATIENCE:?}")),
+        Err(status) => Err(format!(
+            "it does not copy 64 KiB: {status}{}",
+            advice(status)
+        )),
+    }
+}
+
+/// Whether the GPU gives back what it was sent.
+fn echo(context: &Arc<Context>) -> CuResult<bool> {
+    let pattern: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
+    let stream = Stream::create(context, STREAM_NON_BLOCKING, 0)?;
+    let block = PlainBlock::new(context, BYTES as u64)?;
+    let extent = block.extent(block.base(), BYTES as u64);
+    let extent = extent.ok_or(CuStatus::INVALID_VALUE)?;
+    let slab = Slab::new(context, 2 * BYTES)?;
+    let (Some(mut source), Some(target)) = (slab.take(BYTES), slab.take(BYTES)) else {
+        return Err(CuStatus::OUT_OF_MEMORY);
+    };
+    source.write(0, &pattern);
+    stream.upload(extent, &source)?;
+    let landing = stream.download(target, extent)?;
+    let began = Instant::now();
+    while landing.fence().poll().is_none() {
+        if began.elapsed() > PATIENCE {
+            return Err(CuStatus::NOT_READY);
+        }
+        std::thread::yield_now();
+    }
+    match landing.fence().poll() {
+        Some(CuStatus::SUCCESS) => Ok(landing.bytes() == Some(&pattern)),
+        status => Err(status.unwrap_or(CuStatus::UNKNOWN)),
+    }
+}
+
+fn advice(status: CuStatus) -> &'static str {
+    match status {
+        CuStatus::OUT_OF_MEMORY => "; does another process have its memory (nvidia-smi)?",
+        CuStatus::DEVICE_UNAVAILABLE => {
+            "; is its compute mode exclusive, and another process there (nvidia-smi -q -d COMPUTE)?"
+        }
+        CuStatus::ECC_UNCORRECTABLE => "; its memory is broken (nvidia-smi -q -d ECC)",
+        CuStatus::OPERATING_SYSTEM => "; may this user open /dev/nvidia*?",
+        _ => "; the kernel's log may say more (dmesg | grep NVRM)",
+    }
+}

@@ -1,0 +1,76 @@
+//! Which GPUs are served: those that pass a check in a process of their own.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use crate::device::describe::DeviceSpec;
+use crate::executor::CHECK_GPU;
+
+/// For a context and a copy; the first context after the start of a machine takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest reason that is shown.
+const REASON_BYTES_MAX: u64 = 4 << 10;
+
+/// The GPUs that work; of the others the log says why they do not. Blocks.
+///
+/// # Errors
+/// None does: the reasons.
+pub(super) fn healthy(
+    gpus: Vec<DeviceSpec>,
+    program: &OsString,
+    arguments: &[OsString],
+) -> Result<Vec<DeviceSpec>, String> {
+    let mut reasons = Vec::new();
+    let works = |gpu: &DeviceSpec| match check(gpu.ordinal, program, arguments) {
+        Ok(()) => true,
+        Err(why) => {
+            let why = format!("GPU {} is not served: {why}", gpu.ordinal);
+            log::error!("{why}");
+            reasons.push(why);
+            false
+        }
+    };
+    let healthy: Vec<DeviceSpec> = gpus.into_iter().filter(works).collect();
+    if healthy.is_empty() {
+        return Err(reasons.join("; "));
+    }
+    Ok(healthy)
+}
+
+fn check(ordinal: u32, program: &OsString, arguments: &[OsString]) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg(format!("{CHECK_GPU}{ordinal}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let failed = |error: std::io::Error| format!("its check cannot be started: {error}");
+    let mut child = command.spawn().map_err(failed)?;
+    let stdout = child.stdout.take();
+    let (say, said) = channel();
+    // Ends with the child, which holds the other end of the pipe.
+    std::thread::spawn(move || {
+        let mut reason = String::new();
+        if let Some(stdout) = stdout {
+            let _ = stdout.take(REASON_BYTES_MAX).read_to_string(&mut reason);
+        }
+        let _ = say.send(reason);
+    });
+    let Ok(reason) = said.recv_timeout(PATIENCE) else {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!(
+            "its check does not end in {PATIENCE:?}: the driver hangs"
+        ));
+    };
+    let status = child.wait().map_err(failed)?;
+    match (status.success(), reason.trim()) {
+        (true, _) => Ok(()),
+        (false, "") => Err(format!("its check ended with {status}: the driver crashed")),
+        (false, reason) => Err(reason.to_owned()),
+    }
+}
