@@ -25,6 +25,7 @@ use crate::ledger::{Account, Allowance, Ledger, Slot};
 use crate::limits::STACK_BYTES;
 use crate::share::board::{Board, Member};
 use crate::share::gate::Gate;
+use crate::sys::env;
 
 pub(crate) mod outbox;
 pub(crate) mod session;
@@ -182,6 +183,11 @@ fn open(
     let cache = Cache::new(order.cache_directory.clone());
     let outbox = Arc::new(Connection::new(ledger.clone(), order.slot));
     if order.kind == DeviceKind::Cuda {
+        if let Some(percentage) = cuda::mps::percentage(&order.devices)
+            && !env::set_while_alone(cuda::mps::PERCENTAGE, &percentage)
+        {
+            log::warn!("MPS is not told of this session's share: the process has threads already");
+        }
         let driver = Driver::get().map_err(io::Error::other)?;
         let memory =
             cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account, limit_bytes);

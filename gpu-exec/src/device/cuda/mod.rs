@@ -53,6 +53,7 @@ pub(crate) mod driver;
 pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod memory;
+pub(crate) mod mps;
 
 /// What a `cuda` device is made with.
 #[derive(Debug)]
