@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Leases(LeasesArgs),
     /// List a pool's GPUs and what is free of them
     Gpus(ShowArgs),
-    /// Say whether a pool and its servers are well
+    /// Say whether this machine, a pool, its servers and the ways to them are well
     Health(ShowArgs),
     /// List which CUDA driver calls are implemented
     Coverage(CoverageArgs),

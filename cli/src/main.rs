@@ -12,6 +12,7 @@ mod coverage;
 mod devices;
 mod failure;
 mod generate;
+mod health;
 mod metrics;
 mod netperf;
 mod pool;
@@ -55,7 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Release(args) => pool::release(&args),
         Command::Leases(args) => pool::leases(&args),
         Command::Gpus(args) => pool::gpus(&args),
-        Command::Health(args) => pool::health(&args),
+        Command::Health(args) => health::health(&args),
         Command::Top(args) => top::top(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Netperf(args) => netperf::netperf(&args),

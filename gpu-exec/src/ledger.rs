@@ -81,7 +81,7 @@ impl Ledger {
     }
 
     /// Bytes of a device that the sessions of a lease have.
-    fn used_by_lease(&self, device: usize, lease: u64) -> u64 {
+    pub(crate) fn used_by_lease(&self, device: usize, lease: u64) -> u64 {
         let of_lease = |slot: &usize| self.word(LEASES + slot) == lease;
         let words = (0..SESSIONS_MAX).filter(of_lease);
         words.fold(0, |sum, slot| {

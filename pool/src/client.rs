@@ -163,6 +163,14 @@ impl PoolClient {
         self.parse(&text)
     }
 
+    /// Reads something that is not JSON.
+    ///
+    /// # Errors
+    /// No answer, or a refusal.
+    pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        self.send(Method::GET, path, Vec::new(), Duration::ZERO)
+    }
+
     /// Sends a body and reads the answer, which may take `wait` longer than usual.
     ///
     /// # Errors

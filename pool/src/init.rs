@@ -59,6 +59,12 @@ impl Layout {
         self.directory.join("pool.redb")
     }
 
+    /// What was, for the dashboard's charts.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.directory.join("history.redb")
+    }
+
     /// Token of the first administrator.
     #[must_use]
     pub fn admin_token(&self) -> PathBuf {

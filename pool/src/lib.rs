@@ -4,6 +4,7 @@
 //! - [`state::Pool`] decides: a state machine without clock, I/O or threads, and the allocator in it;
 //! - [`store`] keeps its records; [`core::Core`] is the thread that joins the two: what is answered is durable;
 //! - [`api`] is the HTTP and JSON interface, [`wire`] and [`state::views`] what goes over it;
+//! - [`history`] keeps how it was; [`web`] is the dashboard;
 //! - [`grant`]: statements that servers check without asking the pool; [`secrets`], [`tls`], [`init`];
 //!
 //! - [`client`] is the other side of the interface; [`agent`] is what a server does with it.
@@ -18,10 +19,12 @@ pub mod client;
 pub mod core;
 pub mod filter;
 pub mod grant;
+pub mod history;
 pub mod init;
 pub mod model;
 pub mod secrets;
 pub mod state;
 pub mod store;
 pub mod tls;
+pub mod web;
 pub mod wire;

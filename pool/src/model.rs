@@ -105,6 +105,38 @@ pub struct ServerFacts {
     pub gpus: Vec<GpuFacts>,
 }
 
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// It works, and could be better or may fail later.
+    Warning,
+    /// Something does not work.
+    Failed,
+}
+
+/// One thing about a machine that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Check {
+    /// What was looked at: `memlock`, `mtu`, `rdma`...
+    pub name: String,
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was found.
+    pub found: String,
+    /// What that means.
+    #[serde(default)]
+    pub meaning: String,
+    /// What to do; empty where nothing is to be done.
+    #[serde(default)]
+    pub advice: String,
+    /// When it was looked at.
+    #[serde(default)]
+    pub at_ms: u64,
+}
+
 /// Why GPUs are wanted, which decides how long they are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

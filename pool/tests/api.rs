@@ -3,19 +3,20 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use farcall_pool::api::{App, ListenOptions, Serving, routes};
 use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::core::{Core, wall_ms};
 use farcall_pool::grant::{Signer, Verifier};
+use farcall_pool::history::{History, Series};
 use farcall_pool::model::{Ask, GpuFacts, NetAddress, Purpose, Quota, ServerFacts, Stage};
 use farcall_pool::secrets::{SecretKind, generate, hash};
 use farcall_pool::state::{NewToken, Role};
 use farcall_pool::store::MemoryStore;
 use farcall_pool::wire::{
-    LeaseAnswer, NewJoin, NewSecret, Orders, Register, Registered, RenewLease, RenewServer,
+    LeaseAnswer, NewJoin, NewPassword, NewSecret, Orders, Register, Registered, RenewLease,
+    RenewServer,
 };
 use serde_json::{Value, json};
 
@@ -34,10 +35,8 @@ impl World {
         core.call_blocking(move |pool, now_ms| pool.create_token(now_ms, new, &token_hash, "test"))
             .unwrap()
             .unwrap();
-        let app = App {
-            core,
-            signer: Arc::new(Signer::generate().unwrap()),
-        };
+        let history = History::in_memory().unwrap();
+        let app = App::new(core, Signer::generate().unwrap(), history);
         let options = ListenOptions {
             address: "127.0.0.1:0".to_owned(),
             tls: None,
@@ -335,10 +334,8 @@ fn a_clock_that_is_wrong_is_named() {
 #[test]
 fn plain_http_is_for_this_machine_only() {
     let core = Core::start(Box::new(MemoryStore::default()), |_| {}).unwrap();
-    let app = App {
-        core,
-        signer: Arc::new(Signer::generate().unwrap()),
-    };
+    let history = History::in_memory().unwrap();
+    let app = App::new(core, Signer::generate().unwrap(), history);
     let options = ListenOptions {
         address: "0.0.0.0:0".to_owned(),
         tls: None,
@@ -351,6 +348,71 @@ fn plain_http_is_for_this_machine_only() {
 }
 
 /// The document names every route with its answers, and every reference in it leads somewhere.
+#[test]
+fn metrics_are_documented_and_for_viewers() {
+    let world = World::new();
+    let (_server, _) = world.join("s0");
+    let admin = world.admin();
+    let text = admin.get_text("/metrics").unwrap();
+    let documented = include_str!("../../docs/metrics.md");
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let names: Vec<&str> = names.filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        assert!(
+            documented.contains(&format!("`{name}`")),
+            "{name} is not documented"
+        );
+    }
+    assert!(text.contains("\nfarcall_pool_gpus_usable 2\n"), "{text}");
+    assert!(text.contains("farcall_gpu_held_ratio{server=\"s0\",gpu=\"1\",uuid=\"GPU-s0-1\"} 0\n"));
+    let new = token("ann", Role::Client);
+    let ann: NewSecret = admin.post("/v1/tokens", &new, Duration::ZERO).unwrap();
+    let ann = world.client(&ann.token);
+    assert_eq!(ann.get_text("/metrics").unwrap_err().status(), Some(403));
+    assert_eq!(ann.get_text("/v1/log.csv").unwrap_err().status(), Some(403));
+    assert_eq!(
+        ann.get::<Series>("/v1/history?of=cluster")
+            .unwrap_err()
+            .status(),
+        Some(403)
+    );
+    assert!(
+        ann.get::<Series>("/v1/history?of=client/ann&range=7d")
+            .unwrap()
+            .lines
+            .is_empty()
+    );
+}
+
+#[test]
+fn passwords_are_set_by_those_who_may() {
+    let world = World::new();
+    let admin = world.admin();
+    let set = |client: &PoolClient, name: &str, password: Option<&str>| {
+        let body = NewPassword {
+            password: password.map(str::to_owned),
+        };
+        let path = format!("/v1/tokens/{name}/password");
+        let done = client.order(farcall_pool::client::PUT, &path, Some(&body));
+        done.map_err(|error| error.status().unwrap_or(0))
+    };
+    assert_eq!(set(&admin, "admin", Some("short")), Err(422));
+    assert_eq!(
+        set(&admin, "nobody", Some("correct horse battery")),
+        Err(404)
+    );
+    assert_eq!(set(&admin, "admin", Some("correct horse battery")), Ok(()));
+    let new = token("dora", Role::Viewer);
+    let dora: NewSecret = admin.post("/v1/tokens", &new, Duration::ZERO).unwrap();
+    let dora = world.client(&dora.token);
+    assert_eq!(set(&dora, "admin", None), Err(403));
+    assert_eq!(set(&dora, "dora", Some("correct horse battery")), Ok(()));
+    let log = admin.get_text("/v1/log.csv").unwrap();
+    assert!(log.contains(",dora,password.set,dora,"), "{log}");
+    assert!(!log.contains("argon2"), "{log}");
+}
+
 #[test]
 fn the_document_is_whole() {
     let (_, document) = routes();

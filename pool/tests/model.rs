@@ -247,6 +247,7 @@ impl World {
             lease: *lease,
             sessions: 1,
             idle_ms: 0,
+            used_bytes: 0,
         };
         let load = |server: &FakeServer| Load {
             leases: server.runs.keys().map(used).collect(),
@@ -544,6 +545,7 @@ fn idle_as_far_as_the_server_has_told() {
                 lease,
                 sessions: 1,
                 idle_ms,
+                used_bytes: 0,
             };
             let load = Load {
                 leases: vec![used],

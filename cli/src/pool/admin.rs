@@ -1,21 +1,22 @@
 //! What administrators do.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use farcall_pool::client::{DELETE, PATCH, POST, PUT, PoolClient};
 use farcall_pool::model::{Quota, Settings};
 use farcall_pool::state::{NewToken, Role, TokenChange};
-use farcall_pool::wire::{GroupQuota, NewJoin, NewSecret};
+use farcall_pool::wire::{GroupQuota, NewJoin, NewPassword, NewSecret};
 
 use super::args::{
     JoinArgs, PoolCommand, QuotaArgs, QuotaCommand, QuotaDefaultArgs, QuotaSetArgs, ReleaseArgs,
     RoleName, ServerNameArgs, SettingsArgs, TokenCommand, TokenCreateArgs, TokenNameArgs,
+    TokenPasswordArgs,
 };
 use super::{client, done, failure, ms, serve, show};
-use crate::failure::{Failure, written};
+use crate::failure::{Failure, code, written};
 
 /// `farcall pool ...`.
 pub(crate) fn command(command: &PoolCommand) -> Result<ExitCode, Failure> {
@@ -85,7 +86,31 @@ fn token(command: &TokenCommand) -> Result<ExitCode, Failure> {
             let path = format!("/v1/tokens/{}", args.name);
             done(client(&args.pool)?.order::<()>(DELETE, &path, None))
         }
+        TokenCommand::Password(args) => password(args),
     }
+}
+
+fn password(args: &TokenPasswordArgs) -> Result<ExitCode, Failure> {
+    let read = || match &args.file {
+        Some(path) => std::fs::read_to_string(path),
+        None => {
+            if io::stdin().is_terminal() {
+                eprint!("password (it is shown as you type): ");
+            }
+            let mut line = String::new();
+            io::stdin().read_line(&mut line).map(|_| line)
+        }
+    };
+    let password = if args.remove {
+        None
+    } else {
+        let text = read()
+            .map_err(|error| Failure::new(code::CONFIG, error.to_string(), "check --file FILE"))?;
+        Some(text.trim_end_matches(['\n', '\r']).to_owned())
+    };
+    let path = format!("/v1/tokens/{}/password", args.token.name);
+    let body = NewPassword { password };
+    done(client(&args.token.pool)?.order(PUT, &path, Some(&body)))
 }
 
 fn create_token(args: &TokenCreateArgs) -> Result<ExitCode, Failure> {

@@ -137,6 +137,20 @@ pub(crate) struct ShowArgs {
     pub(crate) json: bool,
 }
 
+/// `farcall pool log`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall pool log
+  farcall pool log --csv > log.csv")]
+pub(crate) struct LogArgs {
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    /// Print CSV, all that is kept
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) csv: bool,
+}
+
 /// `farcall pool`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
@@ -163,7 +177,7 @@ pub(crate) enum PoolCommand {
     /// Show or change the pool's times
     Settings(SettingsArgs),
     /// Who did what
-    Log(ShowArgs),
+    Log(LogArgs),
 }
 
 /// `farcall pool init`.
@@ -246,6 +260,8 @@ pub(crate) enum TokenCommand {
     Enable(TokenNameArgs),
     /// Make a token void for ever; what it holds ends
     Revoke(TokenNameArgs),
+    /// Let a token's owner log in to the dashboard with a password
+    Password(TokenPasswordArgs),
 }
 
 /// `farcall pool token create`.
@@ -291,6 +307,23 @@ pub(crate) struct TokenExtendArgs {
     /// How long from now
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub(crate) valid: Duration,
+}
+
+/// `farcall pool token password`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall pool token password admin              asks for it
+  farcall pool token password ann --remove       only the token logs in")]
+pub(crate) struct TokenPasswordArgs {
+    #[command(flatten)]
+    pub(crate) token: TokenNameArgs,
+    /// File that holds it [default: standard input]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Take the password away
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) remove: bool,
 }
 
 /// One token.

@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use farcall_config::{parse_server, read_token_file};
 use farcall_gpu_exec::{
@@ -14,7 +14,7 @@ use farcall_gpu_exec::{
 };
 use farcall_pool::agent::{Agent, AgentOptions, Gate, Host};
 use farcall_pool::client::PoolClient;
-use farcall_pool::model::{GpuFacts, LeaseId, NetAddress, ServerFacts};
+use farcall_pool::model::{Check, GpuFacts, LeaseId, NetAddress, ServerFacts};
 use farcall_pool::state::{LeaseUse, Load};
 
 use super::args::MemberArgs;
@@ -22,10 +22,13 @@ use super::failure as pool_failure;
 use crate::args::ServeArgs;
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
+use crate::health::host_checks;
 use crate::serve::start_metrics;
 
 /// For the supervisor's answer; its loop never blocks for long.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Between two looks at how this machine is.
+const CHECKS: Duration = Duration::from_mins(1);
 /// How long the first attempt to join may take before the server says that it serves.
 const JOIN: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,11 @@ pub(crate) fn serve_in_pool(
         credential: credential(args)?,
         facts: facts(args, &inventory, address),
     };
-    let host = Arc::new(PoolHost(server.sessions()));
+    let host = Arc::new(PoolHost {
+        sessions: server.sessions(),
+        serves_gpus: inventory.kind.to_string() == "cuda",
+        checks: Mutex::default(),
+    });
     let agent = Agent::start(options, gate, host).map_err(|error| {
         Failure::new(code::FAILED, error.to_string(), "check --pool-credential")
     })?;
@@ -103,25 +110,46 @@ impl Admission for GrantAdmission {
 }
 
 /// The supervisor, for the agent.
-struct PoolHost(Sessions);
+struct PoolHost {
+    sessions: Sessions,
+    serves_gpus: bool,
+    checks: Mutex<Option<(Instant, Vec<Check>)>>,
+}
+
+impl PoolHost {
+    /// How this machine is, looked at once a minute.
+    fn checks(&self) -> Vec<Check> {
+        let mut known = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, checks)) = &*known
+            && at.elapsed() < CHECKS
+        {
+            return checks.clone();
+        }
+        let checks = host_checks(self.serves_gpus);
+        *known = Some((Instant::now(), checks.clone()));
+        checks
+    }
+}
 
 impl Host for PoolHost {
     fn load(&self) -> Option<Load> {
-        let activity = self.0.activity(ANSWER)?;
+        let activity = self.sessions.activity(ANSWER)?;
         let leases = activity.leases.into_iter().map(|used| LeaseUse {
             lease: LeaseId(used.lease),
             sessions: used.sessions,
             idle_ms: super::ms(used.idle),
+            used_bytes: used.used_bytes,
         });
         Some(Load {
             sessions: activity.sessions,
             used_bytes: activity.used_bytes,
             leases: leases.collect(),
+            checks: self.checks(),
         })
     }
 
     fn end(&self, lease: LeaseId, reason: &str) {
-        self.0.end_lease(lease.0, reason);
+        self.sessions.end_lease(lease.0, reason);
     }
 }
 

@@ -20,14 +20,14 @@ use farcall_pool::client::{ClientError, PoolClient};
 pub(crate) use admin::{command, release};
 pub(crate) use hold::{hold, request};
 pub(crate) use member::serve_in_pool;
-pub(crate) use show::{gpus, health, leases};
+pub(crate) use show::{gpus, leases};
 
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
 use args::PoolArgs;
 
 /// The pool that was named, shown the token that was named.
-fn client(args: &PoolArgs) -> Result<PoolClient, Failure> {
+pub(crate) fn client(args: &PoolArgs) -> Result<PoolClient, Failure> {
     let url = args.pool.as_deref().ok_or_else(|| {
         Failure::new(
             code::CONFIG,
@@ -52,7 +52,7 @@ fn client(args: &PoolArgs) -> Result<PoolClient, Failure> {
 }
 
 /// What went wrong, and what to do.
-fn failure(error: &ClientError) -> Failure {
+pub(crate) fn failure(error: &ClientError) -> Failure {
     let (number, advice) = match error {
         ClientError::Url { .. } | ClientError::Authority { .. } => (
             code::CONFIG,

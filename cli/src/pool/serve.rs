@@ -3,10 +3,10 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use farcall_pool::api::{App, ListenOptions, Serving};
 use farcall_pool::core::Core;
+use farcall_pool::history::History;
 use farcall_pool::init::Layout;
 use farcall_pool::store::EmbeddedStore;
 use farcall_pool::tls::server_config;
@@ -61,22 +61,25 @@ pub(super) fn serve(args: &PoolServeArgs) -> Result<ExitCode, Failure> {
         }
     });
     let core = core.map_err(|error| failed(error.to_string(), "restore the directory"))?;
+    let history = History::open(&layout.history());
+    let history = history.map_err(|error| {
+        let advice = "move the file away: it holds nothing but the charts of the dashboard";
+        failed(error.to_string(), advice)
+    })?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| failed(error.to_string(), "check ulimit -n and -u"))?;
-    let app = App {
-        core,
-        signer: Arc::new(signer),
-    };
+    let app = App::new(core, signer, history);
     let options = ListenOptions {
         address: args.listen.clone(),
         tls,
     };
-    let serving = runtime.block_on(Serving::bind(&options, app));
+    let serving = runtime.block_on(Serving::bind(&options, app.clone()));
     let serving = serving.map_err(|error| failed(error.to_string(), "see --listen and --plain"))?;
     let address = serving
         .local_addr()
         .map_err(|error| failed(error.to_string(), "this should not happen"))?;
     runtime.spawn(serving.run());
+    runtime.spawn(app.sample());
     let scheme = if args.plain { "http" } else { "https" };
     let _ = writeln!(io::stdout(), "pool on {scheme}://{address}");
     let _ = io::stdout().flush();

@@ -8,13 +8,13 @@ use farcall_config::format_size;
 use farcall_pool::core::wall_ms;
 use farcall_pool::model::{Quota, Stage};
 use farcall_pool::state::LogEntry;
-use farcall_pool::state::views::{GpuView, GroupView, LeaseView, ServerView, Summary, TokenView};
+use farcall_pool::state::views::{GpuView, GroupView, LeaseView, ServerView, TokenView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::args::{LeasesArgs, PoolArgs, ShowArgs};
+use super::args::{LeasesArgs, LogArgs, PoolArgs, ShowArgs};
 use super::{client, failure};
-use crate::failure::{Failure, code, written};
+use crate::failure::{Failure, written};
 use crate::table::{self, Align};
 
 /// `farcall gpus`.
@@ -189,7 +189,13 @@ pub(super) fn groups(args: &ShowArgs) -> Result<ExitCode, Failure> {
 }
 
 /// `farcall pool log`.
-pub(super) fn log(args: &ShowArgs) -> Result<ExitCode, Failure> {
+pub(super) fn log(args: &LogArgs) -> Result<ExitCode, Failure> {
+    if args.csv {
+        let text = client(&args.show.pool)?.get_text("/v1/log.csv");
+        let text = text.map_err(|error| failure(&error))?;
+        return written(io::stdout().lock().write_all(text.as_bytes()));
+    }
+    let args = &args.show;
     let header = [
         ("ago", Align::Right),
         ("who", Align::Left),
@@ -212,40 +218,6 @@ pub(super) fn log(args: &ShowArgs) -> Result<ExitCode, Failure> {
             ]
         },
     )
-}
-
-/// `farcall health`: well if the pool answers and every server does.
-pub(crate) fn health(args: &ShowArgs) -> Result<ExitCode, Failure> {
-    let pool = client(&args.pool)?;
-    let summary: Summary = pool.get("/v1/summary").map_err(|error| failure(&error))?;
-    let out = &mut io::stdout().lock();
-    written(if args.json {
-        json(out, &summary)
-    } else {
-        let Summary {
-            servers_up,
-            servers_draining,
-            servers_down,
-            gpus_usable,
-            waiting,
-            ..
-        } = summary;
-        let held = share(summary.shares_held_permille);
-        writeln!(
-            out,
-            "servers  {servers_up} up, {servers_draining} draining, {servers_down} down\n\
-             gpus     {gpus_usable} usable, {held} held\n\
-             queue    {waiting} waiting"
-        )
-    })?;
-    if summary.servers_down == 0 {
-        return Ok(ExitCode::SUCCESS);
-    }
-    Err(Failure::new(
-        code::UNAVAILABLE,
-        format!("{} servers do not answer", summary.servers_down),
-        "`farcall pool servers` says which; `farcall pool remove NAME` forgets one for good",
-    ))
 }
 
 fn list<T: DeserializeOwned + Serialize>(

@@ -61,6 +61,8 @@ pub struct LeaseActivity {
     pub sessions: u32,
     /// Since any of them did something; 0 while one waits for its device.
     pub idle: Duration,
+    /// Device memory that its sessions have allocated.
+    pub used_bytes: u64,
 }
 
 /// A running server's sessions, from any thread.

@@ -93,6 +93,7 @@ impl Keeper {
                 lease,
                 sessions: 0,
                 idle,
+                used_bytes: 0,
             });
             entry.sessions += 1;
             entry.idle = entry.idle.min(idle);
@@ -118,6 +119,12 @@ impl Keeper {
         let used = devices.map(|device| self.ledger.used(device.ordinal as usize));
         activity.used_bytes = used.collect();
         activity.leases = leases.into_values().collect();
+        for used in &mut activity.leases {
+            let devices = self.plan.devices.iter();
+            let bytes =
+                devices.map(|it| self.ledger.used_by_lease(it.ordinal as usize, used.lease));
+            used.used_bytes = bytes.sum();
+        }
         activity
     }
 

@@ -4,6 +4,7 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -13,8 +14,9 @@ use super::problem::Refused;
 use crate::model::Settings;
 use crate::secrets::{SecretKind, generate, hash};
 use crate::state::views::{GroupView, TokenView};
-use crate::state::{LogEntry, NewToken, TokenChange};
-use crate::wire::{Alive, GroupQuota, NewJoin, NewSecret, Problem};
+use crate::state::{LogEntry, NewToken, Role, TokenChange};
+use crate::web::{csv, password};
+use crate::wire::{Alive, GroupQuota, NewJoin, NewPassword, NewSecret, Problem};
 
 /// Entries of the log in one answer.
 const LOG_ENTRIES_MAX: usize = 1000;
@@ -83,6 +85,39 @@ pub(crate) async fn change_token(
     let done = app
         .core
         .call(move |pool, now_ms| pool.change_token(now_ms, &name, change, &caller.name));
+    done.await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Let a token's owner log in to the dashboard with a password, or with the token only.
+#[utoipa::path(put, path = "/v1/tokens/{name}/password", tag = "pool", params(("name" = String, Path)),
+    request_body = NewPassword, responses(
+    (status = 204, description = "Set"),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn set_password(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Sent(new): Sent<NewPassword>,
+) -> Result<StatusCode, Refused> {
+    // Whose own it is may set it, but not who can only ask for GPUs: they have no use for it.
+    if caller.name != name || caller.role == Role::Client {
+        caller.admin()?;
+    }
+    let hashed = match new.password {
+        Some(password) => {
+            if let Some(complaint) = password::complaint(&password) {
+                return Err(Refused::field("password", complaint));
+            }
+            let hashed = app.web.hashing().hash(password).await;
+            Some(hashed.ok_or_else(|| failed(std::io::Error::other("no randomness")))?)
+        }
+        None => None,
+    };
+    let done = app
+        .core
+        .call(move |pool, now_ms| pool.set_password(now_ms, &name, hashed, &caller.name));
     done.await??;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -220,6 +255,16 @@ pub(crate) async fn log(
         .core
         .call(move |pool, _| pool.log_entries(options.after, LOG_ENTRIES_MAX));
     Ok(Json(entries.await?))
+}
+
+/// All that is kept of the log, oldest first, as CSV.
+#[utoipa::path(get, path = "/v1/log.csv", tag = "pool", responses(
+    (status = 200, description = "A line for each entry, below a head line", content_type = "text/csv", body = String),
+    (status = "4XX", description = "Refused", body = Problem)
+))]
+pub(crate) async fn log_csv(State(app): State<App>, caller: Caller) -> Result<Response, Refused> {
+    caller.sees_all()?;
+    Ok(csv::file(&app).await?)
 }
 
 fn failed(error: std::io::Error) -> Refused {

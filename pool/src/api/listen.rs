@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::{App, service};
+use super::{App, Peer, service};
 use crate::tls::is_loopback;
 
 /// Connections at once.
@@ -89,8 +89,8 @@ impl Serving {
             let Ok(place) = places.clone().acquire_owned().await else {
                 return;
             };
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: some connections must end first.
                     log::error!("accept: {error}");
@@ -98,7 +98,12 @@ impl Serving {
                     continue;
                 }
             };
-            let (tls, router) = (self.tls.clone(), self.router.clone());
+            let tls = self.tls.clone();
+            let peer = Peer {
+                address: peer.ip(),
+                is_tls: tls.is_some(),
+            };
+            let router = self.router.clone().layer(Extension(peer));
             tokio::spawn(async move {
                 connection(stream, tls, router).await;
                 drop(place);

@@ -5,25 +5,31 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::problem::Refused;
-use crate::core::Core;
+use crate::core::{Core, Unavailable};
 use crate::grant::Signer;
+use crate::history::{History, INTERVAL_MS};
+use crate::web::{self, Web};
 
 mod admin;
-mod extract;
+pub(crate) mod extract;
+mod history;
 mod leases;
 mod listen;
+mod metrics;
 mod problem;
 mod servers;
 
@@ -37,10 +43,56 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// What every request has at hand.
 #[derive(Clone)]
 pub struct App {
-    /// The pool.
-    pub core: Core,
-    /// Its key.
-    pub signer: Arc<Signer>,
+    pub(crate) core: Core,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) history: Arc<History>,
+    pub(crate) web: Arc<Web>,
+}
+
+impl App {
+    /// A pool, the key of its grants, and its history.
+    #[must_use]
+    pub fn new(core: Core, signer: Signer, history: History) -> Self {
+        Self {
+            core,
+            signer: Arc::new(signer),
+            history: Arc::new(history),
+            web: Arc::default(),
+        }
+    }
+
+    /// Samples the pool into its history, every ten seconds until it ends.
+    pub async fn sample(self) {
+        let mut last_slot = 0;
+        loop {
+            let now_ms = self.core.now_ms();
+            let slot = now_ms / INTERVAL_MS;
+            if slot == last_slot {
+                let rest_ms = INTERVAL_MS - now_ms % INTERVAL_MS;
+                tokio::time::sleep(Duration::from_millis(rest_ms)).await;
+                continue;
+            }
+            last_slot = slot;
+            let sampled = self.core.call(|pool, now_ms| (now_ms, pool.sample(now_ms)));
+            let (at_ms, samples) = match sampled.await {
+                Ok(sampled) => sampled,
+                Err(Unavailable::Overloaded) => continue,
+                Err(Unavailable::Stopped) => return,
+            };
+            let history = self.history.clone();
+            let recorded = tokio::task::spawn_blocking(move || history.record(at_ms, samples));
+            if let Ok(Err(error)) = recorded.await {
+                log::error!("a sample is lost: {error}");
+            }
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    pub(crate) is_tls: bool,
 }
 
 impl fmt::Debug for App {
@@ -79,10 +131,14 @@ pub fn routes() -> (Router<App>, OpenApi) {
         .routes(routes!(admin::create_join))
         .routes(routes!(admin::settings, admin::set_settings))
         .routes(routes!(admin::log))
+        .routes(routes!(admin::log_csv))
+        .routes(routes!(admin::set_password))
+        .routes(routes!(history::history))
+        .routes(routes!(metrics::metrics))
         .split_for_parts()
 }
 
-/// The whole service. Pages can be merged into it: they get the same [`App`].
+/// The whole service: interface and pages.
 pub fn service(app: App) -> Router {
     let (router, document) = routes();
     let document = document.to_json().unwrap_or_default();
@@ -92,18 +148,22 @@ pub fn service(app: App) -> Router {
     };
     router
         .route("/v1/openapi.json", axum::routing::get(serve_document))
+        .merge(web::routes())
         .fallback(no_such_place)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
 }
 
-async fn no_such_place(uri: Uri) -> Refused {
+async fn no_such_place(uri: Uri, headers: HeaderMap) -> Response {
+    if let Some(page) = web::not_found(&headers, uri.path()) {
+        return page;
+    }
     let detail = format!(
         "there is no {}; /v1/openapi.json says what there is",
         uri.path()
     );
-    Refused::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+    Refused::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail).into_response()
 }
 
 async fn no_such_method(uri: Uri) -> Refused {

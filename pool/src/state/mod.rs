@@ -24,6 +24,7 @@ mod leases;
 mod quota;
 mod records;
 mod refusal;
+mod sample;
 mod servers;
 mod tick;
 mod tokens;

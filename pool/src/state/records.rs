@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::alloc::Tag;
-use crate::model::{Ask, ClientId, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage};
+use crate::model::{
+    Ask, Check, ClientId, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage,
+};
 
 /// Name of a record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +79,8 @@ pub struct Load {
     pub used_bytes: Vec<u64>,
     /// Sessions and unused time of each lease that has been used here.
     pub leases: Vec<LeaseUse>,
+    /// How its machine is.
+    pub checks: Vec<Check>,
 }
 
 /// How a lease is used on one server.
@@ -88,6 +92,9 @@ pub struct LeaseUse {
     pub sessions: u32,
     /// Time since its last driver call; 0 while something runs.
     pub idle_ms: u64,
+    /// Device memory that its sessions have allocated.
+    #[serde(default)]
+    pub used_bytes: u64,
 }
 
 /// What a token may do.
@@ -128,6 +135,9 @@ pub(crate) struct Client {
     pub(crate) role: Role,
     pub(crate) group: Option<String>,
     pub(crate) token_hash: String,
+    /// Of the password that opens the dashboard, if there is one (argon2, PHC string).
+    #[serde(default)]
+    pub(crate) password_hash: Option<String>,
     pub(crate) quota: Quota,
     pub(crate) created_ms: u64,
     pub(crate) expires_ms: Option<u64>,

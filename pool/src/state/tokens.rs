@@ -92,6 +92,7 @@ impl Pool {
                 role: new.role,
                 group: new.group,
                 token_hash: token_hash.to_owned(),
+                password_hash: None,
                 quota: new.quota,
                 created_ms: now_ms,
                 expires_ms: new.valid_ms.map(|valid| now_ms.saturating_add(valid)),
@@ -111,18 +112,11 @@ impl Pool {
     /// # Errors
     /// Unknown, disabled or expired.
     pub fn authenticate(&self, now_ms: u64, token_hash: &str) -> Result<(ClientId, Role), Refusal> {
-        let no = |why: &str| Err(Refusal::Unauthorized(why.to_owned()));
-        let found = self.token_hashes.get(token_hash);
-        let Some((id, client)) = found.and_then(|id| Some((*id, self.clients.get(id)?))) else {
-            return no("this token is not known");
-        };
-        if client.disabled {
-            return no("this token is disabled");
-        }
-        if client.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) {
-            return no("this token has expired");
-        }
-        Ok((id, client.role))
+        let found = self.token_hashes.get(token_hash).copied();
+        let id =
+            found.ok_or_else(|| Refusal::Unauthorized("this token is not known".to_owned()))?;
+        let (_, role) = self.check_client(now_ms, id)?;
+        Ok((id, role))
     }
 
     /// Extends, limits, disables or enables a token.
@@ -158,6 +152,56 @@ impl Pool {
         self.requeue_over_quota(id);
         self.dispatch_fresh(now_ms);
         Ok(())
+    }
+
+    /// Lets a token's owner log in with a password, or no more: only its hash is known here.
+    ///
+    /// # Errors
+    /// No such token.
+    pub fn set_password(
+        &mut self,
+        now_ms: u64,
+        name: &str,
+        password_hash: Option<String>,
+        actor: &str,
+    ) -> Result<(), Refusal> {
+        let id = self.client_named(name)?;
+        let action = match password_hash {
+            Some(_) => "password.set",
+            None => "password.remove",
+        };
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.password_hash = password_hash;
+        }
+        self.mark(Key::Client(id));
+        self.note(now_ms, actor, action, name, "");
+        Ok(())
+    }
+
+    /// Hash of a token's password; `None`: no such token, or it has none.
+    #[must_use]
+    pub fn password_hash(&self, name: &str) -> Option<(ClientId, String)> {
+        let id = self.client_named(name).ok()?;
+        let hash = self.clients.get(&id)?.password_hash.clone()?;
+        Some((id, hash))
+    }
+
+    /// Name and role of a client whose token may be used now.
+    ///
+    /// # Errors
+    /// Revoked, disabled or expired.
+    pub fn check_client(&self, now_ms: u64, id: ClientId) -> Result<(String, Role), Refusal> {
+        let no = |why: &str| Err(Refusal::Unauthorized(why.to_owned()));
+        let Some(client) = self.clients.get(&id) else {
+            return no("this token is not known");
+        };
+        if client.disabled {
+            return no("this token is disabled");
+        }
+        if client.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+            return no("this token has expired");
+        }
+        Ok((client.name.clone(), client.role))
     }
 
     /// Makes a token void for ever; what it holds ends.

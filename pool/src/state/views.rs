@@ -155,8 +155,12 @@ pub struct TokenView {
     pub created_ms: u64,
     /// When it expires.
     pub expires_ms: Option<u64>,
+    /// Whether it can log in with a password.
+    pub has_password: bool,
     /// Its own limits.
     pub quota: Quota,
+    /// What holds for it: its own limits, and the pool's where it has none.
+    pub limits: Quota,
     /// Shares that it holds.
     pub shares_permille: u64,
     /// Memory that it holds.
@@ -344,20 +348,22 @@ impl Pool {
     /// All tokens.
     #[must_use]
     pub fn token_views(&self, now_ms: u64) -> Vec<TokenView> {
-        let view = |client: &crate::state::Client| TokenView {
+        let view = |(id, client): (&ClientId, &crate::state::Client)| TokenView {
             name: client.name.clone(),
             role: client.role,
             group: client.group.clone(),
             disabled: client.disabled,
             created_ms: client.created_ms,
             expires_ms: client.expires_ms,
+            has_password: client.password_hash.is_some(),
             quota: client.quota.clone(),
+            limits: self.quota_of(*id),
             shares_permille: client.used.held.shares_permille,
             memory_bytes: client.used.held.memory_bytes,
             share_seconds_today: seconds(client.used.until(now_ms)),
             leases: client.leases.len(),
         };
-        self.clients.values().map(view).collect()
+        self.clients.iter().map(view).collect()
     }
 
     /// All groups.
@@ -418,6 +424,20 @@ impl Pool {
         };
         let entries = self.log.iter().skip(skipped).take(count_max);
         entries.cloned().collect()
+    }
+
+    /// Leases whose clients have been told that they will lose them.
+    #[must_use]
+    pub fn warned(&self) -> usize {
+        let leases = self.leases.values();
+        let warned = leases.filter(|it| it.stage == Stage::Held && it.warning.is_some());
+        warned.count()
+    }
+
+    /// Entries of the log that were ever written.
+    #[must_use]
+    pub fn log_count(&self) -> u64 {
+        self.meta.next_log
     }
 
     /// Rises when a server has something new to do.
