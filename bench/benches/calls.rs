@@ -13,6 +13,9 @@ use farcall_bench::pin::{self, Side};
 use farcall_bench::raw::tcp::PingPong;
 use farcall_fixtures::Server;
 
+/// Launches of the run that the promise speaks of.
+const RUN: u32 = 1_000_000;
+
 fn local(c: &mut Criterion, driver: &Driver) {
     let mut group = c.benchmark_group("local");
     group.bench_function("cuCtxGetDevice", |b| {
@@ -42,6 +45,15 @@ fn launch(c: &mut Criterion, driver: &Driver) {
             cpu
         });
     });
+    // The promised figure: a launch of a run of a million without a pause.
+    group.sample_size(10);
+    group.bench_function("issue_run_cpu", |b| {
+        b.iter_custom(|runs| {
+            let run = |_| burst(driver, RUN).cpu / RUN;
+            (0..runs).map(run).sum()
+        });
+    });
+    group.sample_size(100);
     // Without a pause: the slower of client and server decides.
     group.bench_function("issue_run_wall", |b| b.iter(|| driver.launch()));
     driver.synchronize();

@@ -93,9 +93,12 @@ fn stats(program: &Path, args: &[&str]) -> Stats {
 
 /// Round trips of all calls but those whose results or effects a program must wait for.
 fn waits_of_startup(stats: &Stats) -> u64 {
-    const WAITING: [&str; 6] = [
+    // Copies to pageable memory return when they are done, the asynchronous ones too.
+    const WAITING: [&str; 8] = [
         "cuMemcpyDtoH",
+        "cuMemcpyDtoHAsync",
         "cuMemcpy",
+        "cuMemcpyAsync",
         "cuCtxSynchronize",
         "cuStreamSynchronize",
         "cuEventSynchronize",
