@@ -1,5 +1,5 @@
 //! Names the library, and exports what it does not implement: every name of `names.txt` that
-//! `src/exports.rs` does not define answers `NVML_ERROR_NOT_SUPPORTED`.
+//! no file of `src` defines answers `NVML_ERROR_NOT_SUPPORTED`.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -8,8 +8,11 @@ use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=names.txt");
-    println!("cargo::rerun-if-changed=src/exports.rs");
-    let exports = fs::read_to_string("src/exports.rs")?;
+    println!("cargo::rerun-if-changed=src");
+    let mut exports = String::new();
+    for source in fs::read_dir("src")? {
+        exports.push_str(&fs::read_to_string(source?.path())?);
+    }
     let names = fs::read_to_string("names.txt")?;
     let mut out = String::new();
     for name in names

@@ -6,21 +6,17 @@
 #![allow(non_snake_case, reason = "names of nvml.h")]
 
 use std::ffi::{c_char, c_int, c_uint};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::Instant;
 
-use crate::device::{Device, Memory};
+use crate::call::{Handle, answer, handle, index_of, known};
+use crate::device::Memory;
 use crate::layout::{FieldValue, MEMORY_V2, MemoryInfo, MemoryInfoV2, PciInfo, PciInfoV3, fixed};
-use crate::library::{self, Library};
+use crate::library;
 use crate::ptr::{Out, Text, get, text};
 use crate::status::{NvmlResult, Status};
 use crate::version;
 
 include!(concat!(env!("OUT_DIR"), "/unsupported.rs"));
-
-/// `nvmlDevice_t`.
-type Handle = usize;
 
 /// `NVML_P2P_STATUS_NOT_SUPPORTED`.
 const P2P_NOT_SUPPORTED: c_uint = 5;
@@ -428,35 +424,6 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetFieldValues(
         unsafe { status.write_unaligned(Status::NOT_SUPPORTED.0) };
     }
     Status::SUCCESS.0
-}
-
-/// Runs a function's inside; a panic must not unwind into C.
-fn answer(inside: impl FnOnce() -> NvmlResult) -> c_uint {
-    match catch_unwind(AssertUnwindSafe(inside)) {
-        Ok(Ok(())) => Status::SUCCESS.0,
-        Ok(Err(status)) => status.0,
-        Err(_) => Status::UNKNOWN.0,
-    }
-}
-
-fn handle(index: u32) -> NvmlResult<Handle> {
-    usize::try_from(index)
-        .ok()
-        .and_then(|index| index.checked_add(1))
-        .ok_or(Status::UNKNOWN)
-}
-
-fn index_of(handle: Handle) -> NvmlResult<u32> {
-    handle
-        .checked_sub(1)
-        .and_then(|index| u32::try_from(index).ok())
-        .ok_or(Status::INVALID_ARGUMENT)
-}
-
-fn known(handle: Handle) -> NvmlResult<(Arc<Library>, Device)> {
-    let library = library::library()?;
-    let device = library.device(index_of(handle)?)?;
-    Ok((library, device))
 }
 
 fn memory_now(handle: Handle) -> NvmlResult<Memory> {
