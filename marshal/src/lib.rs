@@ -6,6 +6,7 @@
 //! - [`wire`]: one type per record, generated from `catalogue/driver.cat`;
 //! - [`status`]: CUDA result codes, passed through unchanged;
 //! - [`calltrace`]: the record of a program's calls, to be played again;
+//! - [`texture`]: how records describe textures and surfaces;
 //! - [`image`]: fatbins, cubins and PTX: what is in them and what a device needs of them.
 #![forbid(unsafe_code)]
 
@@ -14,4 +15,5 @@ pub mod catalogue;
 pub mod image;
 pub mod record;
 pub mod status;
+pub mod texture;
 pub mod wire;

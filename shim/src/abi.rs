@@ -351,6 +351,47 @@ pub(crate) struct CUDA_ARRAY3D_DESCRIPTOR {
     pub(crate) Flags: u32,
 }
 
+/// `CUDA_RESOURCE_DESC`. What `res` holds follows from the type: an array's handle; or address, format and channels in a
+/// word, and size in bytes (linear) or width, height and pitch.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_RESOURCE_DESC {
+    pub(crate) resType: u32,
+    pub(crate) res: [u64; 16],
+    pub(crate) flags: u32,
+}
+
+/// `CUDA_TEXTURE_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_TEXTURE_DESC {
+    pub(crate) addressMode: [u32; 3],
+    pub(crate) filterMode: u32,
+    pub(crate) flags: u32,
+    pub(crate) maxAnisotropy: u32,
+    pub(crate) mipmapFilterMode: u32,
+    pub(crate) mipmapLevelBias: f32,
+    pub(crate) minMipmapLevelClamp: f32,
+    pub(crate) maxMipmapLevelClamp: f32,
+    pub(crate) borderColor: [f32; 4],
+    pub(crate) reserved: [i32; 12],
+}
+
+/// `CUDA_RESOURCE_VIEW_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CUDA_RESOURCE_VIEW_DESC {
+    pub(crate) format: u32,
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) depth: usize,
+    pub(crate) firstMipmapLevel: u32,
+    pub(crate) lastMipmapLevel: u32,
+    pub(crate) firstLayer: u32,
+    pub(crate) lastLayer: u32,
+    pub(crate) reserved: [u32; 16],
+}
+
 /// `CUDA_ARRAY_MEMORY_REQUIREMENTS`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -425,4 +466,7 @@ const _: () = assert!(size_of::<CUmemcpyAttributes>() == 24);
 const _: () = assert!(size_of::<CUDA_MEMCPY3D_BATCH_OP>() == 112);
 const _: () = assert!(size_of::<CUDA_ARRAY3D_DESCRIPTOR>() == 40);
 const _: () = assert!(size_of::<CUgraphExecUpdateResultInfo>() == 24);
+const _: () = assert!(size_of::<CUDA_RESOURCE_DESC>() == 144);
+const _: () = assert!(size_of::<CUDA_TEXTURE_DESC>() == 104);
+const _: () = assert!(size_of::<CUDA_RESOURCE_VIEW_DESC>() == 112);
 const _: () = assert!(size_of::<CUdevprop>() == 56);

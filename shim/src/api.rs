@@ -32,6 +32,7 @@ mod stream_attribute;
 mod stream_capture;
 mod stream_memory;
 mod tensor_map;
+mod texture;
 mod virtual_memory;
 
 pub(crate) use advice::*;
@@ -64,4 +65,5 @@ pub(crate) use stream_attribute::*;
 pub(crate) use stream_capture::*;
 pub(crate) use stream_memory::*;
 pub(crate) use tensor_map::*;
+pub(crate) use texture::*;
 pub(crate) use virtual_memory::*;

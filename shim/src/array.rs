@@ -1,5 +1,5 @@
-//! Arrays. Their layout is nobody's business but the driver's, so here an array is plain device memory, rows without gaps;
-//! textures and surfaces, which would need the device's own layout, are refused.
+//! Arrays. Their layout is nobody's business but the driver's, so here an array is device memory with its rows where textures
+//! of such memory want them.
 #![forbid(unsafe_code)]
 
 use farcall_marshal::status::{CuResult, CuStatus};
@@ -52,7 +52,23 @@ pub(crate) fn extent_bytes(descriptor: &CUDA_ARRAY3D_DESCRIPTOR) -> CuResult<[u6
     Ok([width * element as u64, height, depth])
 }
 
+/// Rows of textures begin at multiples of this: `CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT`, 32 on every GPU.
+const ROW_ALIGNMENT: u64 = 32;
+
+/// From one row to the next, of an array of these edges.
+pub(crate) fn row_bytes([columns, rows, slices]: [u64; 3]) -> u64 {
+    if rows == 1 && slices == 1 {
+        return columns;
+    }
+    columns.next_multiple_of(ROW_ALIGNMENT)
+}
+
 impl Array {
+    /// From one row to the next.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        row_bytes(self.extent_bytes())
+    }
+
     /// Columns, rows and slices, columns in bytes.
     pub(crate) fn extent_bytes(&self) -> [u64; 3] {
         // It was checked when the array was made.

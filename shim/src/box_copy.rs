@@ -342,11 +342,12 @@ impl Described {
         if !fits {
             return Err(CuStatus::INVALID_VALUE);
         }
-        let slice = columns * rows;
+        let pitch = array.row_bytes();
+        let slice = pitch * rows;
         Ok(End {
-            address: array.address + self.z * slice + self.y * columns + self.x,
+            address: array.address + self.z * slice + self.y * pitch + self.x,
             is_host: false,
-            pitch: columns,
+            pitch,
             slice,
         })
     }

@@ -43,5 +43,6 @@ mod session;
 mod steps;
 mod stream;
 mod tables;
+mod texture;
 mod ticket;
 mod virtual_memory;

@@ -26,6 +26,7 @@ use crate::observe;
 use crate::reserve::{self, Range};
 use crate::session::{DeviceKind, Inbox, Opened, Session};
 use crate::stream::Stream;
+use crate::texture::TextureObject;
 use crate::virtual_memory::VirtualMemory;
 
 /// Addresses reserved for device and pinned memory: far more than any GPU has. Freed ranges need not be reused soon, and programs
@@ -82,6 +83,8 @@ pub(crate) struct Process {
     pub(crate) space: VirtualMemory,
     pub(crate) arrays: Table<Array>,
     pub(crate) mipmapped: Table<Mipmapped>,
+    /// Texture and surface objects, by the server's handle.
+    pub(crate) textures: Mutex<HashMap<u64, TextureObject>>,
     pub(crate) user_objects: Table<UserObject>,
     pub(crate) linkers: Table<Linker>,
     /// Memory of graphs, by address.
@@ -207,6 +210,7 @@ fn connect_process() -> Result<Process, Failure> {
         space: VirtualMemory::new(),
         arrays: Table::new(Kind::Array),
         mipmapped: Table::new(Kind::Mipmapped),
+        textures: Mutex::default(),
         user_objects: Table::new(Kind::UserObject),
         linkers: Table::new(Kind::Linker),
         graph_memory: Mutex::default(),

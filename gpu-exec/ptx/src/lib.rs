@@ -21,9 +21,11 @@ mod error;
 mod exec;
 mod lower;
 mod parse;
+mod texture;
 
 pub use api::{
     Engine, GlobalInfo, GlobalSpace, Kernel, KernelInfo, Launch, LaunchReport, LoadedModule,
     MemoryMap, Module, ParamInfo, Region,
 };
 pub use error::{Fault, FaultKind, LoadError, PtxError};
+pub use texture::{AddressMode, Format, Texture};

@@ -54,6 +54,9 @@ const FUNCTIONS: &[&str] = &[
 /// Structures that `shim/src/abi.rs` lays out.
 const STRUCTS: &[&str] = &[
     "CUDA_ARRAY3D_DESCRIPTOR",
+    "CUDA_RESOURCE_DESC",
+    "CUDA_RESOURCE_VIEW_DESC",
+    "CUDA_TEXTURE_DESC",
     "CUDA_ARRAY_DESCRIPTOR",
     "CUDA_ARRAY_MEMORY_REQUIREMENTS",
     "CUDA_KERNEL_NODE_PARAMS",

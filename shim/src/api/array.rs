@@ -1,4 +1,4 @@
-//! Arrays: device memory that only copies can name.
+//! Arrays: device memory that copies, textures and surfaces name.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 
 use super::{allocate, cuMemFree_v2};
 use crate::abi::{CUDA_ARRAY_DESCRIPTOR, CUDA_ARRAY_MEMORY_REQUIREMENTS, CUDA_ARRAY3D_DESCRIPTOR};
-use crate::array::{Array, Mipmapped, extent_bytes};
+use crate::array::{Array, Mipmapped, extent_bytes, row_bytes};
 use crate::process::process;
 use crate::ptr::{In, Out};
 
@@ -21,9 +21,10 @@ fn bytes_of(descriptor: &CUDA_ARRAY3D_DESCRIPTOR) -> CuResult<usize> {
     if descriptor.Flags & !FLAGS != 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let bytes = extent_bytes(descriptor)?
-        .iter()
-        .try_fold(1_u64, |product, edge| product.checked_mul(*edge));
+    let [columns, rows, slices] = extent_bytes(descriptor)?;
+    let bytes = row_bytes([columns, rows, slices])
+        .checked_mul(rows)
+        .and_then(|slice| slice.checked_mul(slices));
     bytes
         .and_then(|bytes| usize::try_from(bytes).ok())
         .ok_or(CuStatus::OUT_OF_MEMORY)

@@ -87,6 +87,12 @@ pub(crate) enum Op {
     AssertFail,
     Mma(Box<Mma>),
     LdMatrix(Box<LdMatrix>),
+    /// Fetches from the texture `a`.
+    Tex(Box<Tex>),
+    /// Loads from or stores to the surface `a`.
+    Surf(Box<Surf>),
+    /// A property of the texture or surface `a`, to `d`.
+    TexQuery(TexQuery),
 }
 
 /// Space of a memory access after lowering: constants are global memory.
@@ -245,6 +251,51 @@ pub(crate) struct LdMatrix {
     pub(crate) wide: bool,
     pub(crate) generic: bool,
     pub(crate) d: Vec<R>,
+}
+
+/// Where in a texture or surface.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// A layer's number, where there are layers.
+    pub(crate) layer: Option<R>,
+    /// One to three.
+    pub(crate) coordinates: Vec<R>,
+}
+
+/// A texture fetch: four registers get what is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Tex {
+    pub(crate) place: Place,
+    /// Coordinates are numbers of texels, else floating-point.
+    pub(crate) is_indexed: bool,
+    /// `tld4`: this channel of four neighbours, instead of all channels of one place.
+    pub(crate) gathers: Option<u8>,
+    pub(crate) d: [R; 4],
+}
+
+/// A surface access: elements of `bytes` each, the first coordinate in bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Surf {
+    pub(crate) place: Place,
+    pub(crate) bytes: u32,
+    pub(crate) stores: bool,
+    pub(crate) outside: Outside,
+    pub(crate) regs: Vec<R>,
+}
+
+/// What a surface access outside of the surface does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outside {
+    Trap,
+    Clamp,
+    Zero,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TexQuery {
+    Width,
+    Height,
+    Depth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

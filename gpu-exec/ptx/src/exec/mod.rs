@@ -22,4 +22,5 @@ mod printf;
 pub(crate) mod regs;
 mod special;
 mod sync;
+mod texture;
 mod warp;

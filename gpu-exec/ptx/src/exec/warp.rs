@@ -235,6 +235,9 @@ impl Warp {
             Op::AssertFail => return Err(self.assert_fail(inst, active, cx, shared)),
             Op::Mma(mma) => self.mma(mma, active),
             Op::LdMatrix(ld) => self.ldmatrix(inst, ld, active, shared)?,
+            Op::Tex(tex) => self.texture(inst, tex, active, cx)?,
+            Op::Surf(surf) => self.surface(inst, surf, active, cx)?,
+            Op::TexQuery(query) => self.texture_query(inst, *query, active, cx)?,
             Op::Alu(f) => f.call(&mut self.regs, inst, active),
         }
         Ok(Flow::Next)

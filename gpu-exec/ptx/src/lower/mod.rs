@@ -19,6 +19,7 @@ mod mods;
 mod regalloc;
 mod select;
 mod special;
+mod texture;
 mod warp;
 
 use std::collections::HashMap;

@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 
 use super::func::NONE;
-use crate::exec::code::{Code, Inst, Op};
+use crate::exec::code::{Code, Inst, Op, Place};
 use crate::exec::regs::{P_TRUE, R};
 
 /// Packs the rows of `code`; returns an estimate of the registers a thread uses.
@@ -69,11 +69,23 @@ fn visit(inst: &mut Inst, f: &mut impl FnMut(&mut R, bool)) {
             mma.d.iter_mut().for_each(|r| reg(r, true));
         }
         Op::LdMatrix(ld) => ld.d.iter_mut().for_each(|r| reg(r, true)),
+        Op::Tex(tex) => {
+            place_registers(&mut tex.place).for_each(|r| reg(r, false));
+            tex.d.iter_mut().for_each(|r| reg(r, true));
+        }
+        Op::Surf(surf) => {
+            place_registers(&mut surf.place).for_each(|r| reg(r, false));
+            surf.regs.iter_mut().for_each(|r| reg(r, !surf.stores));
+        }
         _ => {}
     }
     // An assertion passes a source here.
     let write = !matches!(inst.op, Op::AssertFail);
     reg(&mut inst.d, write);
+}
+
+fn place_registers(place: &mut Place) -> impl Iterator<Item = &mut R> {
+    place.layer.iter_mut().chain(&mut place.coordinates)
 }
 
 /// First and last instruction of each register's life, by its first row.

@@ -35,6 +35,7 @@ impl<'t> Lower<'_, '_, 't> {
             "bar" | "barrier" => self.barrier(mods, ops),
             "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => self.warp(mods, ops),
             "mma" | "ldmatrix" => self.matrix(mods, ops),
+            "tex" | "tld4" | "suld" | "sust" | "txq" | "suq" => self.texture(mods, ops),
             "stacksave" | "stackrestore" | "alloca" => Err("dynamic stack allocation is not supported".to_owned()),
             _ => Err("unknown instruction".to_owned()),
         }

@@ -200,8 +200,10 @@ pub(crate) enum Operand<'t> {
     Int(u64),
     F32(u32),
     F64(u64),
-    /// `[a+4]`; further operands inside the brackets (textures) are not PTX that we run.
+    /// `[a+4]`
     Address(Box<Self>, i64),
+    /// `[a, {x, y}]`: a texture or surface, and coordinates.
+    Texel(Box<Self>, Vec<Self>),
     /// `{a, b}`
     Vector(Vec<Self>),
     /// `(a, b)` of a call.

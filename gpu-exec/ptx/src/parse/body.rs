@@ -220,7 +220,6 @@ impl<'t> Parser<'t> {
             if self.eat(b';') {
                 return Ok(operands);
             }
-            // `tex` and friends separate by brackets only; everything we run uses commas.
             self.expect(b',')?;
         }
     }
@@ -283,7 +282,16 @@ impl<'t> Parser<'t> {
 
     fn address(&mut self) -> Result<Operand<'t>> {
         self.expect(b'[')?;
-        let operand = match self.operand()? {
+        let base = self.operand()?;
+        if self.eat(b',') {
+            let coordinates = match self.operand()? {
+                Operand::Vector(list) => list,
+                single => vec![single],
+            };
+            self.expect(b']')?;
+            return Ok(Operand::Texel(Box::new(base), coordinates));
+        }
+        let operand = match base {
             Operand::Offset(name, offset) => {
                 Operand::Address(Box::new(Operand::Name(name)), offset)
             }

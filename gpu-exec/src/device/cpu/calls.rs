@@ -22,6 +22,7 @@ use crate::limits::{ALLOCATION_GRAIN, GRAPH_BYTES_MAX};
 mod helpers;
 mod mapped;
 mod tensor_map;
+mod texture;
 
 type Answer = Result<(), Violation>;
 
@@ -481,6 +482,14 @@ impl Dispatch for CpuDevice {
         record: CuTensorMapEncodeTiled<'_>,
     ) -> Answer {
         self.tensor_map(head, &record)
+    }
+
+    fn cu_tex_object_create(&mut self, head: &Head, record: CuTexObjectCreate) -> Answer {
+        self.create_texture(head, &record)
+    }
+
+    fn cu_tex_object_destroy(&mut self, head: &Head, record: CuTexObjectDestroy) -> Answer {
+        self.destroy_texture(head, record.object)
     }
 
     fn cu_stream_create_with_priority(

@@ -50,6 +50,8 @@ pub(crate) enum BlockKind {
     Managed,
     /// A module's variable, placed by [`Memory::place`].
     Global,
+    /// What the handle of a texture or surface leads to, placed by [`Memory::place`].
+    Texture,
     /// Physical memory of its own, mapped where the client said.
     Mapped {
         /// The client's handle of the physical memory.
@@ -161,7 +163,7 @@ impl Memory {
         let area = match block.kind {
             BlockKind::Device | BlockKind::Mapped { .. } => self.device,
             BlockKind::Host | BlockKind::Managed => self.host,
-            BlockKind::Global => self.globals,
+            BlockKind::Global | BlockKind::Texture => self.globals,
         };
         let end = addr
             .checked_add(block.bytes)
@@ -221,7 +223,8 @@ impl Memory {
             .next_back()
             .ok_or(CuStatus::INVALID_VALUE)?;
         let room = (start + block.bytes).saturating_sub(addr);
-        if block.kind != BlockKind::Global || data.len() as u64 > room {
+        let is_ours = matches!(block.kind, BlockKind::Global | BlockKind::Texture);
+        if !is_ours || data.len() as u64 > room {
             return Err(CuStatus::INVALID_VALUE);
         }
         // SAFETY: inside one block, which cannot be removed while we hold the table.

@@ -49,6 +49,8 @@ pub(crate) enum Work<'a> {
     Unmap { addr: u64, bytes: u64 },
     /// A module's variables.
     RemoveGlobals { addrs: Vec<u64> },
+    /// What the handle of a texture or surface led to.
+    RemoveTexture { addr: u64 },
     /// Frees all that a context has.
     EndContext { context: u64 },
 }
@@ -103,6 +105,7 @@ impl Work<'_> {
             Self::Remove { addr, host } => Work::Remove { addr, host },
             Self::Unmap { addr, bytes } => Work::Unmap { addr, bytes },
             Self::RemoveGlobals { addrs } => Work::RemoveGlobals { addrs },
+            Self::RemoveTexture { addr } => Work::RemoveTexture { addr },
             Self::EndContext { context } => Work::EndContext { context },
         }
     }
@@ -150,7 +153,9 @@ impl Work<'_> {
             Self::CopyBox(copy) => copy.bytes().is_ok_and(|bytes| bytes <= QUICK_BYTES_MAX),
             Self::Fill(fill) => fill.bytes().is_ok_and(|bytes| bytes <= QUICK_BYTES_MAX),
             Self::Launch(launch) => launch.function.is_quick(),
-            Self::EndContext { .. } | Self::RemoveGlobals { .. } => true,
+            Self::EndContext { .. } | Self::RemoveGlobals { .. } | Self::RemoveTexture { .. } => {
+                true
+            }
             Self::Graph { exec, .. } => exec.is_quick(),
             Self::Upload(_) => false,
         }
@@ -208,6 +213,7 @@ impl Work<'_> {
             | Self::Record { .. }
             | Self::Launch(_)
             | Self::HostFunc { .. }
+            | Self::RemoveTexture { .. }
             | Self::Insert { .. } => false,
         }
     }
@@ -273,6 +279,6 @@ pub(crate) fn may_free(block: &Block, host: bool) -> bool {
         BlockKind::Host => host,
         // cuMemFree takes managed memory too.
         BlockKind::Managed => true,
-        BlockKind::Global | BlockKind::Mapped { .. } => false,
+        BlockKind::Global | BlockKind::Texture | BlockKind::Mapped { .. } => false,
     }
 }

@@ -482,6 +482,14 @@ impl Dispatch for CudaDevice {
         self.tensor_map(head, &record)
     }
 
+    fn cu_tex_object_create(&mut self, head: &Head, record: CuTexObjectCreate) -> Answer {
+        self.create_texture(head, &record)
+    }
+
+    fn cu_tex_object_destroy(&mut self, head: &Head, record: CuTexObjectDestroy) -> Answer {
+        self.destroy_texture(head, record.object)
+    }
+
     fn cu_stream_create_with_priority(
         &mut self,
         head: &Head,

@@ -1,13 +1,13 @@
 //! Streams, contexts and events as the bookkeeping sees them.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use farcall_marshal::status::CuStatus;
 
-use super::driver::{Event, Fence, Region, Slab, Stream};
+use super::driver::{Event, Fence, Region, Slab, Stream, Texture};
 use super::memory::Owner;
 use super::op::{After, Op};
 use crate::executor::outbox::Reply;
@@ -107,6 +107,8 @@ pub(crate) struct ContextState {
     pub(crate) zeroed: Option<Arc<Event>>,
     /// Fences behind streams that were destroyed.
     pub(crate) orphans: Vec<Arc<Fence>>,
+    /// Texture objects by what kernels name them by.
+    pub(crate) textures: HashMap<u64, Texture>,
     /// Pinned memory for copies.
     pub(crate) slab: Option<Arc<Slab>>,
 }

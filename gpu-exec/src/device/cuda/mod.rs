@@ -47,6 +47,7 @@ mod perform;
 mod sender;
 mod state;
 mod tensor_map;
+mod texture;
 mod turns;
 
 pub(crate) mod driver;

@@ -111,6 +111,7 @@ impl State {
             zeroings: 0,
             zeroed: None,
             orphans: Vec::new(),
+            textures: HashMap::new(),
             slab: None,
         };
         self.contexts.insert(key, state);

@@ -134,6 +134,9 @@ impl Streams {
                 }
                 Progress::Done(Ok(()))
             }
+            Work::RemoveTexture { addr } => {
+                done(memory.remove(turn, addr, |block| block.kind == BlockKind::Texture))
+            }
             Work::EndContext { context } => {
                 memory.remove_all(turn, |block| block.context == context);
                 Progress::Done(Ok(()))

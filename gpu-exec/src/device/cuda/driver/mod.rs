@@ -20,6 +20,7 @@ mod host;
 mod memory;
 mod table;
 mod tensor_map;
+mod texture;
 
 pub(crate) use code::{Function, Launch, Module};
 pub(crate) use context::{Context, Event, Fence, Stream};
@@ -28,3 +29,4 @@ pub(crate) use host::{HostBlock, Landing, Region, Slab, receive, receive_staged}
 pub(crate) use memory::{Extent, Mapping, Physical, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};
 pub(crate) use tensor_map::TensorMap;
+pub(crate) use texture::{Texels, Texture};

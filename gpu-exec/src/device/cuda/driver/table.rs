@@ -124,6 +124,8 @@ entry_points! {
         cuLaunchKernel: fn(
             Raw, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Raw, *mut *mut c_void, *mut *mut c_void
         );
+        cuTexObjectCreate: fn(*mut u64, *const c_void, *const c_void, *const c_void);
+        cuTexObjectDestroy: fn(u64);
         cuLaunchKernelEx: fn(*const sys::CUlaunchConfig, Raw, *mut *mut c_void, *mut *mut c_void);
     }
     optional {
