@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Args, Device};
-use farcall_ptx::{Fault, FaultKind, Module};
+use farcall_ptx::{AddressMode, Fault, FaultKind, Format, Module, Texture};
 
 const HEAD: &str = ".version 8.0\n.target sm_75\n.address_size 64\n";
 
@@ -165,6 +165,43 @@ fn bad_launches() {
     }
 }
 
+/// What a texture's handle leads to is memory that the program can write.
+#[test]
+fn a_forged_texture_reads_nothing_but_the_programs_memory() {
+    let device = Device::new();
+    let body = "tex.1d.v4.u32.s32 {%r3,%r4,%r5,%r6}, [%rd1, {%r2}];";
+    let mut texture = Texture {
+        address: device.alloc(4 * 32),
+        width: 32,
+        height: 1,
+        depth: 1,
+        row_bytes: 128,
+        format: Format::U32,
+        channels: 1,
+        modes: [AddressMode::Clamp; 3],
+        is_linear: false,
+        is_normalized: false,
+        reads_integers: true,
+        is_srgb: false,
+        is_plain: false,
+        border: [0.0; 4],
+    };
+    let handle = device.alloc(Texture::ENCODED_BYTES);
+    device.write_bytes(handle, &texture.encode());
+    assert!(run(&device, body, handle, 0, 32).is_ok());
+    texture.width = 1 << 20;
+    device.write_bytes(handle, &texture.encode());
+    let fault = run(&device, body, handle, 0, 33).unwrap_err();
+    assert!(
+        matches!(fault.kind, FaultKind::IllegalAddress { addr, .. } if addr == texture.address + 128)
+    );
+    device.write_bytes(handle, &[0; Texture::ENCODED_BYTES]);
+    let fault = run(&device, body, handle, 0, 1).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::IllegalInstruction(_)));
+    let fault = run(&device, body, handle + 4, 0, 1).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::IllegalAddress { .. }));
+}
+
 #[test]
 fn unknown_text_is_named_with_its_line() {
     for (body, instruction, line) in [
@@ -179,8 +216,8 @@ fn unknown_text_is_named_with_its_line() {
         ),
         ("bra nowhere;", "bra", 12),
         (
-            "tex.2d.v4.f32.f32 {%r1,%r1,%r1,%r1}, [%rd1, {%r1,%r1}];",
-            "tex.2d.v4.f32.f32",
+            "tex.cube.v4.f32.f32 {%r1,%r1,%r1,%r1}, [%rd1, {%r1,%r1,%r1,%r1}];",
+            "tex.cube.v4.f32.f32",
             12,
         ),
         ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned", 12),
