@@ -40,7 +40,9 @@ def checks(results, stack):
         else:
             answer = "works" if code == "0" else f"exit code {code}: {last_line(status.with_suffix('.log'))}"
         total = stats(results, stack, name)
-        yield f"| {name.replace('_', ' ')} | {answer} | {total.get('calls', '')} | {total.get('blocking_round_trips', '')} |"
+        code = total.get("module_bytes_out", 0)
+        yield (f"| {name.replace('_', ' ')} | {answer} | {total.get('calls', '')} | {total.get('blocking_round_trips', '')}"
+               f" | {code} |")
 
 
 def phases(results, stack):
@@ -52,7 +54,8 @@ def phases(results, stack):
     for name in STEPS:
         if name in found:
             phase = found[name]
-            yield f"| {name.replace('_', ' ')} | {phase['calls']} | {phase['blocking_round_trips']} | {phase['bytes_out']} |"
+            yield (f"| {name.replace('_', ' ')} | {phase['calls']} | {phase['blocking_round_trips']} | {phase['bytes_out']}"
+                   f" | {phase['ns_in_calls'] / 1000:.0f} |")
 
 
 def main():
@@ -65,11 +68,11 @@ def main():
         if not rows:
             continue
         print(f"## {title}\n\n{versions(requirements, stack)}\n")
-        print("| program | result | driver calls | round trips |\n|---|---|---|---|")
+        print("| program | result | driver calls | round trips | bytes of code sent |\n|---|---|---|---|---|")
         print("\n".join(rows) + "\n")
         steps = list(phases(results, stack))
         if steps:
-            print("| step | driver calls | round trips | bytes sent |\n|---|---|---|---|")
+            print("| step | driver calls | round trips | bytes sent | us in calls |\n|---|---|---|---|---|")
             print("\n".join(steps) + "\n")
 
 

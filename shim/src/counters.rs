@@ -17,6 +17,8 @@ static COUNTS: PerCall = [const { AtomicU64::new(0) }; CALLS.len() + 1];
 /// Round trips by the call that waited.
 static WAITS: PerCall = [const { AtomicU64::new(0) }; CALLS.len() + 1];
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+/// Bytes of code that went to servers, as they travelled.
+static MODULE_BYTES: AtomicU64 = AtomicU64::new(0);
 /// The phases so far.
 static MARKS: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
 
@@ -58,6 +60,11 @@ pub(crate) fn waited() -> u32 {
     WAITED.get()
 }
 
+/// So many bytes of a module are sent.
+pub(crate) fn module_sent(bytes: usize) {
+    MODULE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 fn add(per_call: &PerCall, number: u16) {
     if let Some(count) = per_call.get(usize::from(number)) {
         count.fetch_add(1, Ordering::Relaxed);
@@ -67,6 +74,7 @@ fn add(per_call: &PerCall, number: u16) {
 /// The child of a fork counts from nothing. Atomic stores only.
 pub(crate) fn reset() {
     NANOSECONDS.store(0, Ordering::Relaxed);
+    MODULE_BYTES.store(0, Ordering::Relaxed);
     for count in COUNTS.iter().chain(&WAITS) {
         count.store(0, Ordering::Relaxed);
     }
@@ -87,6 +95,7 @@ struct Snapshot {
     counts: Vec<u64>,
     waits: Vec<u64>,
     ns: u64,
+    module_bytes: u64,
     frames: u64,
     bytes_out: u64,
     bytes_in: u64,
@@ -104,6 +113,7 @@ impl Snapshot {
             counts: load(&COUNTS),
             waits: load(&WAITS),
             ns: NANOSECONDS.load(Ordering::Relaxed),
+            module_bytes: MODULE_BYTES.load(Ordering::Relaxed),
             frames: sum(|s| s.frames_out) + sum(|s| s.frames_in),
             bytes_out: sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
             bytes_in: sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
@@ -122,6 +132,7 @@ impl Snapshot {
             counts: less(&self.counts, &earlier.counts),
             waits: less(&self.waits, &earlier.waits),
             ns: self.ns.saturating_sub(earlier.ns),
+            module_bytes: self.module_bytes.saturating_sub(earlier.module_bytes),
             frames: self.frames.saturating_sub(earlier.frames),
             bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
             bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
@@ -156,6 +167,7 @@ impl Snapshot {
         object.insert("frames".to_owned(), self.frames.into());
         object.insert("bytes_out".to_owned(), self.bytes_out.into());
         object.insert("bytes_in".to_owned(), self.bytes_in.into());
+        object.insert("module_bytes_out".to_owned(), self.module_bytes.into());
         object.insert("ns_in_calls".to_owned(), self.ns.into());
         object
     }

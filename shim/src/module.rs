@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use crate::api::Prepared;
 use crate::context::Context;
+use crate::counters;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::{Device, process};
 use crate::ptr::HostPtr;
@@ -116,6 +117,7 @@ impl Code {
             hash: &self.hash,
             image: if is_inline { packed } else { &[] },
         };
+        counters::module_sent(packed.len());
         // What was only believed to be there is asked for, too: the answer decides whether to send it.
         let waits = waits || packed.is_empty();
         if !waits {
