@@ -246,6 +246,9 @@ pub(crate) struct ServeArgs {
     /// How many sessions (client processes) there may be at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_sessions: Option<u32>,
+    /// How many of them one lease of a pool may have [default: 48, at most those of --max-sessions]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_lease_sessions: Option<u32>,
     /// How many seconds a session whose connection is lost is kept for its client to come back
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub(crate) grace: Option<u64>,

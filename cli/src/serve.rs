@@ -98,6 +98,9 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         memory_bytes: args.memory,
         token: token.map(|token| token.expose().to_owned()),
         sessions_max: args.max_sessions.unwrap_or(defaults.sessions_max),
+        lease_sessions_max: args
+            .max_lease_sessions
+            .unwrap_or(defaults.lease_sessions_max),
         grace: args.grace.map_or(defaults.grace, Duration::from_secs),
         grace_closed: args.grace_closed.unwrap_or(defaults.grace_closed),
         warm_executors: args.warm_executors.unwrap_or(defaults.warm_executors),

@@ -16,6 +16,8 @@ mod control;
 mod device;
 mod error;
 mod executor;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod inventory;
 mod ledger;
 mod limits;

@@ -131,6 +131,8 @@ pub struct ServeOptions {
     pub admission: Option<Arc<dyn Admission>>,
     /// Sessions at once.
     pub sessions_max: u32,
+    /// Sessions at once that one lease may have, so that no client of a pool takes all of them.
+    pub lease_sessions_max: u32,
     /// How long a session whose connection is lost is kept, with all that it has, for its client to come back.
     /// Zero: it ends with its connection.
     pub grace: Duration,
@@ -168,6 +170,7 @@ impl Default for ServeOptions {
             token: None,
             admission: None,
             sessions_max: 64,
+            lease_sessions_max: 48,
             grace: Duration::from_secs(60),
             grace_closed: Duration::from_millis(700),
             warm_executors: 2,

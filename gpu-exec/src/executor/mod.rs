@@ -27,6 +27,7 @@ use crate::share::board::{Board, Member};
 use crate::share::gate::Gate;
 use crate::sys::env;
 
+mod confine;
 pub(crate) mod outbox;
 pub(crate) mod session;
 
@@ -78,6 +79,8 @@ fn serve_one_session() -> io::Result<()> {
     else {
         return Err(io::Error::other("the first order is to open a session"));
     };
+    // Before anything of the client's is looked at, and before there are threads.
+    confine::confine(order.kind)?;
     let [connection, ledger, board] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| io::Error::other("an order without its descriptors"))?;
     let (endpoint, session) = open(&order, connection, (ledger, board), &state, &payload)?;

@@ -258,6 +258,30 @@ pub(crate) fn clipped(text: &str) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
+/// Sends nothing to nobody.
+#[cfg(feature = "fuzzing")]
+#[derive(Debug)]
+pub(crate) struct Discard;
+
+#[cfg(feature = "fuzzing")]
+impl Outbox for Discard {
+    fn append(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) {
+        fill(&mut vec![0; bytes]);
+    }
+
+    fn flush(&self) {}
+
+    fn bulk_send(&self, _id: u64, _data: &[u8]) {}
+
+    unsafe fn bulk_post(&self, _id: u64, _dest: *mut u8, _len: usize, done: Posted) {
+        done(None);
+    }
+
+    fn bulk_receive(&self, _id: u64, _len: usize) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]

@@ -228,6 +228,12 @@ impl Keeper {
                 ),
             );
         }
+        let lease = admitted.as_ref().map_or(0, |admitted| admitted.lease);
+        if lease != 0 && self.sessions_of_lease(lease) >= self.plan.lease_sessions_max {
+            let most = self.plan.lease_sessions_max;
+            let message = format!("this lease has {most} sessions here already, which is the most");
+            return incoming.refuse(RefuseCode::BUSY, &message);
+        }
         let peer = incoming
             .peer()
             .map_or_else(String::new, |peer| format!(" from {peer}"));
@@ -257,7 +263,6 @@ impl Keeper {
             Ok(devices) => devices,
             Err(why) => return incoming.refuse(RefuseCode::APPLICATION, &why),
         };
-        let lease = admitted.as_ref().map_or(0, |admitted| admitted.lease);
         self.waiting.push_back(Client {
             lease,
             incoming,
@@ -300,6 +305,17 @@ impl Keeper {
             device.share_permille = share_permille;
         }
         Ok(devices)
+    }
+
+    fn sessions_of_lease(&self, lease: u64) -> usize {
+        let serving = self.executors.values().filter_map(Executor::serving);
+        let serving = serving.filter(|serving| serving.lease == lease).count();
+        serving
+            + self
+                .waiting
+                .iter()
+                .filter(|client| client.lease == lease)
+                .count()
     }
 
     fn sessions_of(&self, device: u32) -> u32 {

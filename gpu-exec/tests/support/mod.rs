@@ -168,6 +168,18 @@ impl Client {
         let mut options = ConnectOptions::new(server);
         options.payload = hello(memory_bytes, 0);
         options.transport = transport;
+        Self::open(options)
+    }
+
+    /// Shows a token.
+    pub(crate) fn connect_as(server: &str, token: &str) -> Result<Self, ConnectError> {
+        let mut options = ConnectOptions::new(server);
+        options.payload = hello(0, 0);
+        options.token = Some(token.to_owned());
+        Self::open(options)
+    }
+
+    fn open(mut options: ConnectOptions) -> Result<Self, ConnectError> {
         // With many sessions on few processors an executor may take its time to start.
         options.connect_timeout = PATIENCE;
         let heard = Arc::new(Heard::default());
