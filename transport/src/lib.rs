@@ -8,6 +8,10 @@
 mod connect;
 mod endpoint;
 mod error;
+#[cfg(test)]
+mod frozen;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handshake;
 mod listener;
 mod num;

@@ -420,6 +420,10 @@ fn a_silent_network_is_noticed_within_three_seconds() {
     wait_for(|| client.stats().controls_out > 1);
     let idle = time_to_notice(&client, &server.endpoint, &proxy);
     assert!(idle < Duration::from_secs(3), "idle: {idle:?}");
+    println!(
+        "measured cuts-transport: silent network found after {:.2} s (idle)",
+        idle.as_secs_f64()
+    );
     proxy.release();
     converse(&client, &answers, 20, 5);
     client.close();
@@ -433,6 +437,10 @@ fn a_silent_network_is_noticed_within_three_seconds() {
         wait_for(|| answers.load(SeqCst) > 1000);
         let busy = time_to_notice(&client, &server.endpoint, &proxy);
         assert!(busy < Duration::from_secs(3), "busy: {busy:?}");
+        println!(
+            "measured cuts-transport: {:.2} s (busy)",
+            busy.as_secs_f64()
+        );
         proxy.release();
     });
     client.close();

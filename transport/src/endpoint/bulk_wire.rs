@@ -10,7 +10,7 @@ use crate::error::Violation;
 use crate::stream::Stream;
 
 /// Bytes of [`BulkHeader`] on the wire.
-pub(super) const BULK_HEADER_BYTES: usize = 32;
+pub(crate) const BULK_HEADER_BYTES: usize = 32;
 const MAGIC: u32 = 0x6b6c_7562;
 /// The bytes are in the receiver's memory already, and do not follow.
 const PLACED: u32 = 0x6b6c_7570;
@@ -20,7 +20,7 @@ const PARTS_MAX: usize = 64;
 /// What every transfer begins with; `len` bytes follow, unless it says that they are in place.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub(super) struct BulkHeader {
+pub(crate) struct BulkHeader {
     magic: U32,
     reserved: U32,
     id: U64,
@@ -31,7 +31,7 @@ pub(super) struct BulkHeader {
 const _: () = assert!(size_of::<BulkHeader>() == BULK_HEADER_BYTES);
 
 impl BulkHeader {
-    pub(super) fn new(id: u64, len: u64) -> Self {
+    pub(crate) fn new(id: u64, len: u64) -> Self {
         Self {
             magic: U32::new(MAGIC),
             reserved: U32::ZERO,
@@ -42,7 +42,7 @@ impl BulkHeader {
     }
 
     /// Of a transfer whose bytes are in place.
-    pub(super) fn placed(id: u64, len: u64) -> Self {
+    pub(crate) fn placed(id: u64, len: u64) -> Self {
         Self {
             magic: U32::new(PLACED),
             ..Self::new(id, len)
@@ -55,7 +55,7 @@ impl BulkHeader {
     }
 
     /// Checks a header from the peer. Total.
-    pub(super) fn decode(bytes: &[u8; BULK_HEADER_BYTES]) -> Result<Self, Violation> {
+    pub(crate) fn decode(bytes: &[u8; BULK_HEADER_BYTES]) -> Result<Self, Violation> {
         let header: Self = zerocopy::transmute!(*bytes);
         let clean = header.reserved == U32::ZERO && header.reserved2 == U64::ZERO;
         if matches!(header.magic.get(), MAGIC | PLACED) && clean {
@@ -73,7 +73,7 @@ impl BulkHeader {
         self.len.get()
     }
 
-    pub(super) fn bytes(&self) -> [u8; BULK_HEADER_BYTES] {
+    pub(crate) fn bytes(&self) -> [u8; BULK_HEADER_BYTES] {
         zerocopy::transmute!(*self)
     }
 }

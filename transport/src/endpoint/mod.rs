@@ -24,7 +24,7 @@ mod bulk_beside;
 mod bulk_in;
 mod bulk_link;
 mod bulk_out;
-mod bulk_wire;
+pub(crate) mod bulk_wire;
 mod close;
 mod flusher;
 mod lent;

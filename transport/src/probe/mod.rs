@@ -11,3 +11,13 @@ mod wire;
 
 pub use measure::{PathReport, ProbePlan, RoundTrips, probe};
 pub use serve::Prober;
+
+/// How many bytes of a frame are whole records.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn split_records(frame: &[u8]) -> usize {
+    let mut rest = frame;
+    while let Some((_, _, after)) = wire::Head::split(rest) {
+        rest = after;
+    }
+    frame.len() - rest.len()
+}
