@@ -1,9 +1,4 @@
-//! Reading PTX whose header is valid, which a fuzzer would take long to find.
+//! See `fuzz/src/lib.rs`.
 #![no_main]
 
-use farcall_marshal::image::inspect;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &[u8]| {
-    let _any = inspect(&[b".version 8.0\n.target sm_80\n", text].concat());
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| farcall_fuzz::images::ptx(bytes));

@@ -1,9 +1,4 @@
-//! PTX, parsed and compiled for the CPU.
+//! See `fuzz/src/lib.rs`.
 #![no_main]
 
-use farcall_ptx::Module;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    let _ = Module::parse(text);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| farcall_fuzz::ptx_parse(bytes));
