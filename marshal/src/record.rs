@@ -89,6 +89,16 @@ pub trait Record<'a>: Sized {
     fn decode_body(body: &'a [u8]) -> Result<Self, DecodeError>;
 }
 
+/// A record whose only variable part is bytes, which can be written where they will be sent from.
+pub trait Fill<'a>: Record<'a> {
+    /// Bytes of the encoded body with a variable part of `len` bytes.
+    fn filled_bytes(len: usize) -> usize;
+
+    /// Writes to `out`, which has [`Self::filled_bytes`] bytes, all but the variable part, for which `len` bytes are
+    /// given back. Does not allocate.
+    fn encode_fixed<'o>(&self, len: usize, out: &'o mut [u8]) -> &'o mut [u8];
+}
+
 /// A record's head, in native form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
@@ -162,6 +172,27 @@ pub fn record_bytes<'a>(body: &impl Record<'a>) -> usize {
 pub fn encode<'a>(head: Head, body: &impl Record<'a>, out: &mut [u8]) {
     let rest = put_head(head, out);
     body.encode_body(rest);
+}
+
+/// Bytes of a whole record with a variable part of `len` bytes, head included.
+#[must_use]
+#[inline]
+pub fn filled_record_bytes<'a, R: Fill<'a>>(len: usize) -> usize {
+    R::filled_bytes(len).saturating_add(HEAD_BYTES)
+}
+
+/// Writes head and body to `out`, which has [`filled_record_bytes`] bytes; `fill` writes the variable part of `len` bytes
+/// in its place, whatever `body` has there. Does not allocate.
+#[inline]
+pub fn encode_filled<'a, T>(
+    head: Head,
+    body: &impl Fill<'a>,
+    len: usize,
+    out: &mut [u8],
+    fill: impl FnOnce(&mut [u8]) -> T,
+) -> T {
+    let rest = put_head(head, out);
+    fill(body.encode_fixed(len, rest))
 }
 
 /// Writes a record with no body (a reply that is only a status).
@@ -265,12 +296,21 @@ pub(crate) fn put_padded<'o>(out: &'o mut [u8], bytes: &[u8]) -> &'o mut [u8] {
     let Some((field, rest)) = out.split_at_mut_checked(padded(bytes.len())) else {
         return &mut [];
     };
+    put(open_padded(field, bytes.len()), bytes);
+    rest
+}
+
+/// The first `len` bytes of `out`, and zeros behind them up to a multiple of 8. A short `out` gives nothing.
+#[inline]
+pub(crate) fn open_padded(out: &mut [u8], len: usize) -> &mut [u8] {
+    let Some(field) = out.get_mut(..padded(len)) else {
+        return &mut [];
+    };
     // The last word first, whole: one store where clearing up to seven bytes would be a call.
     if let Some(last) = field.last_chunk_mut::<8>() {
         *last = [0; 8];
     }
-    put(field, bytes);
-    rest
+    field.get_mut(..len).unwrap_or_default()
 }
 
 /// Takes `len` bytes and their padding off the front.

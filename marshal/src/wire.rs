@@ -9,7 +9,8 @@ use zerocopy::little_endian::{F32, I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::record::{
-    DecodeError, Head, Record, encoded, length, padded, put, put_padded, take_padded, text,
+    DecodeError, Fill, Head, Record, encoded, length, open_padded, padded, put, put_padded,
+    take_padded, text,
 };
 
 include!(concat!(env!("OUT_DIR"), "/records.rs"));

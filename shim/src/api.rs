@@ -18,6 +18,7 @@ mod graph_node_host;
 mod host_memory;
 mod init;
 mod launch;
+mod launch_direct;
 mod link;
 mod memory;
 mod memset;

@@ -32,6 +32,9 @@ pub(crate) enum Attribute {
     ReservedSharedMemoryPerBlock = 111,
 }
 
+/// No block is as long as this in any direction (1024 on every GPU so far).
+const BLOCK_MAX: u32 = 1 << 16;
+
 /// Largest grid and block, looked up once: every launch is checked against them.
 pub(crate) struct LaunchLimits {
     pub(crate) grid: [u32; 3],
@@ -50,7 +53,9 @@ impl LaunchLimits {
         };
         Self {
             grid: [A::MaxGridDimX, A::MaxGridDimY, A::MaxGridDimZ].map(get),
-            block: [A::MaxBlockDimX, A::MaxBlockDimY, A::MaxBlockDimZ].map(get),
+            // Less than any overflow of the three together.
+            block: [A::MaxBlockDimX, A::MaxBlockDimY, A::MaxBlockDimZ]
+                .map(|attribute| get(attribute).min(BLOCK_MAX)),
             threads: get(A::MaxThreadsPerBlock),
         }
     }

@@ -139,6 +139,12 @@ pub(crate) fn unshare(allocation: &Allocation) -> CuResult {
     Ok(())
 }
 
+/// Whether kernels use any host memory of the session.
+#[inline]
+pub(crate) fn is_used(session: &Session) -> bool {
+    session.coherent.is_used.load(Ordering::Acquire)
+}
+
 /// A kernel is about to be launched with these parameters.
 #[inline]
 pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
@@ -149,7 +155,7 @@ pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
 /// A graph is about to be launched.
 #[inline]
 pub(crate) fn before_graph(stream: &Stream) -> CuResult {
-    if stream.session().coherent.is_used.load(Ordering::Acquire) {
+    if is_used(stream.session()) {
         push(stream)
     } else {
         Ok(())

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use crate::global;
 use crate::process::{Device, Process, process};
+use crate::recent;
 use crate::session::Session;
 use crate::stream::Stream;
 
@@ -116,7 +117,10 @@ impl Context {
             0 if mode.is_per_thread() => self.thread_stream(),
             0 | STREAM_LEGACY => Ok(Arc::clone(self.legacy())),
             STREAM_PER_THREAD => self.thread_stream(),
-            handle => process()?.streams.get(handle),
+            handle => {
+                let streams = &process()?.streams;
+                recent::STREAMS.with(|recent| recent.get(streams, handle))
+            }
         }
     }
 

@@ -9,17 +9,23 @@ use farcall_marshal::status::{CuResult, CuStatus};
 
 use crate::{counters, observe, steps};
 
-/// Runs one call. When nothing is counted this is one load and the call itself; `args` is not evaluated.
-#[inline]
-pub(crate) fn call<const N: usize>(
-    number: u16,
-    args: impl FnOnce() -> [u64; N],
-    body: impl FnOnce() -> CuResult,
-) -> u32 {
-    if observe::is_on() {
-        return observed(number, &args(), body);
+/// Runs one call that is counted, traced or recorded.
+#[cold]
+pub(crate) fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
+    let Some(info) = catalogue::call(number) else {
+        return guarded(body);
+    };
+    counters::entered(info);
+    steps::captured(info);
+    let began = Instant::now();
+    let recording = observe::record(info, args, began);
+    let status = guarded(body);
+    if let Some(running) = recording {
+        observe::recorded(running, info, args, status, began);
     }
-    guarded(body)
+    steps::returned(info, CuStatus(status));
+    observe::called(info, args, status, began);
+    status
 }
 
 /// A call that is declared but not implemented.
@@ -37,30 +43,12 @@ pub(crate) fn missing(number: u16) -> u32 {
     status
 }
 
-/// A panic must not unwind into the program; it is a bug of ours, so it says where.
+/// Runs one call: a panic must not unwind into the program; it is a bug of ours, so it says where.
 #[inline]
-fn guarded(body: impl FnOnce() -> CuResult) -> u32 {
+pub(crate) fn guarded(body: impl FnOnce() -> CuResult) -> u32 {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => 0,
         Ok(Err(status)) => status.0,
         Err(_) => CuStatus::UNKNOWN.0,
     }
-}
-
-#[cold]
-fn observed(number: u16, args: &[u64], body: impl FnOnce() -> CuResult) -> u32 {
-    let Some(info) = catalogue::call(number) else {
-        return guarded(body);
-    };
-    counters::entered(info);
-    steps::captured(info);
-    let began = Instant::now();
-    let recording = observe::record(info, args, began);
-    let status = guarded(body);
-    if let Some(running) = recording {
-        observe::recorded(running, info, args, status, began);
-    }
-    steps::returned(info, CuStatus(status));
-    observe::called(info, args, status, began);
-    status
 }

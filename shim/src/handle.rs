@@ -34,20 +34,26 @@ pub(crate) enum Kind {
 
 const KIND_SHIFT: u32 = 40;
 /// Distance of two handles: objects of a real driver are never closer, and programs align by it.
-const STEP: u64 = 16;
+pub(crate) const STEP: u64 = 16;
+/// Distance of the first versions of two tables: no table forgets so many objects.
+const VERSION_STEP: u64 = 1 << 40;
 
 /// Objects of one kind by handle.
 pub(crate) struct Table<T> {
     kind: Kind,
     next: AtomicU64,
+    /// Changes when an object is forgotten. No two tables, of a process and of its parent included, ever have the same.
+    version: AtomicU64,
     map: RwLock<HashMap<u64, Arc<T>, BuildHasherDefault<SpreadHasher>>>,
 }
 
 impl<T> Table<T> {
     pub(crate) fn new(kind: Kind) -> Self {
+        static TABLES: AtomicU64 = AtomicU64::new(1);
         Self {
             kind,
             next: AtomicU64::new(1),
+            version: AtomicU64::new(TABLES.fetch_add(1, Ordering::Relaxed) * VERSION_STEP),
             map: RwLock::default(),
         }
     }
@@ -73,22 +79,22 @@ impl<T> Table<T> {
             .ok_or(CuStatus::INVALID_HANDLE)
     }
 
-    /// Looks at the object without taking a share of it.
+    /// Changes whenever an object is forgotten.
     #[inline]
-    pub(crate) fn with<R>(&self, handle: u64, look: impl FnOnce(&T) -> R) -> CuResult<R> {
-        self.map
-            .read()
-            .get(&handle)
-            .map(|object| look(object))
-            .ok_or(CuStatus::INVALID_HANDLE)
+    pub(crate) fn version(&self) -> u64 {
+        // SYNC: pairs with the Release in `forgot`: who reads the new version does not find the object any more.
+        self.version.load(Ordering::Acquire)
+    }
+
+    fn forgot(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Forgets the object, or `INVALID_HANDLE`.
     pub(crate) fn remove(&self, handle: u64) -> CuResult<Arc<T>> {
-        self.map
-            .write()
-            .remove(&handle)
-            .ok_or(CuStatus::INVALID_HANDLE)
+        let removed = self.map.write().remove(&handle);
+        self.forgot();
+        removed.ok_or(CuStatus::INVALID_HANDLE)
     }
 
     /// Some object that `wanted` picks. Looks at all of them.
@@ -117,6 +123,7 @@ impl<T> Table<T> {
     /// Forgets every object that `keep` refuses.
     pub(crate) fn retain(&self, keep: impl Fn(&T) -> bool) {
         self.map.write().retain(|_, object| keep(object));
+        self.forgot();
     }
 }
 

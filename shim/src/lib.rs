@@ -37,6 +37,7 @@ mod occupancy;
 mod passing;
 mod process;
 mod ptr;
+mod recent;
 mod recorder;
 mod reserve;
 mod session;

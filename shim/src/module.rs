@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use farcall_marshal::image::{
     self, Accepts, CodeKind, Extent, Image, ImageError, ImageErrorClass, KernelInfo, ModuleInfo,
-    Target,
+    ParamSpec, Target,
 };
 use farcall_marshal::record::{INLINE_BYTES_MAX, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
@@ -337,6 +337,37 @@ pub(crate) enum Home {
     Library(Arc<Library>),
 }
 
+/// A kernel's parameters as a launch copies them, and its own limit.
+pub(crate) struct Parameters {
+    pub(crate) list: Box<[ParamSpec]>,
+    /// All of them together.
+    pub(crate) bytes: usize,
+    /// Whether it is known where each of them lies.
+    pub(crate) is_known: bool,
+    /// Whether there are bytes between them.
+    pub(crate) has_gaps: bool,
+    /// Whether some are neither 4 nor 8 bytes long: pointers may lie in them.
+    pub(crate) has_structs: bool,
+    /// The most threads in a block that the source promised.
+    pub(crate) threads_max: u32,
+}
+
+impl Parameters {
+    fn of(kernel: &KernelInfo) -> Self {
+        let list = &kernel.params;
+        let covered: u64 = list.iter().map(|spec| u64::from(spec.size_bytes)).sum();
+        Self {
+            list: list.as_slice().into(),
+            bytes: kernel.param_bytes as usize,
+            is_known: kernel.has_layout(),
+            // They do not overlap.
+            has_gaps: covered != u64::from(kernel.param_bytes),
+            has_structs: list.iter().any(|spec| !matches!(spec.size_bytes, 4 | 8)),
+            threads_max: kernel.max_threads.unwrap_or(u32::MAX),
+        }
+    }
+}
+
 /// A function (of a module) or kernel (of a library). Programs pass one for the other.
 pub(crate) struct Function {
     pub(crate) handle: u64,
@@ -347,6 +378,8 @@ pub(crate) struct Function {
     /// nearly always the only one, so a launch finds it with one load.
     first: AtomicU64,
     others: Mutex<HashMap<u32, u64>>,
+    /// What a launch needs of [`Self::info`].
+    pub(crate) parameters: Parameters,
     pub(crate) dynamic_shared_max: AtomicI32,
     pub(crate) carveout: AtomicI32,
     /// For launches as CUDA 3 had them.
@@ -357,11 +390,10 @@ impl Function {
     fn create(code: Arc<Code>, index: usize, home: Home) -> CuResult<u64> {
         let functions = &process()?.functions;
         let handle = functions.reserve();
-        let shared = code
-            .info
-            .kernels
-            .get(index)
-            .map_or(0, |kernel| kernel.resources.shared_static_bytes);
+        let kernel = code.info.kernels.get(index);
+        let kernel = kernel.ok_or(CuStatus::INVALID_HANDLE)?;
+        let shared = kernel.resources.shared_static_bytes;
+        let parameters = Parameters::of(kernel);
         let function = Self {
             handle,
             code,
@@ -369,6 +401,7 @@ impl Function {
             home,
             first: AtomicU64::new(0),
             others: Mutex::default(),
+            parameters,
             // 48 KiB in all without opting in (CUDA programming guide, shared memory).
             dynamic_shared_max: AtomicI32::new(
                 (48 << 10) - i32::try_from(shared).unwrap_or(48 << 10),

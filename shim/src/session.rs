@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use farcall_marshal::record::{self, FLAG_TRACED, Head, Record};
+use farcall_marshal::record::{self, FLAG_TRACED, Fill, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
     CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue,
     KernelOutput, TraceStep,
 };
-use farcall_transport::{CloseReason, Endpoint, Handler, WaitError};
+use farcall_transport::{CloseReason, Endpoint, Handler, SendError, WaitError};
 use parking_lot::{Mutex, RwLock};
 
 use crate::coherent::Coherent;
@@ -44,6 +44,24 @@ pub(crate) enum Urgency {
     Now,
     /// With what follows.
     Later,
+}
+
+/// What is written into a record has to be looked at first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused;
+
+/// Why a record was not sent.
+enum Unsent {
+    Refused,
+    Ended,
+}
+
+impl From<SendError> for Unsent {
+    // What the session ended with is asked for then.
+    #[cold]
+    fn from(_: SendError) -> Self {
+        Self::Ended
+    }
 }
 
 /// One server and the session with it.
@@ -128,6 +146,30 @@ impl Session {
     #[inline]
     pub(crate) fn send<'a, R: Record<'a>>(&self, context: u32, body: &R) -> CuResult {
         self.post(Head::request(R::NUMBER, context, 0), body)
+    }
+
+    /// Sends a record of which `fill` writes the variable part of `len` bytes where it is sent from, unless it
+    /// refuses; whether it was sent. Not for a program that is observed. `fill` runs under a lock: it must not send.
+    // Into the one call that every launch makes.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(crate) fn send_filled<'a, R: Fill<'a>>(
+        &self,
+        context: u32,
+        body: &R,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), Refused>,
+    ) -> CuResult<bool> {
+        let head = Head::request(R::NUMBER, context, 0);
+        let bytes = record::filled_record_bytes::<R>(len);
+        let sent = self.endpoint.append_unless(bytes, |out| {
+            record::encode_filled(head, body, len, out, fill).map_err(|Refused| Unsent::Refused)
+        });
+        match sent {
+            Ok(_) => Ok(true),
+            Err(Unsent::Refused) => Ok(false),
+            Err(Unsent::Ended) => Err(self.ended()),
+        }
     }
 
     /// Sends a record and waits for the body of its reply. `NOT_READY` and other statuses come as errors.

@@ -91,7 +91,9 @@ impl Stream {
 
     /// Notes that an operation is about to be sent; its stamp. A stream that does not wait for the legacy stream
     /// first waits for uploads that were over for the program before.
-    #[inline]
+    // Into the one call that every launch makes.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(crate) fn mark(&self) -> CuResult<u64> {
         let session = self.session();
         let barrier = session.barrier();

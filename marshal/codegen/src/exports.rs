@@ -144,14 +144,15 @@ fn implemented(out: &mut String, call: &Call, symbol: &str, mode: &str, args: &[
         values.insert(0, format!("StreamMode::{mode}"));
     }
     let shown: Vec<String> = args.iter().map(|a| shown(&ident(&a.name), &a.ty)).collect();
+    // Each way has a closure of its own, which takes its arguments by value: one that both share, or references, would
+    // make every call store its arguments in memory.
+    let body = format!("move || crate::api::{}({})", call.symbol, values.join(", "));
     let _ = writeln!(
         out,
-        "#[unsafe(no_mangle)]\npub(crate) unsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    crate::enter::call({}, || [{}], || crate::api::{}({}))\n}}\n",
+        "#[unsafe(no_mangle)]\npub(crate) unsafe extern \"C\" fn {symbol}({}) -> u32 {{\n    if crate::observe::is_on() {{\n        return crate::enter::observed({}, &[{}], {body});\n    }}\n    crate::enter::guarded({body})\n}}\n",
         params.join(", "),
         call.number,
         shown.join(", "),
-        call.symbol,
-        values.join(", ")
     );
 }
 

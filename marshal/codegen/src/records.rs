@@ -136,6 +136,9 @@ fn record(item: &Item<'_>) -> String {
     out.push_str(&encoder(item));
     out.push_str(&decoder(item));
     out.push_str("}\n\n");
+    if fillable(item) {
+        out.push_str(&filler(item));
+    }
     out
 }
 
@@ -179,8 +182,45 @@ fn fixed(item: &Item<'_>) -> String {
     out
 }
 
-fn encoder(item: &Item<'_>) -> String {
+/// Whether the record's only variable part is bytes, so that they can be written in place.
+fn fillable(item: &Item<'_>) -> bool {
+    let mut vars = item.fields.iter().filter(|f| variable(f.ty));
+    vars.next().is_some_and(|var| var.ty == FieldType::Bytes) && vars.next().is_none()
+}
+
+/// `let fixed = ...;`, with the length of each variable part as `length_of` gives it.
+fn fixed_value(item: &Item<'_>, length_of: impl Fn(&str) -> String) -> String {
     let (list, pad) = fixed_fields(item);
+    let vars: Vec<&Field> = item.fields.iter().filter(|f| variable(f.ty)).collect();
+    let mut out = format!("        let fixed = {}Fixed {{\n", item.type_name());
+    for (field, ty) in &list {
+        let value = match field.strip_suffix("_len") {
+            Some(var) if vars.iter().any(|v| v.name == var) => {
+                format!("length({})", length_of(var))
+            }
+            _ => format!("self.{field}"),
+        };
+        let _ = writeln!(out, "            {field}: {ty}::new({value}),");
+    }
+    if pad {
+        out.push_str("            reserved: U32::ZERO,\n");
+    }
+    out.push_str("        };\n");
+    out
+}
+
+/// The part of the record in which the variable part is written by somebody else.
+fn filler(item: &Item<'_>) -> String {
+    let name = item.type_name();
+    let mut out = format!(
+        "impl<'a> Fill<'a> for {name}<'a> {{\n    #[inline]\n    fn filled_bytes(len: usize) -> usize {{\n        size_of::<{name}Fixed>().saturating_add(padded(len))\n    }}\n\n    #[inline]\n    fn encode_fixed<'o>(&self, len: usize, out: &'o mut [u8]) -> &'o mut [u8] {{\n"
+    );
+    out.push_str(&fixed_value(item, |_| "len".to_owned()));
+    out.push_str("        open_padded(put(out, fixed.as_bytes()), len)\n    }\n}\n\n");
+    out
+}
+
+fn encoder(item: &Item<'_>) -> String {
     let name = item.type_name();
     let vars: Vec<&Field> = item.fields.iter().filter(|f| variable(f.ty)).collect();
     let mut out = String::from("    #[inline]\n    fn body_bytes(&self) -> usize {\n");
@@ -189,22 +229,19 @@ fn encoder(item: &Item<'_>) -> String {
         let _ = write!(out, ".saturating_add(padded(self.{}.len()))", var.name);
     }
     out.push_str("\n    }\n\n    #[inline]\n    fn encode_body(&self, out: &mut [u8]) {\n");
-    let _ = writeln!(out, "        let fixed = {name}Fixed {{");
-    for (field, ty) in &list {
-        let value = match field.strip_suffix("_len") {
-            Some(var) if vars.iter().any(|v| v.name == var) => format!("length(self.{var}.len())"),
-            _ => format!("self.{field}"),
-        };
-        let _ = writeln!(out, "            {field}: {ty}::new({value}),");
+    if let [var] = vars[..]
+        && fillable(item)
+    {
+        let _ = write!(
+            out,
+            "        put(self.encode_fixed(self.{0}.len(), out), self.{0});\n    }}\n\n",
+            var.name
+        );
+        return out;
     }
-    if pad {
-        out.push_str("            reserved: U32::ZERO,\n");
-    }
+    out.push_str(&fixed_value(item, |var| format!("self.{var}.len()")));
     let tail = if vars.is_empty() { "_" } else { "out" };
-    let _ = write!(
-        out,
-        "        }};\n        let {tail} = put(out, fixed.as_bytes());\n"
-    );
+    let _ = writeln!(out, "        let {tail} = put(out, fixed.as_bytes());");
     for (index, var) in vars.iter().enumerate() {
         let bytes = if var.ty == FieldType::Str {
             ".as_bytes()"

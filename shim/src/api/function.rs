@@ -15,6 +15,7 @@ use crate::context;
 use crate::module::{Function, Home};
 use crate::process::{Device, process};
 use crate::ptr::Out;
+use crate::recent;
 
 /// `CUfunction_attribute` numbers.
 mod attribute {
@@ -99,7 +100,8 @@ fn set(function: &Function, attribute: u32, value: i32, device: &Device) -> CuRe
 }
 
 pub(crate) fn function(handle: u64) -> CuResult<Arc<Function>> {
-    process()?.functions.get(handle)
+    let functions = &process()?.functions;
+    recent::FUNCTIONS.with(|recent| recent.get(functions, handle))
 }
 
 pub(crate) fn cuFuncGetAttribute(place: Out<i32>, attribute: u32, handle: u64) -> CuResult {

@@ -8,15 +8,17 @@ use farcall_marshal::image::KernelInfo;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuLaunchKernel, CuLaunchKernelEx};
 
-use super::{stream, with_stream};
+use super::launch_direct::launch_direct;
+use super::stream;
 use crate::abi::{CUlaunchAttribute, CUlaunchConfig};
 use crate::attributes::Attribute as A;
 use crate::coherent;
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::graph::KernelParts;
 use crate::module::Function;
 use crate::process::{Device, process};
 use crate::ptr::{HostPtr, In, Out};
+use crate::recent;
 use crate::stream::Stream;
 
 /// Bit of `flags` in the launch record.
@@ -32,11 +34,11 @@ const ATTRIBUTES_MAX: u32 = 64;
 
 /// Grid, block and shared memory of a launch.
 #[derive(Clone, Copy)]
-struct Shape {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    flags: u32,
+pub(super) struct Shape {
+    pub(super) grid: [u32; 3],
+    pub(super) block: [u32; 3],
+    pub(super) shared_bytes: u32,
+    pub(super) flags: u32,
 }
 
 // Into the exported function, which would else pass its eleven arguments on, most of them over the stack.
@@ -62,11 +64,30 @@ pub(crate) fn cuLaunchKernel(
         shared_bytes,
         flags: 0,
     };
-    with_stream(mode, stream_handle, |stream| {
-        process()?.functions.with(handle, |function| {
-            launch(function, stream, &shape, &[], params, extra)
-        })?
-    })
+    let context = context::current()?;
+    let own;
+    let stream = match context.lasting_stream(mode, stream_handle) {
+        Some(stream) => stream,
+        None => {
+            own = context.stream(mode, stream_handle)?;
+            &*own
+        }
+    };
+    let functions = &process()?.functions;
+    // No closure around the launch: what it uses would be passed over the stack.
+    let function = recent::FUNCTIONS.with(|recent| recent.take(functions, handle))?;
+    let direct = if extra.is_null() {
+        launch_direct(&function, stream, &shape, params)
+    } else {
+        Ok(false)
+    };
+    let result = match direct {
+        Ok(true) => Ok(()),
+        Ok(false) => launch(&function, stream, &shape, &[], params, extra),
+        Err(status) => Err(status),
+    };
+    recent::FUNCTIONS.with(|recent| recent.put(handle, function));
+    result
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -164,7 +185,7 @@ pub(super) fn launch_block(
         shared_bytes,
         flags: 0,
     };
-    check_shape(function, function.info()?, stream.context.device, &shape)?;
+    check_shape(function, stream.context.device, &shape)?;
     let id = function.id_in(stream.context)?;
     send(id, &stream, &shape, &[], params)
 }
@@ -187,7 +208,7 @@ pub(crate) fn kernel_parts(
     };
     let function = super::function(handle)?;
     let info = function.info()?;
-    check_shape(&function, info, context.device, &shape)?;
+    check_shape(&function, context.device, &shape)?;
     let bytes = info.param_bytes as usize;
     if bytes > PARAMS_MAX {
         return Err(CuStatus::INVALID_VALUE);
@@ -206,7 +227,7 @@ pub(crate) fn kernel_parts(
     })
 }
 
-#[inline]
+#[inline(never)]
 fn launch(
     function: &Function,
     stream: &Stream,
@@ -216,7 +237,7 @@ fn launch(
     extra: Out<*mut c_void>,
 ) -> CuResult {
     let info = function.info()?;
-    check_shape(function, info, stream.context.device, shape)?;
+    check_shape(function, stream.context.device, shape)?;
     let id = function.id_in(stream.context)?;
     let bytes = info.param_bytes as usize;
     if let Some(block) = [0; SMALL_PARAMS].get_mut(..bytes) {
@@ -365,30 +386,28 @@ fn unpack_extra(block: &mut [u8], extra: Out<*mut c_void>) -> CuResult {
     Ok(())
 }
 
-/// What a driver checks before it accepts a launch, in its order.
-#[inline]
-fn check_shape(function: &Function, info: &KernelInfo, device: &Device, shape: &Shape) -> CuResult {
-    let Shape {
-        grid: [gx, gy, gz],
-        block: [bx, by, bz],
-        shared_bytes,
-        ..
-    } = *shape;
+/// What a driver checks before it accepts a launch.
+// Into the one call that every launch makes.
+#[allow(clippy::inline_always)]
+#[inline(always)]
+pub(super) fn check_shape(function: &Function, device: &Device, shape: &Shape) -> CuResult {
     let limits = device.launch_limits();
+    // An empty direction is then the longest of all.
+    let fits = |n: u32, max: u32| n.wrapping_sub(1) < max;
+    let [gx, gy, gz] = shape.grid;
+    let [bx, by, bz] = shape.block;
+    if !(fits(gx, limits.grid[0]) && fits(gy, limits.grid[1]) && fits(gz, limits.grid[2])) {
+        return Err(CuStatus::INVALID_VALUE);
+    }
+    if !(fits(bx, limits.block[0]) && fits(by, limits.block[1]) && fits(bz, limits.block[2])) {
+        return Err(CuStatus::INVALID_VALUE);
+    }
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
-    let is_empty = gx == 0 || gy == 0 || gz == 0 || threads == 0;
-    let is_wide = gx > limits.grid[0] || gy > limits.grid[1] || gz > limits.grid[2];
-    let is_thick = bx > limits.block[0] || by > limits.block[1] || bz > limits.block[2];
-    if is_empty || is_wide || is_thick || threads > u64::from(limits.threads) {
-        return Err(CuStatus::INVALID_VALUE);
-    }
-    if info.max_threads.is_some_and(|max| threads > u64::from(max)) {
-        return Err(CuStatus::INVALID_VALUE);
-    }
+    let threads_max = limits.threads.min(function.parameters.threads_max);
     let dynamic_max = function
         .dynamic_shared_max
         .load(std::sync::atomic::Ordering::Relaxed);
-    if i64::from(shared_bytes) > i64::from(dynamic_max) {
+    if threads > u64::from(threads_max) || i64::from(shape.shared_bytes) > i64::from(dynamic_max) {
         return Err(CuStatus::INVALID_VALUE);
     }
     Ok(())

@@ -23,21 +23,6 @@ pub(crate) fn stream(mode: StreamMode, handle: u64) -> CuResult<Arc<Stream>> {
     context::current()?.stream(mode, handle)
 }
 
-/// Looks at the stream that a handle means in the current context, without taking a share of it where that can be
-/// avoided: two atomic operations less on the path of a launch.
-#[inline]
-pub(crate) fn with_stream(
-    mode: StreamMode,
-    handle: u64,
-    look: impl FnOnce(&Stream) -> CuResult,
-) -> CuResult {
-    let context = context::current()?;
-    match context.lasting_stream(mode, handle) {
-        Some(stream) => look(stream),
-        None => look(&*context.stream(mode, handle)?),
-    }
-}
-
 pub(crate) fn cuStreamCreate(place: Out<u64>, flags: u32) -> CuResult {
     create(place, flags, 0)
 }

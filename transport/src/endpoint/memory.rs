@@ -11,7 +11,9 @@ use crate::session::{FRAME_HEADER_BYTES, FrameHeader};
 
 impl Shared {
     /// Lets `fill` write a claimed record. `at` comes from a claim under this same guard.
-    #[inline]
+    // As `append_unless`, of which it is most.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn fill_record<R>(
         &self,
         _tx: &mut MutexGuard<'_, Tx>,

@@ -29,6 +29,10 @@ pub(super) const CTL_CLOSE: u32 = 8;
 /// peer's goodbye or the end of the connection at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 
+/// One frame of so many is timed, to estimate the round trip: reading the clock twice takes longer than sending and
+/// receiving a small frame over shared memory.
+const PROBE_EVERY: u64 = 16;
+
 /// A client that waited for room goes on when this part of the ring is free.
 const REFILL_PART: u64 = 4;
 
@@ -146,6 +150,31 @@ impl Endpoint {
         len_max: usize,
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<Seq, SendError> {
+        self.append_or(len_max, |bytes| Ok::<_, SendError>(fill(bytes)))
+    }
+
+    /// As [`Endpoint::append`] for a record that may turn out not to be sent: where `fill` fails, nothing is appended.
+    ///
+    /// # Errors
+    /// As [`Endpoint::append`], and what `fill` gives.
+    // Its callers are few, and on the path of every launch.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub fn append_unless<E: From<SendError>>(
+        &self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Seq, E> {
+        self.append_or(len, |bytes| fill(bytes).map(|()| len))
+    }
+
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn append_or<E: From<SendError>>(
+        &self,
+        len_max: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Seq, E> {
         let (end, leave) = self.commit(len_max, fill)?;
         match leave {
             Leave::Gather { first: false } => {}
@@ -165,7 +194,7 @@ impl Endpoint {
     pub fn append_now(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Seq, SendError> {
         let (end, leave) = self.commit(len, |bytes| {
             fill(bytes);
-            len
+            Ok::<_, SendError>(len)
         })?;
         self.transmit(match leave {
             Leave::Now(why) => why,
@@ -174,27 +203,33 @@ impl Endpoint {
         Ok(Seq(end))
     }
 
-    /// Writes a record behind the others; its end, and what is to be done about it.
-    #[inline]
-    fn commit(
+    /// Writes a record behind the others; its end, and what is to be done about it. Where `fill` fails, the claim is
+    /// dropped: nobody sends what lies beyond the tail.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn commit<E: From<SendError>>(
         &self,
         len_max: usize,
-        fill: impl FnOnce(&mut [u8]) -> usize,
-    ) -> Result<(u64, Leave), SendError> {
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<(u64, Leave), E> {
         let shared = &*self.shared;
         let limit = shared.frame_bytes_max as usize;
         if len_max > limit {
-            return Err(SendError::TooLong {
+            return Err(E::from(SendError::TooLong {
                 bytes: len_max,
                 limit,
-            });
+            }));
         }
         let (mut tx, at) = self.claim(len_max)?;
-        let len = shared.fill_record(&mut tx, at, len_max, fill).min(len_max);
+        let len = shared.fill_record(&mut tx, at, len_max, fill)?.min(len_max);
         if len < len_max {
             shared.pad_record(&mut tx, at, len);
         }
         let (end, opened) = tx.sender.commit(at, len);
+        if opened {
+            let released = shared.released(&tx);
+            tx.sender.opened(released);
+        }
         let leave = shared.leave(&tx, at, end, opened);
         drop(tx);
         Ok((end, leave))
@@ -227,6 +262,9 @@ impl Endpoint {
         let shared = &*self.shared;
         self.check()?;
         let tx = shared.tx.lock();
+        if let Some(at) = tx.sender.claim_open(len) {
+            return Ok((tx, at));
+        }
         match tx.sender.claim(len, shared.released(&tx)) {
             Claim::At(at) => Ok((tx, at)),
             Claim::SealFirst | Claim::Blocked => self.claim_slow(tx, len),
@@ -310,7 +348,10 @@ impl Endpoint {
                 }
                 continue;
             };
-            shared.again.store(false, SeqCst);
+            // Mostly it is not set, and a look costs less than a store that nobody may pass.
+            if shared.again.load(SeqCst) {
+                shared.again.store(false, SeqCst);
+            }
             let result = shared.push(&mut wire, why);
             // Under the lock, so that a later round's outcome is not overwritten.
             let blocked = *result.as_ref().unwrap_or(&false);
@@ -349,7 +390,8 @@ impl Endpoint {
     }
 
     /// Fails when the session is over or belongs to another process.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn check(&self) -> Result<(), CloseReason> {
         if !self.shared.mark.is_set() {
             return Err(CloseReason::Forked);
@@ -364,7 +406,8 @@ impl Endpoint {
 
 impl Shared {
     /// The flush policy: whether a record from `start` to `end` leaves now.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     fn leave(&self, tx: &MutexGuard<'_, Tx>, start: u64, end: u64, opened: bool) -> Leave {
         if opened && !tx.sender.in_flight() {
             return Leave::Now(Flush::Idle);
@@ -453,7 +496,8 @@ impl Shared {
                 self.seal(&mut tx);
             }
             self.gathered.store(false, Release);
-            if tx.probe.is_none() && wire.sent < tx.sender.sealed() {
+            let is_probe = tx.frames % PROBE_EVERY == 1;
+            if is_probe && tx.probe.is_none() && wire.sent < tx.sender.sealed() {
                 tx.probe = Some((tx.sender.sealed(), Instant::now()));
             }
             tx.sender.sealed()

@@ -16,6 +16,8 @@ pub struct Sender {
     credit: u64,
     ring_bytes: u64,
     frame_bytes_max: u64,
+    /// Up to here records of the open frame may go, as far as was known when it was opened; 0 without one.
+    open_limit: u64,
 }
 
 /// Whether and where a record may be written.
@@ -40,7 +42,18 @@ impl Sender {
             credit,
             ring_bytes,
             frame_bytes_max: u64::from(frame_bytes_max),
+            open_limit: 0,
         }
+    }
+
+    /// [`Self::claim`] in the open frame, by what was known when it was opened: a few instructions. Where this gives
+    /// nothing, [`Self::claim`] may.
+    #[inline]
+    #[must_use]
+    pub fn claim_open(&self, len: usize) -> Option<u64> {
+        // At least a byte, so that a limit of 0 is none.
+        let end = self.tail.saturating_add(to_u64(align8(len.max(1))));
+        (end <= self.open_limit).then_some(self.tail)
     }
 
     /// Asks for room for `len` bytes. Ring space is free up to `released`, which is `acked`
@@ -74,6 +87,14 @@ impl Sender {
         (self.tail, opened)
     }
 
+    /// A frame was opened: ring space is free up to `released`, as for [`Self::claim`], and so it stays.
+    #[inline]
+    pub fn opened(&mut self, released: u64) {
+        let frame_end = self.sealed + HEADER + self.frame_bytes_max;
+        let ring_end = released.saturating_add(self.ring_bytes);
+        self.open_limit = self.credit.min(ring_end).min(frame_end);
+    }
+
     /// Ends the open frame: the caller writes the returned header at the returned position,
     /// and may then send up to [`Sender::sealed`].
     #[inline]
@@ -85,6 +106,7 @@ impl Sender {
         // Bounded by frame_bytes_max, which is a u32.
         let len = u32::try_from(self.tail - at - HEADER).unwrap_or(u32::MAX);
         self.sealed = self.tail;
+        self.open_limit = 0;
         Some((at, FrameHeader::new(FrameKind::Data, len, at, ack, credit)))
     }
 
@@ -225,6 +247,31 @@ mod tests {
         assert_eq!(s.claim(1, 0), Claim::SealFirst);
         s.seal(0, 0).unwrap();
         assert_eq!(s.claim(1, 0), Claim::At(96 + 32));
+    }
+
+    #[test]
+    fn what_is_known_of_the_open_frame_never_gives_more_than_a_claim() {
+        for (ring, credit, frame) in [(512, 4096, 256), (4096, 200, 256), (4096, 4096, 64)] {
+            let mut s = Sender::new(ring, credit, frame);
+            assert_eq!(
+                (s.claim_open(0), s.claim_open(8)),
+                (None, None),
+                "none is open"
+            );
+            let p = at(s.claim(8, 0));
+            s.commit(p, 8);
+            assert_eq!(s.claim_open(8), None, "nothing is known of it");
+            s.opened(0);
+            let mut records = 0;
+            while let Some(p) = s.claim_open(8) {
+                assert_eq!(s.claim(8, 0), Claim::At(p));
+                s.commit(p, 8);
+                records += 1;
+            }
+            assert!(records > 0 && !matches!(s.claim(8, 0), Claim::At(_)));
+            s.seal(0, 0).unwrap();
+            assert_eq!(s.claim_open(8), None, "sealed");
+        }
     }
 
     #[test]

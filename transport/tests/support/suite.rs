@@ -177,6 +177,53 @@ pub fn shorter_than_claimed<B: Backend>() {
     assert_eq!(*got.lock(), [0xaa, 0xaa, 0xaa, 0, 0, 0, 0, 0]);
 }
 
+pub fn refused_while_it_is_written<B: Backend>() {
+    #[derive(Debug)]
+    enum Why {
+        Refused(u32),
+        Send(SendError),
+    }
+    impl From<SendError> for Why {
+        fn from(error: SendError) -> Self {
+            Self::Send(error)
+        }
+    }
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let tap = {
+        let got = Arc::clone(&got);
+        Tap::new(move |_, frame| got.lock().extend_from_slice(frame))
+    };
+    let (client, server) = B::pair(tight(), Tuning::default(), Tap::ignore(), tap);
+    let server = serve(server);
+    let mut expected = Vec::new();
+    // First in a frame, inside one, and where the open one has no room for it.
+    for n in 0..100_u32 {
+        let len = 8 * (1 + n as usize % 40);
+        let refused = client.append_unless(len, |record| {
+            record.fill(0xff);
+            Err(Why::Refused(n))
+        });
+        assert!(
+            matches!(refused, Err(Why::Refused(of)) if of == n),
+            "{refused:?}"
+        );
+        let sent = client.append_unless(8, |record| {
+            record.copy_from_slice(&u64::from(n).to_le_bytes());
+            Ok::<_, Why>(())
+        });
+        assert!(sent.is_ok(), "{sent:?}");
+        expected.extend(u64::from(n).to_le_bytes());
+    }
+    client.close();
+    server.join().unwrap();
+    assert_eq!(*got.lock(), expected);
+    let closed = client.append_unless(8, |_| Ok::<_, Why>(()));
+    assert!(
+        matches!(closed, Err(Why::Send(SendError::Closed(_)))),
+        "{closed:?}"
+    );
+}
+
 /// The server's handler stops: the client is stopped by credits, then goes on.
 pub fn credits_exhausted<B: Backend>() {
     let gate = Arc::new(AtomicBool::new(false));
@@ -476,8 +523,8 @@ pub fn closing_under_a_flood<B: Backend>() {
 macro_rules! suite {
     ($backend:ty) => {
         $crate::suite!(@ suite $backend: order_and_exactly_once, threads_share_one_sequence,
-            every_size, shorter_than_claimed, credits_exhausted, both_sides_flood,
-            handler_out_of_room, slow_reader, trailing_edge, pushed_frames, many_waiters,
+            every_size, shorter_than_claimed, refused_while_it_is_written, credits_exhausted,
+            both_sides_flood, handler_out_of_room, slow_reader, trailing_edge, pushed_frames, many_waiters,
             waits_end, close_delivers_what_is_pending, sessions_leak_nothing,
             both_sides_close_at_once, closing_under_a_flood);
         $crate::suite!(@ suite_bulk $backend: bulk_both_ways_at_once, bulk_sizes_and_orders,

@@ -266,6 +266,9 @@ impl Dispatch for CpuDevice {
     }
 
     fn cu_launch_kernel(&mut self, head: &Head, record: CuLaunchKernel<'_>) -> Answer {
+        if self.passes(head, &record) {
+            return Ok(());
+        }
         self.submit(head, record.stream, nodes::launch(&self.modules, &record))
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 
 use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::wire::CuLaunchKernel;
 use farcall_ptx::{GlobalSpace, LoadedModule};
 use parking_lot::Mutex;
 
@@ -187,6 +188,17 @@ impl Modules {
     /// `INVALID_HANDLE`.
     pub(crate) fn function(&self, handle: u64) -> CuResult<Arc<Function>> {
         self.tables.lock().functions.get(handle).cloned()
+    }
+
+    /// Whether this is a launch that does nothing, of a function that can be launched like this.
+    pub(crate) fn is_nothing(&self, record: &CuLaunchKernel<'_>) -> bool {
+        let grid = [record.grid_x, record.grid_y, record.grid_z];
+        let block = [record.block_x, record.block_y, record.block_z];
+        let tables = self.tables.lock();
+        tables.functions.get(record.function).is_ok_and(|function| {
+            let check = || function.check(grid, block, record.shared_bytes, record.params);
+            function.is_quick() && check().is_ok()
+        })
     }
 
     /// `cuFuncSetAttribute`.

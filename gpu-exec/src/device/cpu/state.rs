@@ -138,6 +138,8 @@ pub(crate) struct State {
     frees: Vec<Wait>,
     /// An allocation that waits for a free: what is issued later may need it.
     fence: Option<Wait>,
+    /// Operations issued to any stream and not completed.
+    unfinished: u64,
     keys: u64,
     order: u64,
 }
@@ -160,6 +162,7 @@ impl State {
             active: Vec::new(),
             frees: Vec::new(),
             fence: None,
+            unfinished: 0,
             keys: 0,
             order: 0,
         }
@@ -278,10 +281,33 @@ impl State {
 
     /// Counts an operation in; it is either begun or queued next. Returns its position.
     pub(crate) fn issue(&mut self, key: StreamKey) -> u64 {
+        let unfinished = &mut self.unfinished;
         self.streams.get_mut(&key).map_or(0, |stream| {
+            *unfinished += 1;
             stream.issued += 1;
             stream.issued
         })
+    }
+
+    /// Counts an operation in for which there is nothing to do, and completes it, if nothing else is under way in the
+    /// session: then nothing is in its way, and nobody waits. False: it has to be issued.
+    pub(crate) fn pass(&mut self, context: ContextKey, handle: u64) -> bool {
+        if self.unfinished != 0 || self.turn.is_none() || !self.waiters.is_empty() {
+            return false;
+        }
+        let Ok(key) = self.resolve(context, handle) else {
+            return false;
+        };
+        let Some(stream) = self.streams.get_mut(&key) else {
+            return false;
+        };
+        let context = self.contexts.get(&stream.context);
+        let is_well = context.is_some_and(|context| context.error.is_none());
+        if is_well {
+            stream.issued += 1;
+            stream.completed += 1;
+        }
+        is_well
     }
 
     /// Whether an operation issued now could begin now, apart from the turn.
@@ -399,6 +425,7 @@ impl State {
         };
         stream.in_flight = None;
         stream.completed += 1;
+        self.unfinished -= 1;
         let (context, gone) = (
             stream.context,
             stream.retired && stream.completed == stream.issued,

@@ -81,6 +81,12 @@ impl Streams {
         }
     }
 
+    /// Does an operation for which there is nothing to do, and for which nobody waits, at once, if nothing can be in its
+    /// way. False: it has to be submitted.
+    pub(crate) fn pass(&self, context: ContextKey, handle: u64) -> bool {
+        self.gate.is_quiet() && self.state.lock().pass(context, handle)
+    }
+
     /// Lets a stream wait for an event's record.
     pub(crate) fn submit_waiting(
         &self,

@@ -18,6 +18,7 @@ use crate::share::gate;
 
 mod boxes;
 mod mapped;
+mod passing;
 mod programs;
 mod tensor_maps;
 

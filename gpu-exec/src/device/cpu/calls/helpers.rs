@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use farcall_marshal::record::Head;
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::CuGraphInstantiateWithFlags;
+use farcall_marshal::wire::{CuGraphInstantiateWithFlags, CuLaunchKernel};
 
 use super::Answer;
 use crate::device::cpu::graph::GraphExec;
@@ -29,6 +29,17 @@ impl CpuDevice {
             None => {}
         }
         Ok(())
+    }
+
+    /// Whether a launch does nothing and nothing was in its way: then it is done. All launches of `null` while the session
+    /// does nothing else.
+    pub(super) fn passes(&self, head: &Head, record: &CuLaunchKernel<'_>) -> bool {
+        !self.runs_kernels
+            && head.ticket == 0
+            && self.modules.is_nothing(record)
+            && self
+                .context(head)
+                .is_ok_and(|context| self.streams.pass(context.key, record.stream))
     }
 
     pub(super) fn with_stream(
