@@ -21,6 +21,10 @@ const FOLLOW_BULK: Duration = Duration::from_millis(1);
 /// call would take.
 const ACK_DELAY: Duration = Duration::from_micros(3);
 
+/// Looks at memory between two rounds of everything else that a polling leader does, for a backend that shows there
+/// whether something came.
+const LOOKS: u32 = 16;
+
 /// The end of an added delay is polled for: a timer would come too late.
 const DELAY_SPIN: Duration = Duration::from_micros(120);
 
@@ -42,6 +46,8 @@ pub(super) struct How {
     pub(super) bulk: BulkWait,
     /// What is waited for takes far longer than waking up: sleep without polling first.
     pub(super) sleeps_at_once: bool,
+    /// Only what is there now counts.
+    pub(super) is_glance: bool,
     pub(super) deadline: Option<Instant>,
 }
 
@@ -74,8 +80,12 @@ impl Endpoint {
         }
         self.flush_for(Flush::Forced);
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let mut done = || done();
-        self.wait_core(&mut done, false, deadline)
+        let how = How {
+            is_glance: timeout.is_some_and(|timeout| timeout.is_zero()),
+            deadline,
+            ..How::default()
+        };
+        self.wait_as(&mut || done(), how)
     }
 
     /// The loop of a server: receives until the session is over, acknowledging as soon as
@@ -117,8 +127,8 @@ impl Endpoint {
             } else {
                 BulkWait::Nothing
             },
-            sleeps_at_once: false,
             deadline,
+            ..How::default()
         };
         self.wait_as(done, how)
     }
@@ -159,6 +169,9 @@ impl Endpoint {
     fn lead(&self, lead: &Lead<'_, Rx>, done: &mut dyn FnMut() -> bool, how: How) -> Turn {
         let shared = &*self.shared;
         let mut idle = Idle::default();
+        if !how.is_glance && self.is_quiet(lead, how) {
+            self.look_out(lead, how);
+        }
         loop {
             if shared.closed.load(Acquire) {
                 return Turn::Closed;
@@ -175,6 +188,7 @@ impl Endpoint {
                     shared.spin.hit();
                 }
                 idle = Idle::default();
+                self.linger(lead, how);
                 continue;
             }
             let now = Instant::now();
@@ -184,7 +198,7 @@ impl Endpoint {
             let since = *idle.since.get_or_insert(now);
             self.tell_peer(&mut idle, now - since);
             if !how.sleeps_at_once && now - since < shared.spin.time() {
-                self.relax();
+                self.look_out(lead, how);
                 continue;
             }
             self.flush_for(Flush::Forced);
@@ -201,6 +215,49 @@ impl Endpoint {
                 since: Some(woken),
                 ..idle
             };
+        }
+    }
+
+    /// Something came. Where it is plain that nothing more is there, a server sends what gathered meanwhile, without a
+    /// round in vain before.
+    fn linger(&self, lead: &Lead<'_, Rx>, how: How) {
+        let shared = &*self.shared;
+        if !self.is_quiet(lead, how) {
+            return;
+        }
+        if shared.prompt_ack {
+            self.flush_for(Flush::Forced);
+        }
+        self.look_out(lead, how);
+    }
+
+    /// Whether memory shows that nothing has come.
+    fn is_quiet(&self, lead: &Lead<'_, Rx>, how: How) -> bool {
+        !how.sleeps_at_once && lead.with(|rx| rx.stream.has_news()) == Some(false)
+    }
+
+    /// Polls for a moment, before everything is looked at again: the stream alone where memory shows whether something
+    /// came, and nothing else is expected.
+    fn look_out(&self, lead: &Lead<'_, Rx>, how: How) {
+        let shared = &*self.shared;
+        let expects_more = how.bulk != BulkWait::Nothing
+            || shared.bulk_posted.load(Relaxed) != 0
+            || !shared.tuning.added_rtt.is_zero();
+        if expects_more || shared.single_cpu {
+            return self.relax();
+        }
+        let could_look = lead.with(|rx| {
+            for _ in 0..LOOKS {
+                match rx.stream.has_news() {
+                    Some(false) => std::hint::spin_loop(),
+                    Some(true) => return true,
+                    None => return false,
+                }
+            }
+            true
+        });
+        if !could_look {
+            self.relax();
         }
     }
 

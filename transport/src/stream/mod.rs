@@ -47,6 +47,11 @@ pub(crate) trait Stream: Send + Sync {
     /// The buffer must not be empty; as many of its bytes as returned are initialised.
     fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
 
+    /// Whether `recv` has something to deliver, where memory shows it. Says nothing of the peer's end.
+    fn has_news(&self) -> Option<bool> {
+        None
+    }
+
     /// Ends our direction: the peer receives what was sent, then the end.
     fn shutdown(&self);
 

@@ -80,6 +80,12 @@ impl Sides<'_> {
         Ok((consumed, there))
     }
 
+    /// Whether the peer has produced more than was consumed: a hint, [`Self::available`] says what there is.
+    #[inline]
+    pub(crate) fn has_news(self) -> bool {
+        self.far.produced.0.load(Relaxed) != self.near.consumed.0.load(Relaxed)
+    }
+
     /// We are done with everything before `position` of the peer's ring.
     #[inline]
     pub(crate) fn consume(self, position: u64) {

@@ -209,7 +209,8 @@ impl Shm {
     /// Nothing is there: is anything to come?
     #[cold]
     fn nothing(&self) -> io::Result<usize> {
-        if self.suspicious.swap(false, Relaxed) {
+        // The load spares every look that finds nothing an exclusive access.
+        if self.suspicious.load(Relaxed) && self.suspicious.swap(false, Relaxed) {
             match socket::recv_into(self.socket.as_raw_fd(), &mut [0; 8]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // SYNC: Release pairs with the Acquire below; nothing but the flag is published.
@@ -276,6 +277,11 @@ impl Stream for Shm {
         self.sides().consume(at + to_u64(got));
         self.ring_bell(WAITS_WRITE);
         Ok(got)
+    }
+
+    #[inline]
+    fn has_news(&self) -> Option<bool> {
+        Some(self.sides().has_news())
     }
 
     fn shutdown(&self) {
