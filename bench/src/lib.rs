@@ -25,4 +25,5 @@ pub mod peers;
 pub mod pin;
 pub mod raw;
 pub mod run;
+mod serving;
 pub mod spread;

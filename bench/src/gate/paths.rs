@@ -2,15 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
-use farcall_gpu_exec::{DeviceChoice, EXECUTOR_COMMAND, ServeOptions, Server};
+use farcall_gpu_exec::EXECUTOR_COMMAND;
 
 use super::callgrind::{self, Counts};
 use super::work;
+use crate::serving::serving;
 
 /// Launches, and calls of other kinds, of a counted run.
 const CALLS: u64 = 5000;
@@ -236,32 +235,6 @@ fn executors(out: &Path) -> Result<Counts, String> {
     best.ok_or_else(|| {
         "no executor counted anything: is valgrind installed (apt-get install valgrind)?".to_owned()
     })
-}
-
-/// Runs `work` with a `null` server whose executors are started by that command; ends the server before returning.
-fn serving<T>(
-    executor: Vec<OsString>,
-    work: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<T, String> {
-    let options = ServeOptions {
-        listen: "127.0.0.1:0".to_owned(),
-        device: DeviceChoice::Null,
-        warm_executors: 1,
-        cache_bytes_max: 0,
-        executor: Some(executor),
-        ..ServeOptions::default()
-    };
-    let server = Server::bind(&options).map_err(|error| error.to_string())?;
-    let (stopper, address) = (server.stopper(), server.local_addr().to_string());
-    // Started before: a client that comes early waits in the listener's queue.
-    let running = thread::spawn(move || server.run());
-    let done = work(&address);
-    stopper.stop();
-    let ended = running
-        .join()
-        .map_err(|_| "the server panicked".to_owned())?;
-    ended.map_err(|error| error.to_string())?;
-    done
 }
 
 fn per(counts: &Counts, calls: u64) -> Count {

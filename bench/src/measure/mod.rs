@@ -9,6 +9,7 @@ mod issue;
 mod local;
 mod marshal;
 mod memory;
+mod replay;
 mod startup;
 
 pub use blocking::{blocking, round_trips_per_call};
@@ -16,6 +17,7 @@ pub use issue::{BURST, burst, issue};
 pub use local::local;
 pub use marshal::{RECORDS, RecordBench, marshal};
 pub use memory::{IdleMemory, idle_memory};
+pub use replay::{CALL_BY_CALL, Replay, play, replay};
 pub use startup::startup;
 
 use std::time::Instant;

@@ -10,7 +10,7 @@ use crate::figure::Figure;
 use crate::net::size_name;
 use crate::run::Run;
 use plot::{Axis, Line, Plot};
-use series::{History, Throughput, history, latest, throughput};
+use series::{History, Slowdown, Throughput, history, latest, slowdowns, throughput};
 
 /// A report.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ pub fn report(runs: &[Run]) -> Result<Report, String> {
         distributions(&figures)?,
         courses(&figures)?,
         throughputs(&figures)?,
+        distances(&figures)?,
         peers(&figures)?,
         histories(runs)?,
     ];
@@ -156,9 +157,40 @@ fn throughputs(figures: &[Figure]) -> Result<Section, String> {
     })
 }
 
+fn distances(figures: &[Figure]) -> Result<Section, String> {
+    let mut plots = Vec::new();
+    for Slowdown {
+        name,
+        ours,
+        call_by_call,
+    } in slowdowns(figures)
+    {
+        let plot = Plot {
+            x: Axis::linear("microseconds added to the round trip"),
+            y: Axis::log("milliseconds of a step"),
+            lines: [("farcall", ours), ("call by call (computed)", call_by_call)]
+                .into_iter()
+                .map(|(name, points)| Line {
+                    name: name.to_owned(),
+                    points,
+                })
+                .collect(),
+        };
+        plots.push(captioned("distance", &name, &plot)?);
+    }
+    Ok(Section {
+        title: "Steps of programs by the distance of the server",
+        text: "Recorded driver calls played again without the program's own computing, and what they would take if every call that the \
+               client cannot answer by itself waited for the server.",
+        plots,
+    })
+}
+
 fn peers(figures: &[Figure]) -> Result<Section, String> {
     let mut plots = Vec::new();
-    for figure in figures.iter().filter(|figure| !figure.beside.is_empty()) {
+    let is_compared =
+        |figure: &&Figure| !figure.beside.is_empty() && !figure.name.starts_with("replay/");
+    for figure in figures.iter().filter(is_compared) {
         let others = figure
             .beside
             .iter()
@@ -244,7 +276,13 @@ mod tests {
         let bulk = |size, value| {
             Figure::new(format!("bulk/tcp/up/{size}"), "GB/s", value).beside("raw TCP", 5.0)
         };
-        Run::now(vec![rtt, bulk("1MiB", 3.0), bulk("64MiB", 4.0)], None)
+        let step = |rtt: u32| {
+            let name = format!("replay/train_step/wall@{rtt}us");
+            Figure::new(name, "ms", 2.0).beside(crate::measure::CALL_BY_CALL, f64::from(2 + rtt))
+        };
+        let bulks = [bulk("1MiB", 3.0), bulk("64MiB", 4.0)];
+        let others = bulks.into_iter().chain([step(0), step(100)]);
+        Run::now([rtt].into_iter().chain(others).collect(), None)
     }
 
     #[test]
@@ -254,6 +292,7 @@ mod tests {
             "distribution-",
             "course-",
             "throughput-",
+            "distance-",
             "peers-",
             "history-",
         ] {

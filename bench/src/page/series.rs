@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::bytes_of;
 use crate::figure::Figure;
+use crate::measure::CALL_BY_CALL;
 use crate::run::Run;
 
 /// The last of each figure, by name.
@@ -48,6 +49,51 @@ pub(super) fn throughput(figures: &[Figure]) -> Vec<Throughput> {
                 name: name.to_owned(),
                 ours: points(|figure| Some(figure.value)),
                 limit: points(|figure| Some(figure.beside.first()?.value)),
+            }
+        })
+        .collect()
+}
+
+/// A step of a recorded program, by microseconds that were added to the round trip.
+pub(super) struct Slowdown {
+    pub(super) name: String,
+    pub(super) ours: Vec<(f64, f64)>,
+    /// The same if every call that the client cannot answer waited.
+    pub(super) call_by_call: Vec<(f64, f64)>,
+}
+
+pub(super) fn slowdowns(figures: &[Figure]) -> Vec<Slowdown> {
+    let mut steps: BTreeMap<&str, Vec<(u32, &Figure)>> = BTreeMap::new();
+    for figure in figures {
+        let named = figure
+            .name
+            .strip_prefix("replay/")
+            .and_then(|name| name.split_once("/wall@"));
+        let Some((step, rtt)) = named else {
+            continue;
+        };
+        if let Some(rtt_us) = rtt.strip_suffix("us").and_then(|us| us.parse().ok()) {
+            steps.entry(step).or_default().push((rtt_us, figure));
+        }
+    }
+    let steps = steps.into_iter().filter(|(_, points)| points.len() > 1);
+    steps
+        .map(|(name, mut points)| {
+            points.sort_by_key(|(rtt_us, _)| *rtt_us);
+            let computed = |figure: &Figure| {
+                let found = figure.beside.iter().find(|b| b.name == CALL_BY_CALL);
+                found.map(|beside| beside.value)
+            };
+            let of = |value: &dyn Fn(&Figure) -> Option<f64>| {
+                let known = points
+                    .iter()
+                    .filter_map(|(rtt_us, figure)| Some((f64::from(*rtt_us), value(figure)?)));
+                known.collect()
+            };
+            Slowdown {
+                name: name.to_owned(),
+                ours: of(&|figure| Some(figure.value)),
+                call_by_call: of(&computed),
             }
         })
         .collect()

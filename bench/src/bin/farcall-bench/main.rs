@@ -6,6 +6,7 @@ mod gate;
 mod main_job;
 mod net;
 mod output;
+mod replay;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -165,6 +166,18 @@ enum Command {
         #[arg(long, default_value = "tcp")]
         transport: Transport,
     },
+    /// A recorded program played again on `null`: time, processor time, round trips and bytes of its steps, and how much
+    /// longer they take the farther the server is.
+    Replay(replay::Told),
+    /// Plays a record once, for `replay`.
+    #[command(hide = true)]
+    Play {
+        /// The record.
+        trace: PathBuf,
+        /// Through functions that do nothing.
+        #[arg(long)]
+        hollow: bool,
+    },
     /// Opens a session, runs a kernel, prints `idle` and waits until standard input ends.
     Idle {
         /// Where the server is.
@@ -220,6 +233,8 @@ fn main() -> ExitCode {
             calls::calls(call, count, burst, server, transport);
             Ok(true)
         }
+        Command::Replay(told) => replay::replay(&told),
+        Command::Play { trace, hollow } => replay::play(&trace, hollow),
         Command::Report { out, results } => output::report(&out, results),
         Command::Gate { accept, only } => gate::gate(accept.as_deref(), &only),
         Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),

@@ -1,0 +1,235 @@
+//! Recorded programs, played again through the built library, a transport and an executor on `null`: what a step costs
+//! the client and the server, and how much longer it takes the farther the server is.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::unix::process::parent_id;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use farcall_fixtures::replay::driver::Driver;
+use farcall_fixtures::replay::phases::Phase;
+use farcall_fixtures::replay::{self, Report};
+use farcall_fixtures::{Stats, server};
+use farcall_gpu_exec::EXECUTOR_COMMAND;
+use farcall_marshal::calltrace;
+
+use crate::figure::{Figure, Target};
+use crate::net::Transport;
+use crate::serving::serving;
+
+/// The step for which the promises are.
+const PROMISED: &str = "train_step";
+/// The promise: client processor time of that step.
+const CLIENT_CPU_MS: f64 = 0.6;
+/// The promise: how much longer that step may take with so much added to the round trip.
+const SLOWDOWN: (u32, f64) = (100, 1.05);
+
+/// What stands beside a step's time: the same if every call that the client cannot answer by itself waited, computed from
+/// the time at the shortest way and the number of those calls.
+pub const CALL_BY_CALL: &str = "call by call (computed)";
+
+/// How to measure.
+#[derive(Clone, Debug)]
+pub struct Replay<'a> {
+    /// The record.
+    pub trace: &'a Path,
+    /// Backend.
+    pub transport: Transport,
+    /// Microseconds that are added to the round trip; the first is what the others are compared with.
+    pub added_rtt_us: &'a [u32],
+    /// Runs of each kind; the least of them counts, as other programs only ever make a step longer.
+    pub runs: u32,
+}
+
+/// Plays a record in this process: through the library that was built with this program, or, `hollow`, through functions
+/// that do nothing.
+///
+/// # Errors
+/// The record or the library cannot be read.
+pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", trace.display());
+    let file = std::fs::read(trace).map_err(|error| failed(&error))?;
+    let steps = calltrace::unpack(&file).map_err(|error| failed(&error))?;
+    let driver = if is_hollow {
+        Driver::hollow()
+    } else {
+        let library = program.with_file_name("libcuda.so");
+        Driver::open_at(&library).map_err(|error| error.to_string())?
+    };
+    Ok(replay::play_watched(driver, steps, siblings_cpu))
+}
+
+/// `replay/*`: for each phase of the record its time and its processor time on both sides, how often it waits, what it
+/// sends, and the time with a longer way; beside that what it would be if every call that the client cannot answer by
+/// itself waited for the server.
+///
+/// Processor time of the client is that of the whole process less that of a replay through functions that do nothing.
+///
+/// # Errors
+/// A run fails.
+pub fn replay(program: &Path, how: &Replay<'_>) -> Result<Vec<Figure>, String> {
+    let counted = counts(program, how)?;
+    let hollow = least(how.runs, || one(program, how, None, &[]))?;
+    let mut by_rtt = Vec::new();
+    for rtt in how.added_rtt_us {
+        let added = [("FARCALL_ADDED_RTT_US", rtt.to_string())];
+        let run = || on_server(program, |address| one(program, how, Some(address), &added));
+        by_rtt.push((*rtt, least(how.runs, run)?));
+    }
+    let mut figures = Vec::new();
+    for (name, counts) in &counted {
+        figures.extend(of_phase(name, counts, &hollow, &by_rtt));
+    }
+    Ok(figures)
+}
+
+/// Of a phase, the least of several runs.
+type Phases = BTreeMap<String, Phase>;
+
+/// What a phase does, whenever and wherever it is played.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    calls: u64,
+    /// Calls that the client does not answer by itself.
+    remote: u64,
+    trips: u64,
+    bytes: u64,
+}
+
+fn of_phase(name: &str, counts: &Counts, hollow: &Phases, by_rtt: &[(u32, Phases)]) -> Vec<Figure> {
+    let is_promised = name == PROMISED;
+    let figure = |what: &str, unit: &str, value: f64| {
+        Figure::new(format!("replay/{name}/{what}"), unit, value)
+    };
+    let mut figures = vec![
+        figure("calls", "calls", counts.calls as f64),
+        figure("trips", "trips", counts.trips as f64),
+        figure("bytes", "bytes", counts.bytes as f64),
+    ];
+    let Some((near, first)) = by_rtt
+        .first()
+        .and_then(|(rtt, phases)| Some((rtt, phases.get(name)?)))
+    else {
+        return figures;
+    };
+    let player = hollow.get(name).cloned().unwrap_or_default();
+    let own_ms = first.client_cpu_ns.saturating_sub(player.client_cpu_ns) as f64 / 1e6;
+    let mut client = figure("client_cpu", "ms", own_ms);
+    if is_promised {
+        client = client.target(Target::Value(CLIENT_CPU_MS));
+    }
+    figures.push(client);
+    figures.push(figure("server_cpu", "ms", first.server_cpu_ns as f64 / 1e6));
+    let near_ms = first.wall_ns as f64 / 1e6;
+    for (rtt, phases) in by_rtt {
+        let Some(phase) = phases.get(name) else {
+            continue;
+        };
+        let mut wall = figure(&format!("wall@{rtt}us"), "ms", phase.wall_ns as f64 / 1e6);
+        if rtt != near {
+            wall = wall.beside(&format!("at {near} us"), near_ms);
+        }
+        let each_waits = near_ms + f64::from(rtt - near.min(rtt)) * counts.remote as f64 / 1e3;
+        wall = wall.beside(CALL_BY_CALL, each_waits);
+        if is_promised && *rtt == SLOWDOWN.0 {
+            wall = wall.target(Target::Ratio(SLOWDOWN.1));
+        }
+        figures.push(wall);
+    }
+    figures
+}
+
+/// One run with statistics, which take time of their own.
+fn counts(program: &Path, how: &Replay<'_>) -> Result<Vec<(String, Counts)>, String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let file = folder.path().join("stats.json");
+    let counting = [("FARCALL_STATS", file.display().to_string())];
+    on_server(program, |address| {
+        one(program, how, Some(address), &counting)
+    })?;
+    let stats = Stats::read(&file).ok_or("the replay left no statistics")?;
+    let phases = stats.phases.iter().map(|phase| {
+        let by_client = ["local", "cached"];
+        let remote = phase.by_class.iter();
+        let remote = remote.filter(|(class, _)| !by_client.contains(&class.as_str()));
+        let counts = Counts {
+            calls: phase.calls,
+            remote: remote.map(|(_, calls)| calls).sum(),
+            trips: phase.blocking_round_trips,
+            bytes: phase.bytes_out + phase.bytes_in,
+        };
+        (phase.name.clone(), counts)
+    });
+    Ok(phases.collect())
+}
+
+/// The least of each time of each phase.
+fn least(runs: u32, run: impl Fn() -> Result<Report, String>) -> Result<Phases, String> {
+    let mut all = Phases::new();
+    for _ in 0..runs.max(1) {
+        for phase in run()?.phases {
+            let least = all.entry(phase.name.clone()).or_insert(phase.clone());
+            least.wall_ns = least.wall_ns.min(phase.wall_ns);
+            least.client_cpu_ns = least.client_cpu_ns.min(phase.client_cpu_ns);
+            least.server_cpu_ns = least.server_cpu_ns.min(phase.server_cpu_ns);
+        }
+    }
+    Ok(all)
+}
+
+fn on_server<T>(program: &Path, run: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+    serving(vec![program.into(), EXECUTOR_COMMAND.into()], run)
+}
+
+/// One replay in a process of its own; without a server a hollow one.
+fn one(
+    program: &Path,
+    how: &Replay<'_>,
+    server: Option<&str>,
+    settings: &[(&str, String)],
+) -> Result<Report, String> {
+    let mut command = Command::new(program);
+    command.arg("play").arg(how.trace);
+    match server {
+        Some(address) => command
+            .env("FARCALL_SERVER", address)
+            .env("FARCALL_TRANSPORT", how.transport.name()),
+        None => command.arg("--hollow"),
+    };
+    command.envs(settings.iter().map(|(name, value)| (name, value)));
+    let output = command.output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let report: Report =
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    if server.is_some() && !(report.otherwise.is_empty() && report.left_out.is_empty()) {
+        return Err(format!(
+            "calls returned something else than when they were recorded: {:?}, {:?}",
+            report.otherwise, report.left_out
+        ));
+    }
+    Ok(report)
+}
+
+/// Processor time of the other children of this process's parent: the executors.
+fn siblings_cpu() -> Duration {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let parent = i32::try_from(parent_id()).unwrap_or(0);
+    let siblings = server::children(parent).into_iter();
+    siblings.filter(|pid| *pid != own).map(cpu_of).sum()
+}
+
+/// Processor time of all threads of a process, to the nanosecond (proc(5), `schedstat`).
+fn cpu_of(pid: i32) -> Duration {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Duration::ZERO;
+    };
+    let ns = threads.flatten().filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(ns.sum())
+}
