@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use farcall_config::{
     SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_gid_index,
-    parse_local_end, parse_rdma_device, parse_server, parse_size, vars,
+    parse_local_end, parse_rdma_device, parse_server, parse_share, parse_size, vars,
 };
 use farcall_gpu_exec::Fault;
 use farcall_transport::{DeviceName, LocalEnd};
@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// List a server's devices and how they are used
     Devices(DevicesArgs),
-    /// Show what a server's devices do, and for whom
+    /// Show what the devices of a server or a pool do, and for whom
     Top(TopArgs),
     /// Measure the way to a server: round trips, bandwidth, what would make it better
     Netperf(NetperfArgs),
@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Coverage(CoverageArgs),
     /// Run a program and show every driver call it makes
     Trace(TraceArgs),
+    /// Describe to container engines what a container needs to use a server or a pool (CDI)
+    Cdi(CdiArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Write the man pages into a directory
@@ -284,12 +286,15 @@ Examples:
   farcall top
   farcall top gpu1:7476 --once
   farcall top --json --once | jq '.devices[].busy_ns'
+  farcall top --pool https://pool:7475 --pool-ca ca.pem     GPUs and leases of a pool
 
 Exit code 69: nobody answers there.")]
 pub(crate) struct TopArgs {
-    /// Where the server was told to answer with --metrics
-    #[arg(value_name = "HOST:PORT", default_value = METRICS_DEFAULT, value_parser = metrics_address)]
-    pub(crate) metrics: String,
+    /// Where the server was told to answer with --metrics [default: the pool, if one is named, else 127.0.0.1:7476]
+    #[arg(value_name = "HOST:PORT", value_parser = metrics_address)]
+    pub(crate) metrics: Option<String>,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
     pub(crate) interval: f64,
@@ -300,9 +305,6 @@ pub(crate) struct TopArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
-
-/// Where `farcall top` looks, if it is not told.
-const METRICS_DEFAULT: &str = "127.0.0.1:7476";
 
 fn interval(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -478,6 +480,35 @@ pub(crate) struct TraceArgs {
     /// The command and its arguments, after `--`
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// `farcall cdi`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall cdi --server gpu1:7474 --token-file /etc/farcall/token -o /etc/cdi/farcall.json
+  podman run --device farcall.dev/gpu=1 IMAGE python train.py
+  farcall cdi --pool https://pool:7475 --pool-ca /etc/farcall/ca.pem --pool-token-file /etc/farcall/pool-token -o /etc/cdi/farcall.json
+  podman run --device farcall.dev/gpu=all IMAGE farcall run -p 0.5 -- python train.py
+
+Write it again after moving or updating farcall. docs/containers.md has Docker, Podman and Kubernetes.")]
+pub(crate) struct CdiArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    /// Device memory that a container's programs may use, per device: 8GiB, 512M [default: all]
+    #[arg(short = 'm', long = "memory", value_name = "SIZE", value_parser = size)]
+    pub(crate) memory_bytes: Option<u64>,
+    /// Share of each device's compute that they get: 0.5, 25% [default: all]
+    #[arg(short = 'p', long = "share", value_name = "SHARE", value_parser = parse_share)]
+    pub(crate) share_permille: Option<u16>,
+    /// Give containers this machine's RDMA devices, too
+    #[arg(long)]
+    pub(crate) rdma: bool,
+    /// Write to FILE, /etc/cdi/farcall.json for instance [default: to standard output]
+    #[arg(short = 'o', long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// `farcall completions`.

@@ -1,12 +1,14 @@
 //! The `farcall` command: serves devices, runs programs on them, and shows what goes on between.
 //!
 //! - `args` is what can be typed;
-//! - `serve` (with `metrics`), `top`, `run`, `devices`, `netperf`, `coverage`, `trace`, `generate` are the subcommands;
+//! - `serve` (with `metrics`), `top`, `run`, `devices`, `netperf`, `coverage`, `trace`, `cdi`, `generate` are the subcommands;
 //! - `pool` has those about pools;
+//! - `health` looks at this machine and its ways, `nvml` at its GPUs;
 //! - `connect` is what the ones that need a server share, `failure` how they end.
 #![forbid(unsafe_code)]
 
 mod args;
+mod cdi;
 mod connect;
 mod coverage;
 mod devices;
@@ -15,6 +17,7 @@ mod generate;
 mod health;
 mod metrics;
 mod netperf;
+mod nvml;
 mod pool;
 mod run;
 mod serve;
@@ -57,6 +60,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Leases(args) => pool::leases(&args),
         Command::Gpus(args) => pool::gpus(&args),
         Command::Health(args) => health::health(&args),
+        Command::Cdi(args) => cdi::cdi(&args),
         Command::Top(args) => top::top(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Netperf(args) => netperf::netperf(&args),

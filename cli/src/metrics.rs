@@ -155,6 +155,7 @@ fn text(usage: &ServerUsage) -> String {
             page.sample(&labels_of(session), value(session));
         }
     }
+    round_trips(&mut page, &usage.sessions);
     for (name, kind, help, value) in PART {
         page.family(name, kind, help);
         for session in &usage.sessions {
@@ -235,6 +236,22 @@ const SESSION: [Family<SessionNow>; 4] = [
         |session| number(session.bytes_out),
     ),
 ];
+
+/// Round trips that are known, with the way.
+fn round_trips(page: &mut Page, sessions: &[SessionNow]) {
+    page.family(
+        ROUND_TRIP,
+        "gauge",
+        "Round trip to the client, as the transport estimates it",
+    );
+    for session in sessions.iter().filter(|session| session.rtt_ns > 0) {
+        let mut labels = labels_of(session);
+        labels.push(("transport", session.transport.clone()));
+        page.sample(&labels, seconds(session.rtt_ns));
+    }
+}
+
+const ROUND_TRIP: &str = "farcall_session_round_trip_seconds";
 
 const PART: [Family<SessionPart>; 5] = [
     (
@@ -327,7 +344,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use farcall_gpu_exec::{DeviceKind, DeviceNow, ServerUsage, SessionNow, SessionPart};
 
-    use super::{GPU, PART, SESSION, text};
+    use super::{GPU, PART, ROUND_TRIP, SESSION, text};
 
     fn usage() -> ServerUsage {
         ServerUsage {
@@ -352,6 +369,8 @@ mod tests {
                 records: 9,
                 bytes_in: 10,
                 bytes_out: 11,
+                transport: "tcp".to_owned(),
+                rtt_ns: 40_000,
                 devices: vec![SessionPart {
                     ordinal: 0,
                     used_bytes: 5,
@@ -362,6 +381,8 @@ mod tests {
                 }],
             }],
             sessions_ended: 4,
+            is_measured: true,
+            leases: Vec::new(),
         }
     }
 
@@ -375,6 +396,7 @@ mod tests {
             "farcall_gpu_busy_seconds_total{gpu=\"0\",uuid=\"GPU-1\"} 1.5\n",
             "farcall_gpu_lost{gpu=\"0\",uuid=\"GPU-1\"} 1\n",
             "farcall_session_share_ratio{session=\"3\",client=\"python\",lease=\"L12\",gpu=\"0\"} 0.25\n",
+            "farcall_session_round_trip_seconds{session=\"3\",client=\"python\",lease=\"L12\",transport=\"tcp\"} 0.00004\n",
             "farcall_session_age_seconds{session=\"3\",client=\"python\",lease=\"L12\"} 2.5\n",
         ] {
             assert!(page.contains(line), "{line}\n{page}");
@@ -386,6 +408,7 @@ mod tests {
         let docs = include_str!("../../docs/metrics-server.md");
         let names = GPU.iter().map(|it| it.0);
         let names = names.chain(SESSION.iter().map(|it| it.0));
+        let names = names.chain([ROUND_TRIP]);
         for name in names.chain(PART.iter().map(|it| it.0)) {
             assert!(docs.contains(&format!("| `{name}` |")), "{name}");
         }

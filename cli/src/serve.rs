@@ -108,7 +108,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         cache_dir: args.cache_dir.clone(),
         cache_bytes_max: args.cache_size.unwrap_or(defaults.cache_bytes_max),
         admission: None,
-        measure: args.metrics.is_some(),
+        measure: args.metrics.is_some() || (args.member.pool.is_some() && !args.member.no_measure),
         fault: args.fault,
         executor: None,
     })

@@ -1,4 +1,4 @@
-//! `farcall top`: what the devices of a server do, and for whom.
+//! `farcall top`: what the devices of a server or of a pool do, and for whom.
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
@@ -7,13 +7,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use farcall_config::format_size;
-use farcall_gpu_exec::ServerUsage;
+use farcall_gpu_exec::{ServerUsage, SessionNow};
+use serde::Serialize;
 
 use crate::args::TopArgs;
 use crate::failure::{Failure, code, written};
 use crate::metrics::USAGE_PATH;
+use crate::pool::Now;
 use crate::table::{self, Align};
 
+/// Where it looks, if it is not told.
+const METRICS_DEFAULT: &str = "127.0.0.1:7476";
 /// For the server to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest answer.
@@ -28,30 +32,44 @@ struct Look {
 }
 
 pub(crate) fn top(args: &TopArgs) -> Result<ExitCode, Failure> {
+    let of_pool = args.metrics.is_none() && args.pool.pool.is_some();
     let mut before: Option<Look> = None;
     loop {
-        let now = look(&args.metrics)?;
         let mut out = Vec::new();
-        let shown = if args.json {
-            serde_json::to_writer(&mut out, &now.usage)
-                .map_err(io::Error::from)
-                .and_then(|()| writeln!(out))
-        } else {
-            if !args.once && io::stdout().is_terminal() {
-                out.extend_from_slice(CLEAR.as_bytes());
+        if !args.once && !args.json && io::stdout().is_terminal() {
+            out.extend_from_slice(CLEAR.as_bytes());
+        }
+        let drawn = if of_pool {
+            let now = Now::ask(&args.pool)?;
+            if args.json {
+                json_line(&mut out, &now)
+            } else {
+                now.show(&mut out)
             }
-            show(&mut out, &now, before.as_ref())
+        } else {
+            let now = look(args.metrics.as_deref().unwrap_or(METRICS_DEFAULT))?;
+            let drawn = if args.json {
+                json_line(&mut out, &now.usage)
+            } else {
+                show(&mut out, &now, before.as_ref())
+            };
+            before = Some(now);
+            drawn
         };
-        let shown = shown.and_then(|()| {
+        let shown = drawn.and_then(|()| {
             io::stdout().write_all(&out)?;
             io::stdout().flush()
         });
         if args.once || shown.is_err() {
             return written(shown);
         }
-        before = Some(now);
         std::thread::sleep(Duration::from_secs_f64(args.interval));
     }
+}
+
+fn json_line(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    writeln!(out)
 }
 
 fn look(address: &str) -> Result<Look, Failure> {
@@ -160,6 +178,7 @@ fn show(out: &mut Vec<u8>, now: &Look, before: Option<&Look>) -> io::Result<()> 
         ("CALLS", Right),
         ("IN", Right),
         ("OUT", Right),
+        ("WAY", Left),
         ("CLIENT", Left),
     ];
     table::write(out, &header, &session_rows(now, before))
@@ -189,11 +208,20 @@ fn session_rows(now: &Look, before: Option<&Look>) -> Vec<Vec<String>> {
                 session.records.to_string(),
                 format_size(session.bytes_in),
                 format_size(session.bytes_out),
+                way(session),
                 session.client.clone(),
             ]
         })
     });
     rows.collect()
+}
+
+/// How calls travel, and their round trip.
+fn way(session: &SessionNow) -> String {
+    match session.rtt_ns {
+        0 => session.transport.clone(),
+        ns => format!("{} {}us", session.transport, ns.div_ceil(1000)),
+    }
 }
 
 fn percent(busy_ns: u64, time: Duration) -> String {

@@ -49,8 +49,8 @@ pub(crate) struct OpenOrder {
     pub(crate) grace_closed_ms: u64,
 }
 
-/// What a session has moved.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+/// What a session has moved, and how.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Records that the device took.
     pub(crate) records: u64,
@@ -58,6 +58,10 @@ pub(crate) struct Counts {
     pub(crate) bytes_in: u64,
     /// To the client.
     pub(crate) bytes_out: u64,
+    /// How calls travel now: `tcp`, `shm`, `verbs`.
+    pub(crate) transport: String,
+    /// Estimated round trip to the client; 0 = not known yet.
+    pub(crate) rtt_ns: u64,
 }
 
 /// From an executor.
@@ -72,12 +76,9 @@ pub(crate) enum Report {
     /// The session is over; the process ends.
     Closed {
         reason: String,
-        /// Records that the device took.
-        records: u64,
         /// Times that it went on over another connection.
         resumes: u64,
-        bytes_in: u64,
-        bytes_out: u64,
+        counts: Counts,
     },
 }
 

@@ -30,7 +30,7 @@ pub use error::{FetchError, ServeError};
 pub use executor::executor_main;
 pub use inventory::{DeviceUsage, Inventory};
 pub use options::{DeviceChoice, DeviceKind, Fault, ServeOptions};
-pub use supervisor::usage::{DeviceNow, ServerUsage, SessionNow, SessionPart};
+pub use supervisor::usage::{DeviceNow, LeaseTotals, ServerUsage, SessionNow, SessionPart};
 pub use supervisor::{
     Activity, Admission, Admitted, AdmittedDevice, LeaseActivity, Server, Sessions, Signals,
     Stopper, serve,

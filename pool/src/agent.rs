@@ -23,6 +23,8 @@ use crate::wire::{Orders, Register, Registered, RenewServer};
 
 /// Between attempts to reach a pool that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a server says what it does, however long it may be silent: people watch it.
+const REPORT_MS: u64 = 5000;
 /// How often a server that still has to end something looks whether it has.
 const ENDING: Duration = Duration::from_millis(20);
 
@@ -261,7 +263,7 @@ impl Tie {
             let wait_ms = if still || !ended.is_empty() {
                 0
             } else {
-                registered.renew_within_ms
+                registered.renew_within_ms.min(REPORT_MS)
             };
             let body = RenewServer {
                 load,

@@ -248,6 +248,7 @@ impl World {
             sessions: 1,
             idle_ms: 0,
             used_bytes: 0,
+            work: None,
         };
         let load = |server: &FakeServer| Load {
             leases: server.runs.keys().map(used).collect(),
@@ -546,6 +547,7 @@ fn idle_as_far_as_the_server_has_told() {
                 sessions: 1,
                 idle_ms,
                 used_bytes: 0,
+                work: None,
             };
             let load = Load {
                 leases: vec![used],

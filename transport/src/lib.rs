@@ -37,6 +37,7 @@ pub use options::{
 
 pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};
 pub use stream::PathInfo;
+pub use stream::verbs::{RdmaPort, rdma_ports};
 
 /// Version of the handshake and of the frames.
 pub const PROTOCOL_VERSION: u16 = 2;

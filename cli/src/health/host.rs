@@ -34,14 +34,7 @@ pub(super) fn memlock(limit_bytes: Option<u64>) -> Check {
 /// The kernel's NVIDIA driver, by its file in /proc. `wants_gpu`: whether this machine serves real GPUs.
 pub(super) fn driver(root: &Path, wants_gpu: bool) -> Check {
     const MEANING: &str = "Real GPUs need NVIDIA's kernel driver.";
-    let text = fs::read_to_string(root.join("proc/driver/nvidia/version"));
-    let version = text.ok().and_then(|text| {
-        let words = text.lines().next()?.split_whitespace();
-        let is_version =
-            |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());
-        words.clone().find(is_version).map(str::to_owned)
-    });
-    match version {
+    match driver_version(root) {
         Some(version) => check("driver", Outcome::Ok, &version, MEANING, ""),
         None if wants_gpu => check(
             "driver",
@@ -52,6 +45,29 @@ pub(super) fn driver(root: &Path, wants_gpu: bool) -> Check {
         ),
         None => check("driver", Outcome::Ok, "none, none needed", MEANING, ""),
     }
+}
+
+/// Version of the kernel's NVIDIA driver, if it is loaded.
+pub(super) fn driver_version(root: &Path) -> Option<String> {
+    let text = fs::read_to_string(root.join("proc/driver/nvidia/version")).ok()?;
+    let mut words = text.lines().next()?.split_whitespace();
+    let is_version =
+        |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());
+    words.find(is_version).map(str::to_owned)
+}
+
+/// The CUDA version that a server's devices stand for, as `cuDriverGetVersion` gives it.
+pub(super) fn cuda(version: u32) -> Check {
+    const OLDEST: u32 = 12_000;
+    let meaning = "Programs need this version of CUDA or an older one; frameworks of today are built for 12 or 13.";
+    let outcome = if version >= OLDEST {
+        Outcome::Ok
+    } else {
+        Outcome::Warning
+    };
+    let found = format!("{}.{}", version / 1000, version % 1000 / 10);
+    let advice = "Install a newer driver (525 or later has CUDA 12).";
+    check("cuda", outcome, &found, meaning, advice)
 }
 
 /// Free space where farcall keeps files.
@@ -113,7 +129,16 @@ mod tests {
 
     use farcall_pool::model::Outcome;
 
-    use super::{disk, driver, libraries, memlock};
+    use super::{cuda, disk, driver, libraries, memlock};
+
+    #[test]
+    fn an_old_cuda_is_told_of() {
+        assert_eq!(cuda(11_080).outcome, Outcome::Warning);
+        assert_eq!(
+            (cuda(13_000).outcome, &*cuda(13_000).found),
+            (Outcome::Ok, "13.0")
+        );
+    }
 
     #[test]
     fn limits_and_space() {

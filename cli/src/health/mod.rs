@@ -1,14 +1,19 @@
 //! `farcall health`: whether this machine, the ways from it and the pool are well, and what to do where not.
 #![forbid(unsafe_code)]
 
+mod gpus;
 mod host;
 mod network;
+mod packets;
 mod path;
+mod watch;
+
+pub(crate) use watch::Watch;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farcall_pool::client::PoolClient;
 use farcall_pool::core::wall_ms;
@@ -20,12 +25,15 @@ use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
 use crate::failure::{Failure, code, written};
+use crate::nvml::{self, Found};
 use crate::pool::args::ShowArgs;
 use crate::pool::{client, failure as pool_failure};
 use crate::table::{self, Align};
 
 /// Servers that are tried, of a large pool.
 const SERVERS_MAX: usize = 16;
+/// For the first answer of a GPU's driver, which may have to wake the GPU.
+const NVML_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
 struct Report {
@@ -40,13 +48,17 @@ pub(crate) fn health(args: &ShowArgs) -> Result<ExitCode, Failure> {
         checks: host_checks(false),
         pool: None,
     };
+    let gpus = nvml::read_once(NVML_PATIENCE);
+    report.checks.extend(gpu_checks(&gpus, &[], false));
     if args.pool.pool.is_some() {
         let pool = client(&args.pool)?;
         let summary = pool.get("/v1/summary");
         report.pool = Some(summary.map_err(|error| pool_failure(&error))?);
+        report.checks.extend(pool_checks(&pool));
+        let servers = server_checks(&pool);
         report
             .checks
-            .extend(way_checks(&pool).map_err(|error| pool_failure(&error))?);
+            .extend(servers.map_err(|error| pool_failure(&error))?);
     }
     let out = &mut io::stdout().lock();
     if args.json {
@@ -82,23 +94,46 @@ pub(crate) fn host_checks(wants_gpu: bool) -> Vec<Check> {
     checks
 }
 
-/// The pool, its clock and its servers, as seen from here. Blocks on the network.
-fn way_checks(pool: &PoolClient) -> Result<Vec<Check>, farcall_pool::client::ClientError> {
-    let began = Instant::now();
-    let alive: Alive = pool.get("/v1/health")?;
-    // The pool looked at its clock half a round trip ago, about.
-    let half_ms = u64::try_from(began.elapsed().as_millis() / 2).unwrap_or(0);
-    let skew_ms = wall_ms().abs_diff(alive.now_ms + half_ms);
+/// GPUs, as NVML tells of them. `served`: UUIDs of those that matter, all where it is empty.
+pub(crate) fn gpu_checks(found: &Found, served: &[String], wants_gpu: bool) -> Vec<Check> {
+    gpus::gpus(found, served, wants_gpu)
+}
+
+/// Version of the kernel's NVIDIA driver, if it is loaded.
+pub(crate) fn driver_version() -> Option<String> {
+    host::driver_version(Path::new("/"))
+}
+
+/// What programs on a server can count on. `version`: as `cuDriverGetVersion` gives it.
+pub(crate) fn cuda_check(version: u32) -> Check {
+    host::cuda(version)
+}
+
+/// The pool and its clock, as seen from here. Blocks on the network.
+pub(crate) fn pool_checks(pool: &PoolClient) -> Vec<Check> {
     let host = pool.url().split("://").nth(1).unwrap_or_default();
-    let mut checks = vec![path::pool(path::handshake(host)), path::clock(skew_ms)];
+    let mut checks = vec![path::pool(path::handshake(host))];
+    let began = Instant::now();
+    if let Ok(alive) = pool.get::<Alive>("/v1/health") {
+        // The pool looked at its clock half a round trip ago, about.
+        let half_ms = u64::try_from(began.elapsed().as_millis() / 2).unwrap_or(0);
+        checks.push(path::clock(wall_ms().abs_diff(alive.now_ms + half_ms)));
+    }
+    checks.extend(packets::packets(host).map(|found| packets::way("pool", found, false)));
+    checks
+}
+
+/// The servers of a pool, as seen from here. Blocks on the network.
+fn server_checks(pool: &PoolClient) -> Result<Vec<Check>, farcall_pool::client::ClientError> {
     let servers: Vec<ServerView> = pool.get("/v1/servers")?;
     let up = servers.iter().filter(|server| server.state != "down");
+    let mut checks = Vec::new();
     for server in up.take(SERVERS_MAX) {
         if let Some(address) = server.addresses.first() {
-            checks.push(path::server(
-                &server.name,
-                path::handshake(&address.address),
-            ));
+            let (name, address) = (&server.name, &address.address);
+            checks.push(path::server(name, path::handshake(address)));
+            let found = packets::packets(address);
+            checks.extend(found.map(|found| packets::way(name, found, true)));
         }
     }
     Ok(checks)

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use farcall_config::{SizeError, parse_share, parse_size};
 use farcall_pool::filter::Filter;
-use farcall_pool::model::LeaseId;
+use farcall_pool::model::{LeaseId, NetAddress};
+
+use super::addresses::net_address;
 
 /// Which pool, and how it is convinced.
 #[derive(Args, Clone, Debug)]
@@ -433,9 +435,13 @@ pub(crate) struct MemberArgs {
     /// File that keeps the credential which the pool gives [default: below ~/.local/state/farcall]
     #[arg(long, value_name = "FILE", requires = "pool", value_hint = ValueHint::FilePath)]
     pub(crate) pool_credential: Option<PathBuf>,
-    /// Where clients reach this server [default: the address it listens on]
-    #[arg(long, value_name = "HOST:PORT", requires = "pool")]
-    pub(crate) advertise: Option<String>,
+    /// Where this server is reached, of several the first by clients: gpu=HOST:PORT, management=HOST:PORT
+    /// [default: the address it listens on]
+    #[arg(long, value_name = "[NETWORK=]HOST:PORT", requires = "pool", value_parser = net_address)]
+    pub(crate) advertise: Vec<NetAddress>,
+    /// Do not measure how long kernels of each client run, which the pool shows
+    #[arg(long, requires = "pool")]
+    pub(crate) no_measure: bool,
     /// Place in the network, outermost switch first: hall1/rack7/leaf2
     #[arg(
         long,

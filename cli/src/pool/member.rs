@@ -5,30 +5,28 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use farcall_config::{parse_server, read_token_file};
+use farcall_config::read_token_file;
 use farcall_gpu_exec::{
-    Admission, Admitted, AdmittedDevice, Inventory, ServeOptions, Server, Sessions, Signals,
+    Admission, Admitted, AdmittedDevice, DeviceKind, Inventory, ServeOptions, Server, Signals,
 };
-use farcall_pool::agent::{Agent, AgentOptions, Gate, Host};
+use farcall_pool::agent::{Agent, AgentOptions, Gate};
 use farcall_pool::client::PoolClient;
-use farcall_pool::model::{Check, GpuFacts, LeaseId, NetAddress, ServerFacts};
-use farcall_pool::state::{LeaseUse, Load};
+use farcall_pool::model::{GpuFacts, ServerFacts};
+use farcall_transport::rdma_ports;
 
+use super::addresses::addresses;
 use super::args::MemberArgs;
 use super::failure as pool_failure;
+use super::host::PoolHost;
 use crate::args::ServeArgs;
 use crate::connect::config_failure;
 use crate::failure::{Failure, code};
-use crate::health::host_checks;
+use crate::health::driver_version;
 use crate::serve::start_metrics;
 
-/// For the supervisor's answer; its loop never blocks for long.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Between two looks at how this machine is.
-const CHECKS: Duration = Duration::from_mins(1);
 /// How long the first attempt to join may take before the server says that it serves.
 const JOIN: Duration = Duration::from_secs(5);
 
@@ -60,17 +58,24 @@ pub(crate) fn serve_in_pool(
             "FARCALL_LOG=debug says more",
         )
     })?;
-    let address = advertised(args, server.local_addr())?;
+    let rdma = rdma_ports(&options.rdma.unwrap_or_default()).unwrap_or_else(|error| {
+        log::debug!("no RDMA: {error}");
+        Vec::new()
+    });
+    let addresses = addresses(&args.advertise, server.local_addr(), pool.url(), &rdma)?;
+    let facts = ServerFacts {
+        addresses,
+        rdma: !rdma.is_empty(),
+        ..facts(args, &inventory)
+    };
+    let host = PoolHost::start(pool.clone(), server.sessions(), &inventory);
+    let host = host.map_err(|error| Failure::new(code::FAILED, error.to_string(), "try again"))?;
     let options = AgentOptions {
         pool,
         credential: credential(args)?,
-        facts: facts(args, &inventory, address),
+        facts,
     };
-    let host = Arc::new(PoolHost {
-        sessions: server.sessions(),
-        serves_gpus: inventory.kind.to_string() == "cuda",
-        checks: Mutex::default(),
-    });
+    let host = Arc::new(host);
     let agent = Agent::start(options, gate, host).map_err(|error| {
         Failure::new(code::FAILED, error.to_string(), "check --pool-credential")
     })?;
@@ -109,51 +114,8 @@ impl Admission for GrantAdmission {
     }
 }
 
-/// The supervisor, for the agent.
-struct PoolHost {
-    sessions: Sessions,
-    serves_gpus: bool,
-    checks: Mutex<Option<(Instant, Vec<Check>)>>,
-}
-
-impl PoolHost {
-    /// How this machine is, looked at once a minute.
-    fn checks(&self) -> Vec<Check> {
-        let mut known = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, checks)) = &*known
-            && at.elapsed() < CHECKS
-        {
-            return checks.clone();
-        }
-        let checks = host_checks(self.serves_gpus);
-        *known = Some((Instant::now(), checks.clone()));
-        checks
-    }
-}
-
-impl Host for PoolHost {
-    fn load(&self) -> Option<Load> {
-        let activity = self.sessions.activity(ANSWER)?;
-        let leases = activity.leases.into_iter().map(|used| LeaseUse {
-            lease: LeaseId(used.lease),
-            sessions: used.sessions,
-            idle_ms: super::ms(used.idle),
-            used_bytes: used.used_bytes,
-        });
-        Some(Load {
-            sessions: activity.sessions,
-            used_bytes: activity.used_bytes,
-            leases: leases.collect(),
-            checks: self.checks(),
-        })
-    }
-
-    fn end(&self, lease: LeaseId, reason: &str) {
-        self.sessions.end_lease(lease.0, reason);
-    }
-}
-
-fn facts(args: &MemberArgs, inventory: &Inventory, address: String) -> ServerFacts {
+/// All but what depends on the network.
+fn facts(args: &MemberArgs, inventory: &Inventory) -> ServerFacts {
     let gpus = inventory.devices.iter().map(|device| GpuFacts {
         uuid: device.uuid.clone(),
         name: device.name.clone(),
@@ -164,30 +126,18 @@ fn facts(args: &MemberArgs, inventory: &Inventory, address: String) -> ServerFac
     let cuda = inventory.driver_version;
     ServerFacts {
         name: inventory.server_name.clone(),
-        addresses: vec![NetAddress {
-            network: "gpu".to_owned(),
-            address,
-        }],
+        addresses: Vec::new(),
         kind: inventory.kind.to_string(),
         rdma: false,
-        driver_version: String::new(),
+        driver_version: match inventory.kind {
+            DeviceKind::Cuda => driver_version().unwrap_or_default(),
+            _ => String::new(),
+        },
         cuda_version: format!("{}.{}", cuda / 1000, cuda % 1000 / 10),
         switch: args.switch.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         gpus: gpus.collect(),
     }
-}
-
-fn advertised(args: &MemberArgs, bound: SocketAddr) -> Result<String, Failure> {
-    let advice = "say where clients reach this server: --advertise HOST:PORT";
-    if let Some(address) = &args.advertise {
-        return parse_server(address).map_err(|why| Failure::new(code::CONFIG, why, advice));
-    }
-    if bound.ip().is_unspecified() {
-        let what = format!("clients cannot reach {bound}");
-        return Err(Failure::new(code::CONFIG, what, advice));
-    }
-    Ok(bound.to_string())
 }
 
 fn credential(args: &MemberArgs) -> Result<PathBuf, Failure> {

@@ -1,13 +1,18 @@
 //! The commands that talk to a pool, all through its HTTP interface.
 //!
-//! - `hold` gets GPUs and keeps them while a command runs, `member` lets a server join;
+//! - `hold` gets GPUs and keeps them while a command runs;
+//! - `member` lets a server join with its `addresses`, `host` tells the pool what it does, by means of `meter`;
 //! - `serve` is the pool itself, `admin` what administrators do, `show` the listings.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod admin;
 pub(crate) mod args;
 mod hold;
+mod host;
+mod live;
 mod member;
+mod meter;
 mod serve;
 mod show;
 
@@ -19,6 +24,7 @@ use farcall_pool::client::{ClientError, PoolClient};
 
 pub(crate) use admin::{command, release};
 pub(crate) use hold::{hold, request};
+pub(crate) use live::Now;
 pub(crate) use member::serve_in_pool;
 pub(crate) use show::{gpus, leases};
 

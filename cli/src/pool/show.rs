@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use farcall_config::format_size;
 use farcall_pool::core::wall_ms;
 use farcall_pool::model::{Quota, Stage};
-use farcall_pool::state::LogEntry;
 use farcall_pool::state::views::{GpuView, GroupView, LeaseView, ServerView, TokenView};
+use farcall_pool::state::{LogEntry, Work};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,26 +19,39 @@ use crate::table::{self, Align};
 
 /// `farcall gpus`.
 pub(crate) fn gpus(args: &ShowArgs) -> Result<ExitCode, Failure> {
-    list(&args.pool, "/v1/gpus", args.json, &GPUS, |gpu: &GpuView| {
-        let holders: Vec<String> = gpu
-            .parts
-            .iter()
-            .map(|part| format!("{} {}", part.lease, share(part.share_permille.into())))
-            .collect();
-        vec![
-            gpu.server.clone(),
-            gpu.index.to_string(),
-            gpu.name.clone(),
-            share(gpu.share_free_permille.into()),
-            format_size(gpu.memory_free_bytes),
-            format_size(gpu.memory_bytes),
-            if gpu.usable { "yes" } else { "no" }.to_owned(),
-            holders.join(", "),
-        ]
-    })
+    list(&args.pool, "/v1/gpus", args.json, &GPUS, gpu_row)
 }
 
-const GPUS: [(&str, Align); 8] = [
+pub(super) fn gpu_row(gpu: &GpuView) -> Vec<String> {
+    let holders: Vec<String> = gpu
+        .parts
+        .iter()
+        .map(|part| format!("{} {}", part.lease, share(part.share_permille.into())))
+        .collect();
+    let now = gpu.now.clone().unwrap_or_default();
+    let percent = |part: Option<f64>| known(part, |part| format!("{:.0}%", 100.0 * part));
+    vec![
+        gpu.server.clone(),
+        gpu.index.to_string(),
+        gpu.name.clone(),
+        share(gpu.share_free_permille.into()),
+        format_size(gpu.memory_free_bytes),
+        format_size(gpu.memory_bytes),
+        if gpu.usable { "yes" } else { "no" }.to_owned(),
+        percent(now.computing),
+        percent(now.utilization),
+        known(now.temperature_c, |degrees| format!("{degrees:.0}C")),
+        known(now.power_w, |watts| format!("{watts:.0}W")),
+        holders.join(", "),
+    ]
+}
+
+/// What is not known is a dash, and no zero.
+fn known(value: Option<f64>, write: impl Fn(f64) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), write)
+}
+
+pub(super) const GPUS: [(&str, Align); 12] = [
     ("server", Align::Left),
     ("gpu", Align::Right),
     ("name", Align::Left),
@@ -46,49 +59,80 @@ const GPUS: [(&str, Align); 8] = [
     ("memory free", Align::Right),
     ("memory", Align::Right),
     ("usable", Align::Left),
+    ("at work", Align::Right),
+    ("driver", Align::Right),
+    ("temp", Align::Right),
+    ("power", Align::Right),
     ("held by", Align::Left),
 ];
 
 /// `farcall leases`.
 pub(crate) fn leases(args: &LeasesArgs) -> Result<ExitCode, Failure> {
     let path = format!("/v1/leases?all={}&ended={}", args.all, args.ended);
-    list(
-        &args.pool,
-        &path,
-        args.json,
-        &LEASES,
-        |lease: &LeaseView| {
-            let state = match lease.stage {
-                Stage::Queued => format!("place {} of {}", lease.place.unwrap_or(0), lease.waiting),
-                Stage::Held => lease.warning.clone().unwrap_or_else(|| "held".to_owned()),
-                Stage::Ending | Stage::Ended => lease
-                    .end
-                    .as_ref()
-                    .map_or_else(|| "ended".to_owned(), |end| end.reason.clone()),
-            };
-            let mut servers: Vec<&str> = lease.pieces.iter().map(|it| it.server.as_str()).collect();
-            servers.dedup();
-            vec![
-                lease.lease.to_string(),
-                lease.client.clone(),
-                format!("{} x {}", lease.gpus, share(lease.share_permille.into())),
-                servers.join(","),
-                lease.sessions.to_string(),
-                ago(lease.granted_ms.unwrap_or(lease.queued_ms)),
-                lease.expires_ms.map_or_else(|| "-".to_owned(), until),
-                state,
-                lease.label.clone(),
-            ]
-        },
-    )
+    list(&args.pool, &path, args.json, &LEASES, lease_row)
 }
 
-const LEASES: [(&str, Align); 9] = [
+pub(super) fn lease_row(lease: &LeaseView) -> Vec<String> {
+    let state = match lease.stage {
+        Stage::Queued => format!("place {} of {}", lease.place.unwrap_or(0), lease.waiting),
+        Stage::Held => lease.warning.clone().unwrap_or_else(|| "held".to_owned()),
+        Stage::Ending | Stage::Ended => lease
+            .end
+            .as_ref()
+            .map_or_else(|| "ended".to_owned(), |end| end.reason.clone()),
+    };
+    let mut servers: Vec<&str> = lease.pieces.iter().map(|it| it.server.as_str()).collect();
+    servers.dedup();
+    let mut row = vec![
+        lease.lease.to_string(),
+        lease.client.clone(),
+        format!("{} x {}", lease.gpus, share(lease.share_permille.into())),
+        servers.join(","),
+        lease.sessions.to_string(),
+    ];
+    row.extend(work_cells(lease.work.as_ref()));
+    row.extend([
+        ago(lease.granted_ms.unwrap_or(lease.queued_ms)),
+        lease.expires_ms.map_or_else(|| "-".to_owned(), until),
+        state,
+        lease.label.clone(),
+    ]);
+    row
+}
+
+/// What sessions do: GPUs at work, calls per second, bytes per second in and out, the way and its round trip.
+fn work_cells(work: Option<&Work>) -> [String; 5] {
+    let rate = |rate: f64| known(Some(rate), |rate| format!("{rate:.0}"));
+    let Some(work) = work else {
+        return std::array::from_fn(|_| "-".to_owned());
+    };
+    // Never negative, and far from the limits.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let bytes = |rate: f64| format!("{}/s", format_size(rate.max(0.0).round() as u64));
+    let mut way = work.transports.join(",");
+    if let (false, Some(us)) = (way.is_empty(), work.rtt_us) {
+        way = format!("{way} {us:.0}us");
+    }
+    [
+        known(work.computing_gpus, |gpus| format!("{gpus:.2}")),
+        rate(work.calls_per_s),
+        bytes(work.received_bytes_per_s),
+        bytes(work.sent_bytes_per_s),
+        way,
+    ]
+}
+
+pub(super) const LEASES: [(&str, Align); 14] = [
     ("lease", Align::Left),
     ("client", Align::Left),
     ("gpus", Align::Left),
     ("servers", Align::Left),
     ("sessions", Align::Right),
+    ("at work", Align::Right),
+    ("calls/s", Align::Right),
+    ("in", Align::Right),
+    ("out", Align::Right),
+    ("way", Align::Left),
     ("since", Align::Right),
     ("ends in", Align::Right),
     ("state", Align::Left),

@@ -3,7 +3,7 @@
 
 mod child;
 mod environment;
-mod libraries;
+pub(crate) mod libraries;
 mod stats;
 
 use std::ffi::OsString;

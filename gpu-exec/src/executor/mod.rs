@@ -92,13 +92,10 @@ fn serve_one_session() -> io::Result<()> {
     watcher.spawn(move || follow_orders(&watched.0, &watched.1, &*watched.2))?;
     let why = endpoint.run();
     session.close();
-    let stats = endpoint.stats();
     let report = Report::Closed {
         reason: session.violation().unwrap_or_else(|| why.to_string()),
-        records: session.records(),
-        resumes: stats.resumes,
-        bytes_in: stats.bytes_in + stats.bulk_bytes_in,
-        bytes_out: stats.bytes_out + stats.bulk_bytes_out,
+        resumes: endpoint.stats().resumes,
+        counts: count(&endpoint, &*session),
     };
     // The supervisor may be gone: then nobody needs to know.
     let _ = control::send(control.as_fd(), &report, &[], &[], &[]);
@@ -118,12 +115,7 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
                 header: Order::Count,
                 ..
             })) => {
-                let stats = endpoint.stats();
-                let counts = Counts {
-                    records: session.records(),
-                    bytes_in: stats.bytes_in + stats.bulk_bytes_in,
-                    bytes_out: stats.bytes_out + stats.bulk_bytes_out,
-                };
+                let counts = count(endpoint, session);
                 // A supervisor that is gone is seen at the next order.
                 let _ = control::send(control.as_fd(), &Report::Counted(counts), &[], &[], &[]);
             }
@@ -155,6 +147,25 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
                 return endpoint.close();
             }
         }
+    }
+}
+
+/// What the session has moved so far.
+fn count(endpoint: &Endpoint, session: &dyn Live) -> Counts {
+    let stats = endpoint.stats();
+    // Before the transport's own first estimate, that of the system.
+    let by_system = || {
+        let path = endpoint.path();
+        path.map_or(0, |path| u64::from(path.kernel_rtt_us) * 1000)
+    };
+    Counts {
+        records: session.records(),
+        bytes_in: stats.bytes_in + stats.bulk_bytes_in,
+        bytes_out: stats.bytes_out + stats.bulk_bytes_out,
+        transport: endpoint.transport_name().to_owned(),
+        rtt_ns: Some(stats.rtt_ns)
+            .filter(|ns| *ns > 0)
+            .unwrap_or_else(by_system),
     }
 }
 

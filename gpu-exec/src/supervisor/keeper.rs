@@ -547,16 +547,16 @@ fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32)
         (
             Report::Closed {
                 reason,
-                records,
                 resumes,
-                bytes_in,
-                bytes_out,
+                counts,
             },
             Stage::Serving(serving),
         ) => {
             serving.farewell = Some(format!(
-                "{reason}; {records} records, {resumes} times resumed, {bytes_in} bytes in, {bytes_out} bytes out"
+                "{reason}; {} records, {resumes} times resumed, {} bytes in, {} bytes out",
+                counts.records, counts.bytes_in, counts.bytes_out
             ));
+            serving.counts = counts;
         }
         (report, stage) => log::error!("executor {}: {report:?} in {stage:?}", executor.process),
     }

@@ -14,6 +14,8 @@ use crate::device::describe::{device_uuid, driver_version};
 use crate::inventory::uuid_text;
 use crate::share::board::Usage;
 
+/// Leases whose ended sessions are remembered; their numbers rise.
+const LEASES_MAX: usize = 4096;
 /// How long executors have to say what they counted; who says nothing is reported as before.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -32,6 +34,27 @@ pub struct ServerUsage {
     pub sessions: Vec<SessionNow>,
     /// Sessions that are over.
     pub sessions_ended: u64,
+    /// Whether the device time of all sessions is measured; else only that of those which take turns.
+    #[serde(default)]
+    pub is_measured: bool,
+    /// Leases of a pool that have been used, by number; of many the newest. Not in the JSON: sessions are.
+    #[serde(skip)]
+    pub leases: Vec<LeaseTotals>,
+}
+
+/// What all sessions of a lease have had, ended ones included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseTotals {
+    /// Which.
+    pub lease: u64,
+    /// Driver calls that reached the device.
+    pub records: u64,
+    /// Bytes from the client, calls and copies.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Time that kernels ran, on all devices together, in nanoseconds.
+    pub busy_ns: u64,
 }
 
 /// A device; what was counted includes sessions that are over.
@@ -72,6 +95,12 @@ pub struct SessionNow {
     pub bytes_in: u64,
     /// Bytes to the client.
     pub bytes_out: u64,
+    /// How calls travel: `tcp`, `shm`, `verbs`; empty until its executor has said it.
+    #[serde(default)]
+    pub transport: String,
+    /// Estimated round trip to the client, in nanoseconds; 0 = not known yet.
+    #[serde(default)]
+    pub rtt_ns: u64,
     /// Its devices, in the order of the program's ordinals.
     pub devices: Vec<SessionPart>,
 }
@@ -101,6 +130,31 @@ pub(crate) type UsageAnswer = SyncSender<ServerUsage>;
 pub(crate) struct Past {
     devices: BTreeMap<u32, Usage>,
     sessions: u64,
+    leases: BTreeMap<u64, LeaseTotals>,
+}
+
+impl Past {
+    /// Adds a session of a lease that is over.
+    fn add_to_lease(&mut self, session: LeaseTotals) {
+        let lease = self.leases.entry(session.lease).or_default();
+        *lease = lease.with(session);
+        if self.leases.len() > LEASES_MAX {
+            self.leases.pop_first();
+        }
+    }
+}
+
+impl LeaseTotals {
+    /// With what a session of the lease has had.
+    fn with(self, session: Self) -> Self {
+        Self {
+            lease: session.lease,
+            records: self.records + session.records,
+            bytes_in: self.bytes_in + session.bytes_in,
+            bytes_out: self.bytes_out + session.bytes_out,
+            busy_ns: self.busy_ns + session.busy_ns,
+        }
+    }
 }
 
 /// Who waits for what executors count.
@@ -157,6 +211,15 @@ impl Keeper {
             busy_ns += usage.busy_ns;
         }
         self.past.sessions += 1;
+        if serving.lease != 0 {
+            self.past.add_to_lease(LeaseTotals {
+                lease: serving.lease,
+                records: serving.counts.records,
+                bytes_in: serving.counts.bytes_in,
+                bytes_out: serving.counts.bytes_out,
+                busy_ns,
+            });
+        }
         Duration::from_nanos(busy_ns)
     }
 
@@ -199,9 +262,26 @@ impl Keeper {
             kind: self.plan.kind,
             driver_version: driver_version(self.plan.kind),
             devices: devices.collect(),
+            leases: self.lease_totals(&sessions),
             sessions,
             sessions_ended: self.past.sessions,
+            is_measured: self.plan.measure,
         }
+    }
+
+    fn lease_totals(&self, sessions: &[SessionNow]) -> Vec<LeaseTotals> {
+        let mut leases = self.past.leases.clone();
+        for session in sessions.iter().filter(|session| session.lease != 0) {
+            let lease = leases.entry(session.lease).or_default();
+            *lease = lease.with(LeaseTotals {
+                lease: session.lease,
+                records: session.records,
+                bytes_in: session.bytes_in,
+                bytes_out: session.bytes_out,
+                busy_ns: session.devices.iter().map(|part| part.busy_ns).sum(),
+            });
+        }
+        leases.into_values().collect()
     }
 
     fn session_now(&self, id: u64, serving: &Serving) -> SessionNow {
@@ -225,6 +305,8 @@ impl Keeper {
             records: serving.counts.records,
             bytes_in: serving.counts.bytes_in,
             bytes_out: serving.counts.bytes_out,
+            transport: serving.counts.transport.clone(),
+            rtt_ns: serving.counts.rtt_ns,
             devices: parts.collect(),
         }
     }

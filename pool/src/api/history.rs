@@ -16,7 +16,7 @@ use crate::wire::Problem;
 /// Of what, and how far back.
 #[derive(Debug, Deserialize, IntoParams)]
 pub(crate) struct HistoryOptions {
-    /// `cluster`, `server/NAME`, `gpu/UUID` or `client/NAME`.
+    /// `cluster`, `server/NAME`, `gpu/SERVER/UUID` or `client/NAME`.
     of: String,
     /// `1h`, `24h`, `7d` or `30d`.
     #[serde(default)]

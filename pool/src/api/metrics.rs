@@ -3,18 +3,16 @@
 
 use std::fmt::Write as _;
 
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
-use rustc_hash::FxHashMap;
-
 use super::App;
 use super::extract::Caller;
 use super::problem::Refused;
 use crate::model::Outcome;
-use crate::state::Pool;
 use crate::state::views::{GpuView, ServerView, TokenView};
+use crate::state::{GpuNow, Pool, Work};
 use crate::wire::Problem;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
 
 /// Everything for Prometheus. Needs the token of a viewer or an administrator.
 #[utoipa::path(get, path = "/metrics", tag = "pool", responses(
@@ -66,7 +64,7 @@ fn write(pool: &Pool, now_ms: u64) -> String {
     let (servers, gpus) = (pool.server_views(), pool.gpu_views());
     write_pool(&mut text, pool, now_ms, &servers);
     write_servers(&mut text, &servers, now_ms);
-    write_gpus(&mut text, &servers, &gpus);
+    write_gpus(&mut text, &gpus);
     write_clients(&mut text, &pool.token_views(now_ms));
     text.0
 }
@@ -195,45 +193,87 @@ fn write_servers(text: &mut Text, servers: &[ServerView], now_ms: u64) {
     }
 }
 
-fn write_gpus(text: &mut Text, servers: &[ServerView], gpus: &[GpuView]) {
-    let loads = servers.iter();
-    let loads: FxHashMap<&str, &[u64]> = loads
-        .map(|server| (server.name.as_str(), server.load.used_bytes.as_slice()))
-        .collect();
-    let used = |gpu: &GpuView| {
-        let used = loads.get(gpu.server.as_str())?;
-        used.get(usize::from(gpu.index)).copied()
-    };
-    type Read<'a> = &'a dyn Fn(&GpuView) -> Option<f64>;
-    let families: [(&str, &str, Read<'_>); 5] = [
-        (
-            "farcall_gpu_usable",
-            "1 if the GPU can be handed out.",
-            &|gpu| Some(f64::from(u8::from(gpu.usable))),
-        ),
-        (
-            "farcall_gpu_held_ratio",
-            "Share of the GPU that is held.",
-            &|gpu| Some(1.0 - f64::from(gpu.share_free_permille) / 1000.0),
-        ),
-        ("farcall_gpu_memory_bytes", "Memory of the GPU.", &|gpu| {
-            Some(number(gpu.memory_bytes))
-        }),
-        (
-            "farcall_gpu_memory_held_bytes",
-            "Memory of the GPU that is held.",
-            &|gpu| {
-                Some(number(
-                    gpu.memory_bytes.saturating_sub(gpu.memory_free_bytes),
-                ))
-            },
-        ),
-        (
-            "farcall_gpu_memory_used_bytes",
-            "Memory of the GPU that programs have allocated.",
-            &|gpu| used(gpu).map(number),
-        ),
-    ];
+type Family<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
+
+const GPU: [Family<GpuView>; 5] = [
+    (
+        "farcall_gpu_usable",
+        "1 if the GPU can be handed out.",
+        |gpu| Some(f64::from(u8::from(gpu.usable))),
+    ),
+    (
+        "farcall_gpu_held_ratio",
+        "Share of the GPU that is held.",
+        |gpu| Some(1.0 - f64::from(gpu.share_free_permille) / 1000.0),
+    ),
+    ("farcall_gpu_memory_bytes", "Memory of the GPU.", |gpu| {
+        Some(number(gpu.memory_bytes))
+    }),
+    (
+        "farcall_gpu_memory_held_bytes",
+        "Memory of the GPU that is held.",
+        |gpu| {
+            let held = gpu.memory_bytes.saturating_sub(gpu.memory_free_bytes);
+            Some(number(held))
+        },
+    ),
+    (
+        "farcall_gpu_memory_used_bytes",
+        "Memory of the GPU that programs have allocated.",
+        |gpu| gpu.used_bytes.map(number),
+    ),
+];
+
+/// What is not known of a GPU has no sample.
+const GPU_NOW: [Family<GpuNow>; 7] = [
+    (
+        "farcall_gpu_computing_ratio",
+        "Part of the time in which kernels of sessions ran.",
+        |now| now.computing,
+    ),
+    (
+        "farcall_gpu_utilization_ratio",
+        "Part of the time in which some kernel ran (NVML).",
+        |now| now.utilization,
+    ),
+    (
+        "farcall_gpu_temperature_celsius",
+        "Temperature of the chip (NVML).",
+        |now| now.temperature_c,
+    ),
+    (
+        "farcall_gpu_power_watts",
+        "Power that the board takes (NVML).",
+        |now| now.power_w,
+    ),
+    (
+        "farcall_gpu_ecc_corrected_errors",
+        "Memory errors since the driver was loaded that ECC corrected (NVML).",
+        |now| now.ecc_corrected.map(number),
+    ),
+    (
+        "farcall_gpu_ecc_uncorrected_errors",
+        "Memory errors since the driver was loaded that ECC could not correct (NVML).",
+        |now| now.ecc_uncorrected.map(number),
+    ),
+    (
+        "farcall_gpu_xid",
+        "The last critical error that the driver told of since the server was started (Xid).",
+        |now| now.xid.map(number),
+    ),
+];
+
+fn write_gpus(text: &mut Text, gpus: &[GpuView]) {
+    write_families(text, gpus, &GPU, |gpu| Some(gpu));
+    write_families(text, gpus, &GPU_NOW, |gpu| gpu.now.as_ref());
+}
+
+fn write_families<T>(
+    text: &mut Text,
+    gpus: &[GpuView],
+    families: &[Family<T>],
+    part: fn(&GpuView) -> Option<&T>,
+) {
     for (name, help, read) in families {
         text.family(name, "gauge", help);
         for gpu in gpus {
@@ -243,7 +283,7 @@ fn write_gpus(text: &mut Text, servers: &[ServerView], gpus: &[GpuView]) {
                 ("gpu", &index),
                 ("uuid", &gpu.uuid),
             ];
-            if let Some(value) = read(gpu) {
+            if let Some(value) = part(gpu).and_then(read) {
                 text.value(name, &labels, value);
             }
         }
@@ -289,7 +329,44 @@ fn write_clients(text: &mut Text, tokens: &[TokenView]) {
             );
         }
     }
+    for (name, help, read) in CLIENT_WORK {
+        text.family(name, "gauge", help);
+        for token in &tokens {
+            let group = token.group.as_deref().unwrap_or_default();
+            if let Some(value) = token.work.as_ref().and_then(read) {
+                text.value(name, &[("client", &token.name), ("group", group)], value);
+            }
+        }
+    }
 }
+
+const CLIENT_WORK: [Family<Work>; 5] = [
+    (
+        "farcall_client_calls_per_second",
+        "Driver calls of the client that reach a device.",
+        |work| Some(work.calls_per_s),
+    ),
+    (
+        "farcall_client_received_bytes_per_second",
+        "Traffic from the client to servers.",
+        |work| Some(work.received_bytes_per_s),
+    ),
+    (
+        "farcall_client_sent_bytes_per_second",
+        "Traffic from servers to the client.",
+        |work| Some(work.sent_bytes_per_s),
+    ),
+    (
+        "farcall_client_gpus_computing",
+        "GPUs that the client's kernels keep busy: 0.5 is half of one GPU's time.",
+        |work| work.computing_gpus,
+    ),
+    (
+        "farcall_client_round_trip_seconds_max",
+        "Round trip of the client's slowest session.",
+        |work| work.rtt_us.map(|us| us / 1e6),
+    ),
+];
 
 /// Exact up to 2^53, as all numbers of Prometheus.
 #[allow(clippy::cast_precision_loss)]

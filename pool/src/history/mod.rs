@@ -54,6 +54,24 @@ pub enum Figure {
     Waiting,
     /// How long the oldest of them has waited.
     WaitedMs,
+    /// Driver calls that reached a device, each second.
+    CallsPerS,
+    /// Bytes from clients, each second.
+    ReceivedBytesPerS,
+    /// Bytes to clients, each second.
+    SentBytesPerS,
+    /// GPUs that kernels of sessions kept busy.
+    ComputingGpus,
+    /// Round trip of the slowest session, in microseconds.
+    RttUs,
+    /// GPUs that ran some kernel, whoever's, as their driver tells (NVML).
+    UtilizedGpus,
+    /// The hottest GPU, in degrees Celsius (NVML).
+    TemperatureC,
+    /// Power that GPUs take, in watts (NVML).
+    PowerW,
+    /// Memory errors that ECC could not correct, since the driver was loaded (NVML).
+    EccUncorrected,
 }
 
 impl Figure {
@@ -68,10 +86,20 @@ impl Figure {
         Self::Sessions,
         Self::Waiting,
         Self::WaitedMs,
+        Self::CallsPerS,
+        Self::ReceivedBytesPerS,
+        Self::SentBytesPerS,
+        Self::ComputingGpus,
+        Self::RttUs,
+        Self::UtilizedGpus,
+        Self::TemperatureC,
+        Self::PowerW,
+        Self::EccUncorrected,
     ];
 }
 
-const FIGURES: usize = 9;
+/// New figures go to the end: what was written before they were there stays readable.
+const FIGURES: usize = 18;
 
 /// All figures of one thing at one time; NaN where there is none.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +128,7 @@ impl Sample {
     }
 }
 
-/// What a sample is of: `cluster`, `server/NAME`, `gpu/UUID`, `client/NAME`.
+/// What a sample is of: `cluster`, `server/NAME`, `gpu/SERVER/UUID`, `client/NAME`.
 pub type Thing = String;
 
 /// All samples of one time.

@@ -29,10 +29,13 @@ mod servers;
 mod tick;
 mod tokens;
 pub mod views;
+mod work;
 
 pub use leases::AskOutcome;
+pub(crate) use sample::gpu_thing;
 pub use servers::{EndOrder, Registration};
 pub use tokens::{NewToken, TokenChange};
+pub use work::{GpuNow, Work};
 
 /// Entries of the log that are kept.
 const LOG_MAX: usize = 10_000;

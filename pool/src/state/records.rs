@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 
 use crate::alloc::Tag;
 use crate::model::{
-    Ask, Check, ClientId, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage,
+    Ask, Check, ClientId, GpuFacts, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage,
 };
+use crate::state::{GpuNow, Work};
 
 /// Name of a record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +82,34 @@ pub struct Load {
     pub leases: Vec<LeaseUse>,
     /// How its machine is.
     pub checks: Vec<Check>,
+    /// How its GPUs are, in their order; empty where the server does not say.
+    pub gpus: Vec<GpuNow>,
+}
+
+impl Load {
+    /// In the order in which the pool has the server's GPUs, without what cannot be.
+    pub(super) fn tidy(&mut self, gpus: &[GpuFacts]) {
+        if !self.gpus.is_empty() {
+            let told = std::mem::take(&mut self.gpus);
+            let used = std::mem::take(&mut self.used_bytes);
+            for facts in gpus {
+                let at = told.iter().position(|gpu| gpu.uuid == facts.uuid);
+                let gpu = at.and_then(|at| told.get(at)).cloned();
+                self.gpus.push(gpu.unwrap_or_default());
+                let used = at.and_then(|at| used.get(at)).copied();
+                self.used_bytes.push(used.unwrap_or(0));
+            }
+        }
+        self.gpus.iter_mut().for_each(GpuNow::tidy);
+        let works = self.leases.iter_mut().filter_map(|used| used.work.as_mut());
+        works.for_each(Work::tidy);
+    }
+
+    /// What all sessions of leases do; nothing where the server does not say.
+    #[must_use]
+    pub fn work(&self) -> Option<Work> {
+        Work::sum(self.leases.iter().filter_map(|used| used.work.as_ref()))
+    }
 }
 
 /// How a lease is used on one server.
@@ -95,6 +124,9 @@ pub struct LeaseUse {
     /// Device memory that its sessions have allocated.
     #[serde(default)]
     pub used_bytes: u64,
+    /// What its sessions do; nothing where the server does not say.
+    #[serde(default)]
+    pub work: Option<Work>,
 }
 
 /// What a token may do.

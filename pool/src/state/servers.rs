@@ -134,13 +134,20 @@ impl Pool {
         &mut self,
         now_ms: u64,
         id: ServerId,
-        load: Load,
+        mut load: Load,
         ended: &[LeaseId],
     ) -> Result<(), Refusal> {
         let no_server = || Refusal::NotFound("the server is not registered".to_owned());
         let server = self.servers.get_mut(&id).ok_or_else(no_server)?;
         server.seen_ms = now_ms;
         let came_back = !std::mem::replace(&mut server.up, true);
+        load.tidy(&server.facts.gpus);
+        // Of leases that it does not name, nothing runs there.
+        for lease in &server.holds {
+            if let Some(lease) = self.leases.get_mut(lease) {
+                lease.sessions.remove(&id);
+            }
+        }
         for used in &load.leases {
             if let Some(lease) = self.leases.get_mut(&used.lease) {
                 lease.sessions.insert(id, used.sessions);

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::model::{
     ClientId, LeaseId, NetAddress, Purpose, Quota, ServerId, Stage, WHOLE_PERMILLE,
 };
-use crate::state::{End, Load, LogEntry, Pool, Role};
+use crate::state::{End, GpuNow, Lease, Load, LogEntry, Pool, Role, Work};
 
 /// A GPU of the pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -34,6 +34,12 @@ pub struct GpuView {
     pub set_aside: bool,
     /// Who holds parts of it.
     pub parts: Vec<PartView>,
+    /// Memory that programs have allocated; nothing where its server does not say.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
+    /// How it is now; nothing where its server does not say, or does not answer.
+    #[serde(default)]
+    pub now: Option<GpuNow>,
 }
 
 /// A part of a GPU that is held.
@@ -126,6 +132,12 @@ pub struct LeaseView {
     pub active_ms: u64,
     /// Sessions that are open.
     pub sessions: u32,
+    /// Device memory that they have allocated.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// What they do, on all servers together; nothing where no server says.
+    #[serde(default)]
+    pub work: Option<Work>,
     /// Place in the queue, from 1.
     pub place: Option<usize>,
     /// Length of the queue.
@@ -169,6 +181,9 @@ pub struct TokenView {
     pub share_seconds_today: u64,
     /// Requests and leases.
     pub leases: usize,
+    /// What its sessions do; nothing where no server says.
+    #[serde(default)]
+    pub work: Option<Work>,
 }
 
 /// A group.
@@ -239,6 +254,7 @@ impl Pool {
             })
         });
         let queued = lease.stage == Stage::Queued;
+        let (used_bytes, work) = self.use_of(id, lease);
         Some(LeaseView {
             lease: id,
             client: self.client_name(lease.client),
@@ -253,6 +269,8 @@ impl Pool {
             expires_ms: lease.expires_ms,
             active_ms: lease.active_ms,
             sessions: lease.sessions.values().sum(),
+            used_bytes,
+            work,
             place: queued.then(|| self.queue.place_of((lease.tag, id))),
             waiting: self.queue.len(),
             over_quota: lease.over_quota.clone(),
@@ -260,6 +278,30 @@ impl Pool {
             end: lease.end.clone(),
             version: lease.version,
         })
+    }
+
+    /// What servers that are up say of a lease.
+    fn use_of(&self, id: LeaseId, lease: &Lease) -> (u64, Option<Work>) {
+        let mut servers: Vec<ServerId> = lease.pieces.iter().map(|piece| piece.server).collect();
+        servers.sort_unstable();
+        servers.dedup();
+        let servers = servers.iter().filter_map(|server| self.servers.get(server));
+        let used = servers.filter(|server| server.up).filter_map(|server| {
+            let mut leases = server.load.leases.iter();
+            leases.find(|used| used.lease == id)
+        });
+        let used: Vec<_> = used.collect();
+        let work = Work::sum(used.iter().filter_map(|used| used.work.as_ref()));
+        (used.iter().map(|used| used.used_bytes).sum(), work)
+    }
+
+    fn work_of(&self, client: &crate::state::Client) -> Option<Work> {
+        let leases = client.leases.iter();
+        let leases = leases.filter_map(|id| Some((*id, self.leases.get(id)?)));
+        let works: Vec<Work> = leases
+            .filter_map(|(id, lease)| self.use_of(id, lease).1)
+            .collect();
+        Work::sum(works.iter())
     }
 
     /// Leases of one client, or of all; over ones too if `ended`.
@@ -293,6 +335,8 @@ impl Pool {
             .filter(|(_, _, piece)| piece.server == id)
             .collect();
         let gpus = server.facts.gpus.iter().zip(&node.gpus);
+        // What a silent server said last is not how it is now.
+        let load = server.up.then_some(&server.load);
         let view = |(index, (facts, gpu)): (u16, (&crate::model::GpuFacts, &crate::alloc::Gpu))| {
             let parts = parts.iter().filter(|(_, _, piece)| piece.gpu == index);
             GpuView {
@@ -306,6 +350,8 @@ impl Pool {
                 share_free_permille: gpu.share_free_permille,
                 usable: node.open && gpu.healthy,
                 set_aside: gpu.pinned,
+                used_bytes: load.and_then(|load| load.used_bytes.get(usize::from(index)).copied()),
+                now: load.and_then(|load| load.gpus.get(usize::from(index)).cloned()),
                 parts: parts
                     .map(|(id, lease, piece)| PartView {
                         lease: *id,
@@ -362,6 +408,7 @@ impl Pool {
             memory_bytes: client.used.held.memory_bytes,
             share_seconds_today: seconds(client.used.until(now_ms)),
             leases: client.leases.len(),
+            work: self.work_of(client),
         };
         self.clients.iter().map(view).collect()
     }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::format::{bytes, clock, short_date, span};
+use super::format::{bytes, bytes_per_s, clock, micros, part, per_s, short_date, span, whole};
 use crate::history::{Figure, Line, Range, Series};
 
 /// The drawing's own units; it is stretched to its place.
@@ -16,7 +16,15 @@ pub(crate) enum Unit {
     Gpus,
     Bytes,
     Count,
+    /// Milliseconds.
     Time,
+    Microseconds,
+    PerSecond,
+    BytesPerSecond,
+    /// Of a whole.
+    Part,
+    Degrees,
+    Watts,
 }
 
 /// One line of a chart.
@@ -118,9 +126,6 @@ pub(crate) fn chart(
 
 impl Unit {
     fn write(self, value: f64) -> String {
-        // Never negative, and far from the limits.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let whole = value.max(0.0).round() as u64;
         match self {
             Self::Gpus | Self::Count => {
                 let text = if value >= 99.95 {
@@ -130,23 +135,34 @@ impl Unit {
                 };
                 text.strip_suffix(".0").unwrap_or(&text).to_owned()
             }
-            Self::Bytes => bytes(whole),
-            Self::Time => span(whole),
+            Self::Bytes => bytes(whole(value)),
+            Self::Time => span(whole(value)),
+            Self::Microseconds => micros(value),
+            Self::PerSecond => per_s(value),
+            Self::BytesPerSecond => bytes_per_s(value),
+            Self::Part => part(value),
+            Self::Degrees => format!("{value:.0} °C"),
+            Self::Watts => format!("{value:.0} W"),
         }
     }
 }
 
 /// A round number that nothing exceeds.
 fn ceiling(highest: f64, unit: Unit) -> f64 {
+    if unit == Unit::Part {
+        return highest.max(1.0);
+    }
     let base = match unit {
-        Unit::Gpus | Unit::Count => 1.0,
         Unit::Bytes => 1024.0 * 1024.0,
+        Unit::BytesPerSecond => 1024.0,
         Unit::Time => 1000.0,
+        Unit::Degrees => 10.0,
+        _ => 1.0,
     };
     let step = match unit {
-        Unit::Bytes => 1024.0_f64,
+        Unit::Bytes | Unit::BytesPerSecond => 1024.0_f64,
         Unit::Time => 60.0,
-        Unit::Gpus | Unit::Count => 10.0,
+        _ => 10.0,
     };
     let mut size = base;
     while size * step <= highest && size < 1e18 {
@@ -163,7 +179,7 @@ fn ceiling(highest: f64, unit: Unit) -> f64 {
     fitting.unwrap_or(size * step)
 }
 
-/// A line with gaps where nothing is known. A value is drawn over its whole step.
+/// A line with gaps where nothing is known. A value is drawn over its whole step, so all is horizontal or vertical.
 fn path(values: &[Option<f64>], top: f64) -> String {
     let mut path = String::new();
     // Some hundred values at most.
@@ -179,12 +195,12 @@ fn path(values: &[Option<f64>], top: f64) -> String {
                 if !is_drawing {
                     let _ = write!(path, "M{x:.0} {y:.1}");
                 } else if (y - last_y).abs() > 0.04 {
-                    let _ = write!(path, "L{x:.0} {last_y:.1}L{x:.0} {y:.1}");
+                    let _ = write!(path, "H{x:.0}V{y:.1}");
                 }
                 (is_drawing, last_y) = (true, y);
             }
             None if is_drawing => {
-                let _ = write!(path, "L{x:.0} {last_y:.1}");
+                let _ = write!(path, "H{x:.0}");
                 is_drawing = false;
             }
             None => {}
@@ -192,7 +208,7 @@ fn path(values: &[Option<f64>], top: f64) -> String {
         x += step;
     }
     if is_drawing {
-        let _ = write!(path, "L{WIDTH:.0} {last_y:.1}");
+        let _ = write!(path, "H{WIDTH:.0}");
     }
     path
 }
@@ -232,8 +248,10 @@ mod tests {
 
     #[test]
     fn gaps_are_gaps() {
+        let stepped = path(&[Some(1.0), Some(0.0)], 1.0);
+        assert_eq!(stepped, "M0 1.0H360V119.0H720");
         let drawn = path(&[None, Some(1.0), Some(1.0), None, Some(0.0)], 1.0);
-        assert_eq!(drawn, "M144 1.0L432 1.0M576 119.0L720 119.0");
+        assert_eq!(drawn, "M144 1.0H432M576 119.0H720");
     }
 
     #[test]

@@ -29,6 +29,55 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A rate as a number: `0.4`, `12`, `31.5 k`, `2.1 M`.
+pub(crate) fn per_s(rate: f64) -> String {
+    let rate = rate.max(0.0);
+    let short = |value: f64| {
+        let text = if value >= 99.95 {
+            format!("{value:.0}")
+        } else {
+            format!("{value:.1}")
+        };
+        text.strip_suffix(".0").unwrap_or(&text).to_owned()
+    };
+    match rate {
+        0.0..9999.5 => short(rate),
+        9999.5..999_950.0 => format!("{} k", short(rate / 1e3)),
+        _ => format!("{} M", short(rate / 1e6)),
+    }
+}
+
+/// A rate of bytes: `1.5 MiB/s`.
+pub(crate) fn bytes_per_s(rate: f64) -> String {
+    format!("{}/s", bytes(whole(rate)))
+}
+
+/// A short time: `0 µs`, `7.5 µs`, `42 µs`, `1.2 ms`.
+pub(crate) fn micros(us: f64) -> String {
+    match us {
+        ..0.05 => "0 µs".to_owned(),
+        0.05..9.95 => format!("{us:.1} µs"),
+        9.95..999.5 => format!("{us:.0} µs"),
+        _ => format!("{:.1} ms", us / 1000.0),
+    }
+}
+
+/// GPUs as a part of their time: `0.35`, `2.5`.
+pub(crate) fn part_gpus(count: f64) -> String {
+    gpus(whole(count * 100.0) * 10)
+}
+
+/// A part as a percentage: `37 %`.
+pub(crate) fn part(part: f64) -> String {
+    format!("{} %", whole(part * 100.0))
+}
+
+// Never negative, and far from the limits.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub(crate) fn whole(value: f64) -> u64 {
+    value.max(0.0).round() as u64
+}
+
 /// A length of time in its largest unit: `40 s`, `12 min`, `3 h`, `9 d`.
 pub(crate) fn span(ms: u64) -> String {
     match ms / 1000 {
@@ -95,7 +144,24 @@ pub(crate) fn percent(part: u64, all: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, gpus, machine_time, percent, short_date, span, time};
+    use super::{
+        bytes, bytes_per_s, gpus, machine_time, micros, part, part_gpus, per_s, percent,
+        short_date, span, time,
+    };
+
+    #[test]
+    fn rates_and_parts_are_short() {
+        let rates = [0.0, 0.44, 12.0, 9999.0, 31_460.0, 2_140_000.0].map(per_s);
+        assert_eq!(rates, ["0", "0.4", "12", "9999", "31.5 k", "2.1 M"]);
+        assert_eq!(bytes_per_s(1.5 * 1024.0), "1.5 KiB/s");
+        let times = [0.0, 7.52, 41.7, 999.7, 25_000.0].map(micros);
+        assert_eq!(times, ["0 µs", "7.5 µs", "42 µs", "1.0 ms", "25.0 ms"]);
+        assert_eq!(
+            (part_gpus(0.354), part_gpus(2.5)),
+            ("0.35".to_owned(), "2.5".to_owned())
+        );
+        assert_eq!(part(0.371), "37 %");
+    }
 
     #[test]
     fn numbers_are_short() {

@@ -8,7 +8,7 @@ use axum::response::Response;
 use super::super::chart::Chart;
 use super::super::format::{bytes, gpus, span, time};
 use super::super::visitor::{Oops, Shell, Visitor, draw};
-use super::{LeaseRow, Limit, QuotaFields, RangeQuery, charts, history, limits};
+use super::{LeaseRow, Limit, QuotaFields, RangeQuery, WorkCells, charts, history, limits};
 use crate::api::App;
 use crate::history::Range;
 use crate::state::views::{GroupView, TokenView};
@@ -35,6 +35,7 @@ struct ClientRow {
     memory: String,
     hours: String,
     leases: usize,
+    work: WorkCells,
 }
 
 struct GroupRow {
@@ -71,6 +72,7 @@ fn row(token: &TokenView, now_ms: u64) -> ClientRow {
         memory: bytes(token.memory_bytes),
         hours: gpus(token.share_seconds_today * 1000 / 3600),
         leases: token.leases,
+        work: WorkCells::new(token.work.as_ref()),
     }
 }
 
@@ -126,6 +128,7 @@ struct ClientPage {
     expires: String,
     limits: Vec<Limit>,
     fields: QuotaFields,
+    now: Vec<(&'static str, String)>,
     open: Vec<LeaseRow>,
     ended: Vec<LeaseRow>,
     charts: Vec<Chart>,
@@ -171,9 +174,21 @@ pub(crate) async fn client(
             token.share_seconds_today,
         ),
         fields: QuotaFields::new(&token.quota),
+        now: now(WorkCells::new(token.work.as_ref())),
         open,
         ended,
         charts: charts(&series, query.range),
         name,
     })
+}
+
+/// What all its sessions do.
+fn now(work: WorkCells) -> Vec<(&'static str, String)> {
+    vec![
+        ("GPUs at work", work.gpus),
+        ("Calls/s", work.calls),
+        ("Network, from it", work.received),
+        ("Network, to it", work.sent),
+        ("Way", work.way),
+    ]
 }

@@ -1,8 +1,10 @@
 //! What the pages show: each asks the pool once, and draws a template.
 #![forbid(unsafe_code)]
 
+mod charts;
 mod clients;
 mod cluster;
+mod gpu;
 mod log;
 mod queue;
 mod servers;
@@ -10,6 +12,7 @@ mod settings;
 
 pub(crate) use clients::{client, clients};
 pub(crate) use cluster::cluster;
+pub(crate) use gpu::gpu;
 pub(crate) use log::log;
 pub(crate) use queue::queue;
 pub(crate) use servers::{server, servers};
@@ -17,12 +20,14 @@ pub(crate) use settings::settings;
 
 use serde::Deserialize;
 
-use super::chart::{Chart, Trace, Unit, chart};
-use super::format::{bytes, gpus, machine_time, span, time};
+use charts::{charts, gpu_charts};
+
+use super::format::{bytes, bytes_per_s, gpus, machine_time, micros, part_gpus, per_s, span, time};
 use super::visitor::Oops;
 use crate::api::App;
-use crate::history::{Figure, Range, Series};
+use crate::history::{Range, Series};
 use crate::model::{Check, Outcome, Quota, Stage};
+use crate::state::Work;
 use crate::state::views::LeaseView;
 
 /// How far back the charts of a page go.
@@ -50,6 +55,40 @@ impl When {
     }
 }
 
+/// What sessions do, in words; a dash where it is not known.
+#[derive(Debug)]
+pub(crate) struct WorkCells {
+    /// GPUs that their kernels keep busy.
+    pub(crate) gpus: String,
+    pub(crate) calls: String,
+    pub(crate) received: String,
+    pub(crate) sent: String,
+    /// How calls travel, and how long a round trip takes.
+    pub(crate) way: String,
+}
+
+impl WorkCells {
+    fn new(work: Option<&Work>) -> Self {
+        let write = |text: &dyn Fn(&Work) -> Option<String>| {
+            work.and_then(text).unwrap_or_else(|| "–".to_owned())
+        };
+        Self {
+            gpus: write(&|work| work.computing_gpus.map(part_gpus)),
+            calls: write(&|work| Some(per_s(work.calls_per_s))),
+            received: write(&|work| Some(bytes_per_s(work.received_bytes_per_s))),
+            sent: write(&|work| Some(bytes_per_s(work.sent_bytes_per_s))),
+            way: write(&|work| {
+                let transports = work.transports.join(", ");
+                match (transports.is_empty(), work.rtt_us) {
+                    (true, _) => None,
+                    (false, None) => Some(transports),
+                    (false, Some(us)) => Some(format!("{transports}, {}", micros(us))),
+                }
+            }),
+        }
+    }
+}
+
 /// A lease in a table.
 #[derive(Debug)]
 pub(crate) struct LeaseRow {
@@ -59,6 +98,9 @@ pub(crate) struct LeaseRow {
     pub(crate) wants: String,
     pub(crate) servers: Vec<String>,
     pub(crate) memory: String,
+    /// Memory that its sessions have allocated, of what it holds.
+    pub(crate) used: String,
+    pub(crate) work: WorkCells,
     pub(crate) since: When,
     pub(crate) ends: String,
     pub(crate) sessions: u32,
@@ -99,6 +141,12 @@ impl LeaseRow {
                 (count, share) => format!("{count} × {}", gpus(share)),
             },
             servers,
+            used: if memory == 0 {
+                "–".to_owned()
+            } else {
+                format!("{} of {}", bytes(view.used_bytes), bytes(memory))
+            },
+            work: WorkCells::new(view.work.as_ref()),
             memory: if memory == 0 {
                 "–".to_owned()
             } else {
@@ -252,71 +300,4 @@ async fn history(app: &App, thing: String, range: Range) -> Result<Series, Oops>
         ::log::warn!("history: {error}");
         Series::default()
     }))
-}
-
-const CAPACITY: Trace = Trace {
-    figure: Figure::Gpus,
-    name: "usable",
-    style: "t0",
-};
-const HELD: Trace = Trace {
-    figure: Figure::GpusHeld,
-    name: "held",
-    style: "t1",
-};
-const BUSY: Trace = Trace {
-    figure: Figure::GpusBusy,
-    name: "in use",
-    style: "t2",
-};
-const MEMORY: Trace = Trace {
-    figure: Figure::MemoryBytes,
-    name: "all",
-    style: "t0",
-};
-const MEMORY_HELD: Trace = Trace {
-    figure: Figure::MemoryHeldBytes,
-    name: "held",
-    style: "t1",
-};
-const MEMORY_USED: Trace = Trace {
-    figure: Figure::MemoryUsedBytes,
-    name: "allocated",
-    style: "t2",
-};
-const SESSIONS: Trace = Trace {
-    figure: Figure::Sessions,
-    name: "sessions",
-    style: "t1",
-};
-const WAITING: Trace = Trace {
-    figure: Figure::Waiting,
-    name: "waiting",
-    style: "t3",
-};
-const WAITED: Trace = Trace {
-    figure: Figure::WaitedMs,
-    name: "longest wait",
-    style: "t3",
-};
-
-/// The charts of the cluster or of a server: those that have something to show.
-fn charts(series: &Series, range: Range) -> Vec<Chart> {
-    let draw = |id, title, unit, traces: &[Trace]| chart(id, title, unit, traces, series, range);
-    let charts = [
-        draw("chart-gpus", "GPUs", Unit::Gpus, &[CAPACITY, HELD, BUSY]),
-        draw(
-            "chart-memory",
-            "Device memory",
-            Unit::Bytes,
-            &[MEMORY, MEMORY_HELD, MEMORY_USED],
-        ),
-        draw("chart-sessions", "Sessions", Unit::Count, &[SESSIONS]),
-        draw("chart-queue", "Queue", Unit::Count, &[WAITING]),
-        draw("chart-wait", "Waiting time", Unit::Time, &[WAITED]),
-    ];
-    charts
-        .into_iter()
-        .filter(|chart| !chart.legend.is_empty())
-        .collect()
 }

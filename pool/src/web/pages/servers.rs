@@ -6,10 +6,11 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 
 use super::super::chart::Chart;
-use super::super::format::{bytes, gpus, span};
+use super::super::format::{bytes, gpus, part, span};
 use super::super::map::{Bars, Colours, bars};
 use super::super::visitor::{Oops, Shell, Visitor, draw};
-use super::{LeaseRow, Meter, RangeQuery, When, charts, history, outcome_name, worst};
+use super::gpu::{known, power, temperature};
+use super::{LeaseRow, Meter, RangeQuery, When, WorkCells, charts, history, outcome_name, worst};
 use crate::api::App;
 use crate::history::Range;
 use crate::model::{Check, Outcome};
@@ -115,15 +116,40 @@ struct GpuRow {
     memory: Meter,
     memory_text: String,
     used: String,
+    computing: String,
+    utilization: String,
+    temperature: String,
+    power: String,
 }
 
-struct CheckRow {
-    name: String,
-    outcome: &'static str,
-    found: String,
-    meaning: String,
-    advice: String,
-    at: When,
+/// A health check in a table.
+pub(super) struct CheckRow {
+    pub(super) name: String,
+    pub(super) outcome: &'static str,
+    pub(super) found: String,
+    pub(super) meaning: String,
+    pub(super) advice: String,
+    pub(super) at: When,
+}
+
+pub(super) fn check_rows(checks: &[Check], now_ms: u64) -> Vec<CheckRow> {
+    let row = |check: &Check| CheckRow {
+        name: check.name.clone(),
+        outcome: outcome_name(check.outcome),
+        found: check.found.clone(),
+        meaning: check.meaning.clone(),
+        advice: check.advice.clone(),
+        at: When::new(check.at_ms, now_ms),
+    };
+    checks.iter().map(row).collect()
+}
+
+pub(super) fn gpu_state(gpu: &GpuView) -> &'static str {
+    match (gpu.usable, gpu.set_aside) {
+        (false, _) => "not usable",
+        (true, true) => "set aside",
+        (true, false) => "usable",
+    }
 }
 
 /// One server.
@@ -147,21 +173,13 @@ pub(crate) async fn server(
     let (view, own, leases, now_ms) = seen.await??;
     let series = history(&app, format!("server/{name}"), query.range).await?;
     let colours = Colours::of(&own);
-    let checks = view.load.checks.iter().map(|check| CheckRow {
-        name: check.name.clone(),
-        outcome: outcome_name(check.outcome),
-        found: check.found.clone(),
-        meaning: check.meaning.clone(),
-        advice: check.advice.clone(),
-        at: When::new(check.at_ms, now_ms),
-    });
     draw(&ServerPage {
         shell: Shell::new(&app, &visitor, "servers", &name),
         range: query.range,
         facts: facts(&view, now_ms),
-        gpus: gpu_rows(&view, &own, &colours),
+        gpus: gpu_rows(&own, &colours),
         leases: lease_rows(&view, &leases, now_ms),
-        checks: checks.collect(),
+        checks: check_rows(&view.load.checks, now_ms),
         charts: charts(&series, query.range),
         view,
     })
@@ -174,6 +192,9 @@ fn facts(view: &ServerView, now_ms: u64) -> Vec<(&'static str, String)> {
         .iter()
         .map(|it| format!("{} ({})", it.address, it.network))
         .collect();
+    // What a silent server said last is not how it is now.
+    let work = view.load.work().filter(|_| view.state != "down");
+    let work = WorkCells::new(work.as_ref());
     vec![
         ("Address", or_dash(&addresses.join(", "))),
         ("Device", view.kind.clone()),
@@ -183,6 +204,10 @@ fn facts(view: &ServerView, now_ms: u64) -> Vec<(&'static str, String)> {
         ("Switch", or_dash(&view.switch)),
         ("farcall", view.version.clone()),
         ("Sessions", view.load.sessions.to_string()),
+        ("GPUs at work", work.gpus),
+        ("Calls/s", work.calls),
+        ("Network, from clients", work.received),
+        ("Network, to clients", work.sent),
         (
             "Last heard of",
             format!("{} ago", span(now_ms.saturating_sub(view.seen_ms))),
@@ -190,9 +215,8 @@ fn facts(view: &ServerView, now_ms: u64) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn gpu_rows(view: &ServerView, own: &[GpuView], colours: &Colours) -> Vec<GpuRow> {
+fn gpu_rows(own: &[GpuView], colours: &Colours) -> Vec<GpuRow> {
     let row = |gpu: &GpuView| {
-        let used = view.load.used_bytes.get(usize::from(gpu.index));
         let mut clients: Vec<(usize, String, String)> = gpu
             .parts
             .iter()
@@ -202,16 +226,13 @@ fn gpu_rows(view: &ServerView, own: &[GpuView], colours: &Colours) -> Vec<GpuRow
             })
             .collect();
         clients.sort();
+        let now = gpu.now.clone().unwrap_or_default();
         let held_bytes = gpu.memory_bytes.saturating_sub(gpu.memory_free_bytes);
         GpuRow {
             index: gpu.index,
             name: gpu.name.clone(),
             uuid: gpu.uuid.clone(),
-            state: match (gpu.usable, gpu.set_aside) {
-                (false, _) => "not usable",
-                (true, true) => "set aside",
-                (true, false) => "usable",
-            },
+            state: gpu_state(gpu),
             bars: bars(std::slice::from_ref(gpu), colours),
             held: gpus(1000 - u64::from(gpu.share_free_permille)),
             clients,
@@ -220,7 +241,11 @@ fn gpu_rows(view: &ServerView, own: &[GpuView], colours: &Colours) -> Vec<GpuRow
                 all: gpu.memory_bytes,
             },
             memory_text: format!("{} of {}", bytes(held_bytes), bytes(gpu.memory_bytes)),
-            used: used.map_or_else(|| "–".to_owned(), |used| bytes(*used)),
+            used: known(gpu.used_bytes, bytes),
+            computing: known(now.computing, part),
+            utilization: known(now.utilization, part),
+            temperature: temperature(&now),
+            power: power(&now),
         }
     };
     own.iter().map(row).collect()
@@ -234,8 +259,9 @@ fn lease_rows(view: &ServerView, leases: &[LeaseView], now_ms: u64) -> Vec<Lease
         row.sessions = used.map_or(0, |used| used.sessions);
         let pieces = lease.pieces.iter().filter(|it| it.server == view.name);
         let held: u64 = pieces.map(|piece| piece.memory_bytes).sum();
+        row.work = WorkCells::new(used.and_then(|used| used.work.as_ref()));
         let used = used.map_or(0, |used| used.used_bytes);
-        row.memory = format!("{} of {}", bytes(used), bytes(held));
+        row.used = format!("{} of {}", bytes(used), bytes(held));
         row
     };
     leases.iter().map(row).collect()

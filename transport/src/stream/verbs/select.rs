@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
+use super::RdmaPort;
 use super::error::VerbsError;
 use crate::options::RdmaOptions;
 use crate::sys::interfaces::Network;
@@ -145,6 +146,43 @@ pub(crate) fn choose(
             way.peer
                 .map_or_else(|| "the peer".to_owned(), |peer| peer.to_string()),
         )),
+    }
+}
+
+/// Addresses that some peer could be reached through: those of [`choose`], whoever the peer is. One for each device, port and
+/// address.
+///
+/// # Errors
+/// [`VerbsError::UnknownDevice`] or [`VerbsError::NoGid`] of a device that was asked for.
+pub(crate) fn usable(
+    candidates: &[Candidate],
+    wish: &RdmaOptions,
+) -> Result<Vec<RdmaPort>, VerbsError> {
+    let device = wish.device.as_ref().map(|name| name.as_str());
+    let mut ports: Vec<RdmaPort> = Vec::new();
+    for candidate in candidates {
+        let is_wished = device.is_none_or(|name| candidate.device == name)
+            && wish.gid_index.is_none_or(|index| candidate.index == index);
+        let address = candidate.address();
+        let is_local = is_link_local(address) && candidate.kind != GidKind::InfiniBand;
+        if !is_wished || (is_local && wish.gid_index.is_none()) {
+            continue;
+        }
+        let port = RdmaPort {
+            device: candidate.device.clone(),
+            port: candidate.port,
+            address,
+        };
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    match device {
+        Some(name) if !candidates.iter().any(|it| it.device == name) => {
+            Err(VerbsError::UnknownDevice(name.to_owned()))
+        }
+        Some(name) if ports.is_empty() => Err(VerbsError::NoGid(name.to_owned())),
+        _ => Ok(ports),
     }
 }
 
@@ -334,6 +372,40 @@ mod tests {
             is(&wish(Some("mlx5_1"), Some(9))),
             Err(VerbsError::NoGid("mlx5_1".into()))
         );
+    }
+
+    #[test]
+    fn usable_ports_are_those_that_some_peer_could_use() {
+        let (candidates, _) = host();
+        let of = |wish: &RdmaOptions| {
+            let ports = usable(&candidates, wish)?;
+            let text = |port: &RdmaPort| format!("{} {}", port.device, port.address);
+            Ok::<Vec<String>, VerbsError>(ports.iter().map(text).collect())
+        };
+        let all = of(&RdmaOptions::default()).unwrap();
+        let expected = [
+            "mlx5_0 10.1.0.5",
+            "mlx5_0 fd00::5",
+            "mlx5_1 10.2.0.5",
+            "old_0 10.3.0.5",
+        ];
+        assert_eq!(all, expected);
+        let wish = |device: &str, gid_index| RdmaOptions {
+            device: DeviceName::new(device),
+            gid_index,
+            ..RdmaOptions::default()
+        };
+        assert_eq!(of(&wish("mlx5_1", None)).unwrap(), ["mlx5_1 10.2.0.5"]);
+        assert_eq!(of(&wish("mlx5_0", Some(1))).unwrap(), ["mlx5_0 fe80::1"]);
+        assert!(matches!(
+            of(&wish("mlx5_9", None)),
+            Err(VerbsError::UnknownDevice(_))
+        ));
+        assert!(matches!(
+            of(&wish("mlx5_1", Some(9))),
+            Err(VerbsError::NoGid(_))
+        ));
+        assert_eq!(usable(&[], &RdmaOptions::default()), Ok(Vec::new()));
     }
 
     #[test]
