@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use farcall_config::{
     SizeError, parse_added_rtt, parse_busy_poll, parse_devices, parse_dscp, parse_gid_index,
-    parse_local_end, parse_rdma_device, parse_server, parse_share, parse_size, vars,
+    parse_local_end, parse_rdma_device, parse_server, parse_servers, parse_share, parse_size, vars,
 };
 use farcall_gpu_exec::Fault;
 use farcall_transport::{DeviceName, LocalEnd};
@@ -83,8 +83,8 @@ pub(crate) enum Command {
 /// Which server, and how it is convinced.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
-    /// Server to use [default: FARCALL_SERVER, else client.toml, else 127.0.0.1:7474]
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_server, value_hint = ValueHint::Hostname)]
+    /// Server to use, or several for one program: gpu1,gpu2 [default: FARCALL_SERVER, else client.toml, else 127.0.0.1:7474]
+    #[arg(long, value_name = "HOST:PORT,...", value_parser = parse_servers, value_hint = ValueHint::Hostname)]
     pub(crate) server: Option<String>,
     /// File that holds the token which the server asks for
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -144,7 +144,7 @@ impl NetworkArgs {
 /// What the program gets of the server.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ShareArgs {
-    /// How many devices the program gets: a number, or all [default: all]
+    /// How many devices the program gets: a number, or all; of several servers the first ones' first [default: all]
     #[arg(short = 'n', long = "devices", value_name = "N", value_parser = DeviceCount::parse)]
     pub(crate) devices: Option<DeviceCount>,
     /// Device memory that the program may use, per device: 8GiB, 512M [default: all]
@@ -153,6 +153,9 @@ pub(crate) struct ShareArgs {
     /// Share of each device's compute, in thousandths.
     #[arg(skip)]
     pub(crate) share_permille: Option<u16>,
+    /// Devices of each server.
+    #[arg(skip)]
+    pub(crate) each: Vec<u32>,
     /// Do not ask the server first whether it can be used
     #[arg(long)]
     pub(crate) no_check: bool,

@@ -38,6 +38,19 @@ pub(crate) fn configuration(args: &ServerArgs) -> Result<ClientConfig, Failure> 
     .map_err(|error| config_failure(&error))
 }
 
+/// The same for a command that is about one server.
+pub(crate) fn single(args: &ServerArgs) -> Result<ClientConfig, Failure> {
+    let config = configuration(args)?;
+    match config.server_count() {
+        1 => Ok(config),
+        count => Err(Failure::new(
+            2,
+            format!("{count} servers are named, and this is about one"),
+            "name one with --server HOST:PORT",
+        )),
+    }
+}
+
 /// Asks the server for its devices. Blocks for a few seconds at most.
 pub(crate) fn ask(config: &ClientConfig, args: &ServerArgs) -> Result<Inventory, Failure> {
     let mut options = config.connect_options();

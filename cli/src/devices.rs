@@ -13,7 +13,7 @@ use crate::failure::{Failure, written};
 use crate::table::{self, Align};
 
 pub(crate) fn devices(args: &DevicesArgs) -> Result<ExitCode, Failure> {
-    let config = connect::configuration(&args.server)?;
+    let config = connect::single(&args.server)?;
     let inventory = connect::ask(&config, &args.server)?;
     let out = &mut io::stdout().lock();
     written(if args.json {

@@ -24,7 +24,7 @@ const MEMLOCK_BYTES_RECOMMENDED: u64 = 64 << 20;
 const JITTER_RECOMMENDED: u64 = 5;
 
 pub(crate) fn netperf(args: &NetperfArgs) -> Result<ExitCode, Failure> {
-    let config = connect::configuration(&args.server)?;
+    let config = connect::single(&args.server)?;
     let report = probe(&config.connect_options(), &ProbePlan::default()).map_err(|error| {
         connect::unavailable(&FetchError::Connect(error), &config, &args.server)
     })?;

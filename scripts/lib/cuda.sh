@@ -12,7 +12,7 @@ SOURCES=$REPO/fixtures/programs
 
 # The programs made with each runtime, static and dynamic, and those made once.
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
-PROGRAMS_ONCE="bad_launch hostmem oob textures threads"
+PROGRAMS_ONCE="bad_launch hostmem oob peers textures threads"
 # Those that call the driver API.
 PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy driver_misc driver_pinned"
 

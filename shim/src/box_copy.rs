@@ -97,8 +97,18 @@ impl BoxCopy {
         self.width == 0 || self.height == 0 || self.depth == 0
     }
 
+    /// The same to another place.
+    pub(crate) fn with_dst(self, dst: End) -> Self {
+        Self { dst, ..self }
+    }
+
+    /// The same from another place.
+    pub(crate) fn with_src(self, src: End) -> Self {
+        Self { src, ..self }
+    }
+
     /// All bytes.
-    fn bytes(&self) -> CuResult<u64> {
+    pub(crate) fn bytes(&self) -> CuResult<u64> {
         let rows = self.height.checked_mul(self.depth);
         rows.and_then(|rows| rows.checked_mul(self.width))
             .ok_or(CuStatus::INVALID_VALUE)
@@ -115,7 +125,7 @@ impl BoxCopy {
     }
 
     /// Whether the rows of an end follow each other without a gap.
-    fn is_plain(&self, end: &End) -> bool {
+    pub(crate) fn is_plain(&self, end: &End) -> bool {
         let rows_join = self.height == 1 || end.pitch == self.width;
         rows_join && (self.depth == 1 || end.slice == self.width * self.height)
     }
@@ -213,7 +223,7 @@ impl BoxCopy {
             HostPtr::from_address(self.src.address)
         } else {
             let span = self.span(&self.src)?;
-            stream.session().await_writers(self.src.address, span)?;
+            process()?.await_writers(self.src.address, span)?;
             gathered = self.gather(len)?;
             HostPtr::from_address(gathered.as_ptr().addr() as u64)
         };
@@ -273,7 +283,7 @@ impl BoxCopy {
         Ok(bytes)
     }
 
-    fn plain_end(&self, address: u64) -> End {
+    pub(crate) fn plain_end(&self, address: u64) -> End {
         End {
             address,
             is_host: false,

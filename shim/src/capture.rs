@@ -9,6 +9,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use parking_lot::Mutex;
 
 use crate::context::Context;
+use crate::crossing;
 use crate::graph::{self, Graph, Node};
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
 
@@ -237,6 +238,9 @@ impl Capture {
     /// `stream` waits for `mark`, and so takes part in the capture from now on.
     pub(crate) fn join(self: &Arc<Self>, stream: &Arc<Stream>, mark: &CaptureMark) -> CuResult {
         self.check()?;
+        if !std::ptr::eq(self.context.session(), stream.session()) {
+            return Err(crossing::spoil(self));
+        }
         if !CAPTURES
             .lock()
             .iter()

@@ -15,6 +15,7 @@ use farcall_marshal::wire::{
 };
 use parking_lot::Mutex;
 
+use crate::crossing::Lanes;
 use crate::global;
 use crate::process::{Device, Process, process};
 use crate::recent;
@@ -27,7 +28,7 @@ const STREAM_PER_THREAD: u64 = 2;
 
 /// A context. Contexts are few and threads keep pointers to them, so they are leaked, about a kilobyte each.
 pub(crate) struct Context {
-    /// Its number on the wire, unique in its session.
+    /// Its number on the wire, unique in the process.
     pub(crate) id: u32,
     pub(crate) handle: u64,
     pub(crate) device: &'static Device,
@@ -39,6 +40,8 @@ pub(crate) struct Context {
     /// What the runtime keeps here (context-local storage): key to (value, destructor).
     pub(crate) storage: Mutex<HashMap<u64, (u64, u64)>>,
     pub(crate) settings: Mutex<Settings>,
+    /// Streams of our own, for what other servers' streams do here.
+    pub(crate) lanes: Lanes,
     alive: AtomicBool,
     broken: AtomicU32,
     epoch: u32,
@@ -255,7 +258,7 @@ fn create(
     is_primary: bool,
 ) -> CuResult<&'static Context> {
     let session = device.session;
-    let id = session.new_context_id();
+    let id = Session::new_context_id();
     if is_primary {
         session.send(
             id,
@@ -284,6 +287,7 @@ fn create(
         legacy: OnceLock::new(),
         storage: Mutex::default(),
         settings: Mutex::default(),
+        lanes: Lanes::default(),
         alive: AtomicBool::new(true),
         broken: AtomicU32::new(0),
         epoch: global::epoch(),
@@ -394,6 +398,7 @@ fn end_primary(device: &'static Device) -> CuResult {
 /// Forgets a context and all that lives in it.
 fn bury(context: &'static Context) -> CuResult {
     let process = process()?;
+    process.memory.await_copies(context)?;
     context.alive.store(false, Ordering::Relaxed);
     context.session().inbox.remove_context(context.id);
     let _ = process.contexts.remove(context.handle);

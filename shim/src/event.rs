@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::capture::{Capture, CaptureMark};
 use crate::coherent::{self, Behind};
 use crate::context::Context;
+use crate::crossing;
 use crate::graph::Node;
 use crate::passing::{Asked, Passing};
 use crate::session::Urgency;
@@ -92,6 +93,9 @@ impl Event {
                 if on.has_done(stamp) || Arc::ptr_eq(&on, stream) {
                     return Ok(());
                 }
+                if !std::ptr::eq(on.session(), stream.session()) {
+                    return crossing::wait_event(stream, &on, self.id);
+                }
                 stream.issue(&CuStreamWaitEvent {
                     stream: stream.id,
                     event: self.id,
@@ -159,6 +163,9 @@ impl Event {
             }
         }
         self.context.check()?;
+        if !std::ptr::eq(self.context.device, end.context.device) {
+            return Err(CuStatus::INVALID_HANDLE);
+        }
         let reply = self.context.session().ask(
             self.context.id,
             &CuEventElapsedTime {

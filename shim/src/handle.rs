@@ -115,11 +115,6 @@ impl<T> Table<T> {
             .map(|(handle, _)| *handle)
     }
 
-    /// How many objects there are.
-    pub(crate) fn len(&self) -> usize {
-        self.map.read().len()
-    }
-
     /// Forgets every object that `keep` refuses.
     pub(crate) fn retain(&self, keep: impl Fn(&T) -> bool) {
         self.map.write().retain(|_, object| keep(object));

@@ -5,6 +5,7 @@
 //! - `enter` counts, traces and turns results into `CUresult`;
 //! - `process` is what a process has: its sessions and devices;
 //! - `session` is one server: tickets, replies, errors that come back late;
+//! - `crossing` is work between servers, where a program has devices of several;
 //! - `context`, `stream`, `event`, `module`, `memory`, `capture` are the driver's objects as the client keeps them.
 //!
 //! `unsafe` lives in `exports`, `ptr`, `global`, `landing`, `mark`, `reserve` and `tables`; every other module forbids it.
@@ -20,6 +21,7 @@ mod capture;
 mod coherent;
 mod context;
 mod counters;
+mod crossing;
 mod enter;
 mod event;
 mod exports;

@@ -11,6 +11,7 @@ use farcall_marshal::wire::{CuMemAllocV2, CuMemAllocV2Reply};
 use parking_lot::{Mutex, RwLock};
 
 use crate::context::Context;
+use crate::crossing;
 use crate::landing;
 use crate::process::Device;
 use crate::ptr::HostPtr;
@@ -117,6 +118,19 @@ impl Allocations {
             _ => return Err(CuStatus::INVALID_VALUE),
         }
         map.remove(&start).ok_or(CuStatus::INVALID_VALUE)
+    }
+
+    /// Waits for copies between servers from and to memory of a context.
+    pub(crate) fn await_copies(&self, context: &'static Context) -> CuResult {
+        let map = self.map.read();
+        let own: Vec<(u64, u64)> = map
+            .values()
+            .filter(|allocation| std::ptr::eq(allocation.context, context))
+            .map(|allocation| (allocation.start, allocation.bytes))
+            .collect();
+        drop(map);
+        own.into_iter()
+            .try_for_each(|(start, bytes)| crossing::await_copies(start, bytes))
     }
 
     /// A context has gone with all its memory.

@@ -242,7 +242,7 @@ fn statistics(process: Option<&Process>) -> serde_json::Value {
     let devices: Vec<serde_json::Value> = process.map_or_else(Vec::new, |p| {
         p.devices
             .iter()
-            .map(|d| json!({"ordinal": d.ordinal, "server_ordinal": d.server_ordinal, "name": d.name, "memory_bytes": d.limit_bytes}))
+            .map(|d| json!({"ordinal": d.ordinal, "server": d.session.inbox.server(), "server_ordinal": d.server_ordinal, "name": d.name, "memory_bytes": d.limit_bytes}))
             .collect()
     });
     let endpoint = process

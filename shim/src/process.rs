@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use farcall_config::ClientConfig;
+use farcall_config::{ClientConfig, ConfigError};
 use farcall_marshal::record::{self, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{DeviceDescription, SessionOpen, SessionWelcome};
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::array::{Array, Mipmapped};
 use crate::attributes::LaunchLimits;
 use crate::context::{Context, Primary};
+use crate::crossing::Crossings;
 use crate::event::Event;
 use crate::global;
 use crate::graph::{Graph, GraphExec, GraphMemory, GraphNode, UserObject};
@@ -32,6 +33,9 @@ use crate::virtual_memory::VirtualMemory;
 /// Addresses reserved for device and pinned memory: far more than any GPU has. Freed ranges need not be reused soon, and programs
 /// reserve a GPU's size of addresses several times over (PyTorch's expandable segments).
 const DEVICE_RANGE_BYTES: u64 = 4 << 40;
+
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`.
+const PCI_DOMAIN_ID: usize = 50;
 
 /// One device, as the program numbers it.
 pub(crate) struct Device {
@@ -89,6 +93,7 @@ pub(crate) struct Process {
     pub(crate) linkers: Table<Linker>,
     /// Memory of graphs, by address.
     pub(crate) graph_memory: Mutex<HashMap<u64, Weak<GraphMemory>>>,
+    pub(crate) crossings: Crossings,
 }
 
 /// What this process has, or `NOT_INITIALIZED`.
@@ -98,9 +103,17 @@ pub(crate) fn process() -> CuResult<&'static Process> {
 }
 
 impl Process {
-    /// Whether waiting for one context is waiting for all.
-    pub(crate) fn has_one_context(&self) -> bool {
-        self.contexts.len() == 1
+    /// Whether devices are of several servers.
+    #[inline]
+    pub(crate) fn has_several_servers(&self) -> bool {
+        self.sessions.len() > 1
+    }
+
+    /// Waits for copies of any server that write to these addresses: a program may read there next.
+    pub(crate) fn await_writers(&self, start: u64, len: u64) -> CuResult {
+        self.sessions
+            .iter()
+            .try_for_each(|session| session.await_writers(start, len))
     }
 
     /// The device with this ordinal, or `INVALID_DEVICE`.
@@ -165,56 +178,114 @@ struct Failure {
 }
 
 fn connect_process() -> Result<Process, Failure> {
-    let config = ClientConfig::from_process().map_err(|error| Failure {
+    let unusable = |error: ConfigError| Failure {
         status: CuStatus::NO_DEVICE,
         line: format!("no CUDA device: {error}"),
-    })?;
+    };
+    let config = ClientConfig::from_process().map_err(unusable)?;
     observe::configure(&config);
-    let (session, descriptions) = connect_session(&config)?;
-    let session: &'static Session = Box::leak(Box::new(session));
-    let pools = Table::new(Kind::Pool);
-    let mut devices: Vec<&'static Device> = Vec::new();
-    for index in visible(&descriptions) {
-        let pool = pools.reserve();
-        let ordinal = u32::try_from(devices.len()).unwrap_or(u32::MAX);
-        if let Some(description) = descriptions.get(index) {
-            let device = Box::new(device(session, ordinal, index, description, pool));
-            devices.push(Box::leak(device));
-            pools.insert(pool, Arc::new(Pool::of_device(ordinal)));
+    let (mut connected, mut described) = (Vec::new(), Vec::new());
+    for (number, config) in config.each().map_err(unusable)?.iter().enumerate() {
+        let (session, mut descriptions) = connect_session(config)?;
+        keep_apart(&connected, &session, config)?;
+        for description in &mut descriptions {
+            description.move_to_domain(number);
         }
+        connected.push(session);
+        described.extend(descriptions.into_iter().enumerate().map(|of| (number, of)));
     }
-    if devices.is_empty() {
+    let chosen = visible(&described);
+    if chosen.is_empty() {
         let line = format!(
             "no CUDA device: the server {} granted none (CUDA_VISIBLE_DEVICES hides them, or it has none free)",
-            config.server
+            config.server_list()
         );
         return Err(Failure {
             status: CuStatus::NO_DEVICE,
             line,
         });
     }
-    Ok(Process {
-        sessions: vec![session],
-        devices,
-        contexts: Table::new(Kind::Context),
-        streams: Table::new(Kind::Stream),
-        events: Table::new(Kind::Event),
-        modules: Table::new(Kind::Module),
-        libraries: Table::new(Kind::Library),
-        functions: Table::new(Kind::Function),
-        graphs: Table::new(Kind::Graph),
-        graph_nodes: Table::new(Kind::GraphNode),
-        graph_execs: Table::new(Kind::GraphExec),
-        pools,
-        memory: Allocations::default(),
-        space: VirtualMemory::new(),
-        arrays: Table::new(Kind::Array),
-        mipmapped: Table::new(Kind::Mipmapped),
-        textures: Mutex::default(),
-        user_objects: Table::new(Kind::UserObject),
-        linkers: Table::new(Kind::Linker),
-        graph_memory: Mutex::default(),
-    })
+    let is_used = |number: usize| chosen.iter().any(|(of, _)| *of == number);
+    // A server all of whose devices are hidden has the program no longer.
+    let kept: HashMap<usize, &'static Session> = connected
+        .into_iter()
+        .enumerate()
+        .filter(|(number, _)| is_used(*number))
+        .map(|(number, session)| (number, &*Box::leak(Box::new(session))))
+        .collect();
+    let pools = Table::new(Kind::Pool);
+    let mut devices: Vec<&'static Device> = Vec::new();
+    for (number, (index, description)) in chosen {
+        let Some(session) = kept.get(&number) else {
+            continue;
+        };
+        let pool = pools.reserve();
+        let ordinal = u32::try_from(devices.len()).unwrap_or(u32::MAX);
+        let device = Box::new(device(session, ordinal, *index, description, pool));
+        devices.push(Box::leak(device));
+        pools.insert(pool, Arc::new(Pool::of_device(ordinal)));
+    }
+    let mut sessions: Vec<(usize, &'static Session)> = kept.into_iter().collect();
+    sessions.sort_unstable_by_key(|(number, _)| *number);
+    let sessions = sessions.into_iter().map(|(_, session)| session).collect();
+    Ok(Process::of(sessions, devices, pools))
+}
+
+impl Process {
+    fn of(
+        sessions: Vec<&'static Session>,
+        devices: Vec<&'static Device>,
+        pools: Table<Pool>,
+    ) -> Self {
+        Self {
+            sessions,
+            devices,
+            contexts: Table::new(Kind::Context),
+            streams: Table::new(Kind::Stream),
+            events: Table::new(Kind::Event),
+            modules: Table::new(Kind::Module),
+            libraries: Table::new(Kind::Library),
+            functions: Table::new(Kind::Function),
+            graphs: Table::new(Kind::Graph),
+            graph_nodes: Table::new(Kind::GraphNode),
+            graph_execs: Table::new(Kind::GraphExec),
+            pools,
+            memory: Allocations::default(),
+            space: VirtualMemory::new(),
+            arrays: Table::new(Kind::Array),
+            mipmapped: Table::new(Kind::Mipmapped),
+            textures: Mutex::default(),
+            user_objects: Table::new(Kind::UserObject),
+            linkers: Table::new(Kind::Linker),
+            graph_memory: Mutex::default(),
+            crossings: Crossings::default(),
+        }
+    }
+}
+
+/// Pointers tell devices of several servers apart, so no address may mean something on two of them.
+fn keep_apart(earlier: &[Session], new: &Session, config: &ClientConfig) -> Result<(), Failure> {
+    let refused = |why: String| {
+        Err(Failure {
+            status: CuStatus::NO_DEVICE,
+            line: format!("no CUDA device: server {}: {why}", config.server),
+        })
+    };
+    for other in earlier {
+        if other.places_memory() || new.places_memory() {
+            return refused(
+                "a driver that cannot map memory where it is told to shares no program with another server's; use one server"
+                    .to_owned(),
+            );
+        }
+        if other.overlaps(new) {
+            return refused(
+                "it can only use addresses that another server of this program uses; start the program again"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A device description that owns its parts.
@@ -226,6 +297,20 @@ struct Description {
     uuid: [u8; 16],
     attributes: Vec<i32>,
     name: String,
+}
+
+impl Description {
+    /// Programs tell devices apart by their bus addresses, which servers give independently of each other.
+    fn move_to_domain(&mut self, server: usize) {
+        let offset = farcall_config::pci_domain_offset(server);
+        self.pci.0 = self.pci.0.saturating_add(offset);
+        if let (Some(domain), Ok(value)) = (
+            self.attributes.get_mut(PCI_DOMAIN_ID),
+            i32::try_from(self.pci.0),
+        ) {
+            *domain = value;
+        }
+    }
 }
 
 fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>), Failure> {
@@ -389,32 +474,35 @@ fn device(
     }
 }
 
+/// A device of a server: the server's number, and its own in the session.
+type Described = (usize, (usize, Description));
+
 /// Devices in the order of CUDA_VISIBLE_DEVICES: ordinals or beginnings of UUIDs; the first that is
 /// neither ends the list, as the CUDA runtime documents it.
-fn visible(descriptions: &[Description]) -> Vec<usize> {
+fn visible(described: &[Described]) -> Vec<(usize, &(usize, Description))> {
     let Ok(wanted) = std::env::var("CUDA_VISIBLE_DEVICES") else {
-        return (0..descriptions.len()).collect();
+        return described.iter().map(|(server, of)| (*server, of)).collect();
     };
-    let mut list = Vec::new();
+    let mut list: Vec<usize> = Vec::new();
     for item in wanted.split(',').map(str::trim) {
         let found = match item.strip_prefix("GPU-") {
             Some(prefix) => {
                 let prefix = prefix.replace('-', "").to_lowercase();
-                descriptions
+                described
                     .iter()
-                    .position(|d| hex(&d.uuid).starts_with(&prefix))
+                    .position(|(_, (_, d))| hex(&d.uuid).starts_with(&prefix))
             }
-            None => item
-                .parse()
-                .ok()
-                .filter(|index| *index < descriptions.len()),
+            None => item.parse().ok().filter(|index| *index < described.len()),
         };
         match found {
             Some(index) if !list.contains(&index) => list.push(index),
             _ => break,
         }
     }
-    list
+    list.into_iter()
+        .filter_map(|index| described.get(index))
+        .map(|(server, of)| (*server, of))
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -15,6 +15,12 @@ impl Range {
     pub(crate) fn contains(&self, address: u64) -> bool {
         address.wrapping_sub(self.start) < self.bytes
     }
+
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.bytes > 0
+            && other.bytes > 0
+            && (self.contains(other.start) || other.contains(self.start))
+    }
 }
 
 /// Where ranges are tried first, in order: far from heap, stack, libraries and the usual sanitizer shadows.
@@ -27,9 +33,17 @@ const CANDIDATES: [u64; 6] = [
     0x0800_0000_0000,
 ];
 
+/// Where ranges of further servers are tried: first address, first that is none, and how far they are apart.
+const FURTHER: (u64, u64, u64) = (0x0400_0000_0000, 0x5000_0000_0000, 0x0400_0000_0000);
+
 /// Reserves `bytes` addresses without access, at one of the usual places.
 pub(crate) fn anywhere(bytes: u64) -> Option<Range> {
-    CANDIDATES.iter().find_map(|start| at(*start, bytes))
+    let (first, end, step) = FURTHER;
+    let further = (0..(end - first) / step).map(|at| first + at * step);
+    CANDIDATES
+        .into_iter()
+        .chain(further)
+        .find_map(|start| at(start, bytes))
 }
 
 /// Reserves exactly this range without access, if all of it is free.

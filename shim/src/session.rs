@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::coherent::Coherent;
 use crate::context::Context;
+use crate::crossing::{Ferry, Gate};
 use crate::hooks::{Callback, Runner};
 use crate::landing;
 use crate::memory::DeviceRange;
@@ -71,6 +72,7 @@ pub(crate) struct Session {
     pub(crate) kind: DeviceKind,
     pub(crate) driver_version: u32,
     pub(crate) device_memory: Mutex<DeviceRange>,
+    pub(crate) device_range: Range,
     pub(crate) host_range: Range,
     is_placing: bool,
     /// Modules that the server has.
@@ -80,7 +82,6 @@ pub(crate) struct Session {
     /// Every operation up to this stamp has run.
     finished: AtomicU64,
     next_id: AtomicU64,
-    next_context: AtomicU32,
     /// Copies to host memory that nobody waits for yet.
     landing: Mutex<Vec<(u64, Arc<Pending>)>>,
     pub(crate) coherent: Coherent,
@@ -90,6 +91,8 @@ pub(crate) struct Session {
     barrier_event: Mutex<Option<(u32, u64)>>,
     /// Whether there ever was a non-blocking stream.
     has_non_blocking: AtomicBool,
+    /// Brings bytes of other servers here.
+    pub(crate) ferry: Ferry,
 }
 
 /// What a session needs to be told when it opens.
@@ -112,18 +115,27 @@ impl Session {
             driver_version: opened.driver_version,
             is_placing: opened.device_range.bytes == 0,
             device_memory: Mutex::new(DeviceRange::new(opened.device_range)),
+            device_range: opened.device_range,
             host_range: opened.host_range,
             known_modules: Mutex::new(opened.known_modules),
             issued: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             next_id: AtomicU64::new(1),
-            next_context: AtomicU32::new(1),
             landing: Mutex::default(),
             coherent: Coherent::default(),
             barrier: AtomicU64::new(0),
             barrier_event: Mutex::new(None),
             has_non_blocking: AtomicBool::new(false),
+            ferry: Ferry::default(),
         }
+    }
+
+    /// Whether an address can mean memory of both.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let ranges = |session: &Self| [session.device_range, session.host_range];
+        ranges(self)
+            .iter()
+            .any(|own| ranges(other).iter().any(|range| own.overlaps(range)))
     }
 
     /// Whether the server chooses the addresses of device memory: its driver cannot map memory where
@@ -138,8 +150,11 @@ impl Session {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn new_context_id(&self) -> u32 {
-        self.next_context.fetch_add(1, Ordering::Relaxed)
+    /// A number for a new context, which no other of the process has, on whichever server: what is kept by context is
+    /// kept by this.
+    pub(crate) fn new_context_id() -> u32 {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Sends a record that nobody waits for.
@@ -478,6 +493,14 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    /// A session that the program does not get, at its start; the others stay as long as the process.
+    fn drop(&mut self) {
+        self.inbox.end(CuStatus::DEVICE_UNAVAILABLE);
+        self.endpoint.close();
+    }
+}
+
 /// What arrives from a server. Shared with the transport, which calls it from whichever thread receives.
 #[derive(Default)]
 pub(crate) struct Inbox {
@@ -488,6 +511,8 @@ pub(crate) struct Inbox {
     lost: AtomicU32,
     contexts: RwLock<HashMap<u32, &'static Context>>,
     callbacks: Mutex<HashMap<u64, Callback>>,
+    /// Points of streams that others of other servers wait for.
+    gates: Mutex<HashMap<u64, Gate>>,
     runner: Runner,
     /// As the configuration names it.
     server: String,
@@ -509,9 +534,43 @@ impl Inbox {
         self.contexts.write().remove(&id);
     }
 
+    /// As the configuration names it.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
     /// Remembers what to call when the server says that a stream has got there.
     pub(crate) fn add_callback(&self, id: u64, callback: Callback) {
         self.callbacks.lock().insert(id, callback);
+    }
+
+    /// Whether waiting for one context is waiting for all.
+    pub(crate) fn has_one_context(&self) -> bool {
+        self.contexts.read().len() == 1
+    }
+
+    /// Remembers what happens when the server says that a stream has got there. Fails once the session has ended.
+    pub(crate) fn add_gate(&self, id: u64, gate: Gate) -> CuResult {
+        let mut gates = self.gates.lock();
+        match self.lost.load(Ordering::Acquire) {
+            0 => {
+                gates.insert(id, gate);
+                Ok(())
+            }
+            status => Err(CuStatus(status)),
+        }
+    }
+
+    pub(crate) fn remove_gate(&self, id: u64) {
+        self.gates.lock().remove(&id);
+    }
+
+    /// An error of work that the program does not wait for: the next call that can returns it.
+    pub(crate) fn defer(&self, status: CuStatus) {
+        // The first error is the one that explains the others.
+        let _ = self
+            .deferred
+            .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     fn take(&self, endpoint: &Endpoint, mut frame: &[u8]) -> Result<(), record::DecodeError> {
@@ -552,19 +611,15 @@ impl Inbox {
         let known = self.contexts.read().get(&context).copied();
         match known {
             Some(context) if notice.sticky != 0 => context.break_with(CuStatus(notice.status)),
-            _ => {
-                // The first error is the one that explains the others.
-                let _ = self.deferred.compare_exchange(
-                    0,
-                    notice.status,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
-            }
+            _ => self.defer(CuStatus(notice.status)),
         }
     }
 
     fn due(&self, endpoint: &Endpoint, context: u32, due: HostFuncDue) {
+        let gate = self.gates.lock().remove(&due.callback);
+        if let Some(gate) = gate {
+            return gate.reached(endpoint.clone(), context, &due);
+        }
         let callback = self.callbacks.lock().remove(&due.callback);
         self.runner
             .run_later(endpoint.clone(), context, due, callback);
@@ -575,6 +630,11 @@ impl Inbox {
             .lost
             .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
         self.tickets.end(status);
+        // Streams of other servers do not wait for this one any more.
+        let gates: Vec<Gate> = self.gates.lock().drain().map(|(_, gate)| gate).collect();
+        for gate in gates {
+            gate.lost(status);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::capture::{self, Capture};
 use crate::coherent::{self, Behind};
 use crate::context::Context;
+use crate::crossing::Crossed;
 use crate::graph::Node;
 use crate::passing::Passing;
 use crate::session::{Session, Urgency};
@@ -34,6 +35,8 @@ pub(crate) struct Stream {
     /// Number of the last synchronous upload that it waits for.
     barrier: AtomicU64,
     pub(crate) capture: Mutex<Option<Arc<Capture>>>,
+    /// Made when a stream of another server waits for this one.
+    pub(crate) crossed: Crossed,
     /// Attributes that were set, by their number.
     pub(crate) attributes: Mutex<HashMap<u32, [u8; 64]>>,
 }
@@ -49,6 +52,7 @@ impl Stream {
             done: AtomicU64::new(0),
             barrier: AtomicU64::new(0),
             capture: Mutex::new(None),
+            crossed: Crossed::default(),
             attributes: Mutex::default(),
         }
     }

@@ -14,6 +14,7 @@ use crate::context::{self, Context};
 use crate::handle::{Kind, Table};
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::{Device, process};
+use crate::session::Session;
 
 /// Physical memory comes in pieces of this size, mapped at multiples of it (every NVIDIA GPU since Pascal).
 pub(crate) const GRANULARITY: u64 = 2 << 20;
@@ -121,7 +122,7 @@ impl VirtualMemory {
             .filter(|reserved| reserved.bytes == bytes && is_used.is_none())
             .ok_or(CuStatus::INVALID_VALUE)?;
         space.reserved.remove(&start);
-        let session = session()?;
+        let session = session_at(start)?;
         // What the device never knew can be given to the next at once.
         let stamp = if reserved.was_mapped {
             session.stamp()
@@ -213,6 +214,7 @@ impl VirtualMemory {
         if bytes == 0 || !is_whole || !fits || !space.is_free(start, bytes) {
             return Err(CuStatus::INVALID_VALUE);
         }
+        check_server(start, physical.device)?;
         physical.uses.lock().mapped += 1;
         let mapping = Mapping {
             bytes,
@@ -361,6 +363,7 @@ impl Mapping {
         if self.access_of(device.ordinal) == access {
             return Ok(());
         }
+        check_server(at, device)?;
         let owner = self.physical.device;
         let context = context::of_device(owner)?;
         let is_own = device.ordinal == owner.ordinal;
@@ -405,11 +408,31 @@ impl Mapping {
     }
 }
 
-/// The session whose addresses are given: device memory of all devices of a program has one range.
-fn session() -> CuResult<&'static crate::session::Session> {
-    let process = process()?;
-    let session = process.sessions.first().copied();
+/// The session whose addresses are given: that of the current context, as each server has a range for all its devices.
+fn session() -> CuResult<&'static Session> {
+    let session = match context::current() {
+        Ok(context) => Some(context.session()),
+        Err(_) => process()?.sessions.first().copied(),
+    };
     session
         .filter(|session| !session.places_memory())
         .ok_or(CuStatus::NOT_SUPPORTED)
+}
+
+/// The session that an address belongs to.
+fn session_at(address: u64) -> CuResult<&'static Session> {
+    let sessions = &process()?.sessions;
+    let found = sessions
+        .iter()
+        .find(|session| session.device_range.contains(address));
+    found.copied().ok_or(CuStatus::INVALID_VALUE)
+}
+
+/// Addresses of one server are memory of its own devices only.
+fn check_server(address: u64, device: &Device) -> CuResult {
+    if std::ptr::eq(session_at(address)?, device.session) {
+        return Ok(());
+    }
+    log::error!("addresses that were reserved for one server's devices cannot be another's");
+    Err(CuStatus::NOT_SUPPORTED)
 }

@@ -30,10 +30,10 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Held {
     pool: PoolClient,
     answer: LeaseAnswer,
-    grant: SignedGrant,
+    grants: Vec<SignedGrant>,
     /// Whether it is given back in the end: a reservation is not.
     ours: bool,
-    /// Holds the grant's file.
+    /// Holds the grants' file.
     private: TempDir,
     keeper: Option<Keeper>,
 }
@@ -58,11 +58,7 @@ pub(crate) fn hold(
             .get(&format!("/v1/leases/{lease}"))
             .map_err(|error| failure(&error))?,
         None => {
-            let ask = Ask {
-                // A program's session is with one server.
-                same_server: true,
-                ..ask(want, gpus(share)?, share.memory_bytes, label)
-            };
+            let ask = ask(want, gpus(share)?, share.memory_bytes, label);
             ask_and_wait(&pool, &ask, want.wait)?
         }
     };
@@ -71,12 +67,12 @@ pub(crate) fn hold(
         let what = format!("cannot make a directory: {error}");
         Failure::new(code::FAILED, what, "make room in TMPDIR")
     })?;
-    let grant = grant(&answer)?;
-    write_grant(private.path(), &grant)?;
+    let grants = grants(&answer)?.to_vec();
+    write_grants(private.path(), &grants)?;
     Ok(Held {
         pool,
         answer,
-        grant,
+        grants,
         ours: lease.is_none(),
         private,
         keeper: None,
@@ -110,19 +106,23 @@ impl Held {
         Ok(())
     }
 
-    /// The server and the share for the command.
+    /// The servers and the share for the command.
     pub(crate) fn session(
         &self,
         server: &ServerArgs,
         share: &ShareArgs,
     ) -> (ServerArgs, ShareArgs) {
+        let addresses: Vec<&str> = self.grants.iter().map(|it| it.address.as_str()).collect();
+        let gpus = self.grants.iter().map(|grant| grant.gpus);
         let server = ServerArgs {
-            server: Some(self.grant.address.clone()),
+            server: Some(addresses.join(",")),
             token_file: Some(grant_file(self.private.path())),
             ..server.clone()
         };
         let share = ShareArgs {
-            devices: Some(DeviceCount(u32::try_from(self.grant.gpus).ok())),
+            each: gpus
+                .map(|gpus| u32::try_from(gpus).unwrap_or(u32::MAX))
+                .collect(),
             ..share.clone()
         };
         (server, share)
@@ -210,7 +210,7 @@ impl Watch {
         }
         self.seen = answer.lease.version;
         // Programs that start later read the file anew.
-        let written = grant(answer).and_then(|grant| write_grant(&self.directory, &grant));
+        let written = grants(answer).and_then(|grants| write_grants(&self.directory, grants));
         if let Err(error) = written {
             error.print();
         }
@@ -364,35 +364,28 @@ impl Progress {
     }
 }
 
-/// The one grant of a lease: a program's session is with one server.
-fn grant(answer: &LeaseAnswer) -> Result<SignedGrant, Failure> {
-    let lease = answer.lease.lease;
-    match answer.grants.as_slice() {
-        [grant] => Ok(grant.clone()),
-        [] => Err(Failure::new(
-            code::UNAVAILABLE,
-            match &answer.lease.end {
-                Some(end) => format!("the lease {lease} has ended: {}", end.reason),
-                None => format!("the lease {lease} still waits"),
-            },
-            "`farcall leases` lists yours",
-        )),
-        several => Err(Failure::new(
-            code::UNAVAILABLE,
-            format!(
-                "the lease {lease} has GPUs of {} servers, and a program can use one server's",
-                several.len()
-            ),
-            "request fewer GPUs, or one lease for each server (--servers NAME)",
-        )),
+/// The grants of a lease, one for each of its servers, always in the same order.
+fn grants(answer: &LeaseAnswer) -> Result<&[SignedGrant], Failure> {
+    if !answer.grants.is_empty() {
+        return Ok(&answer.grants);
     }
+    let lease = answer.lease.lease;
+    Err(Failure::new(
+        code::UNAVAILABLE,
+        match &answer.lease.end {
+            Some(end) => format!("the lease {lease} has ended: {}", end.reason),
+            None => format!("the lease {lease} still waits"),
+        },
+        "`farcall leases` lists yours",
+    ))
 }
 
 fn grant_file(directory: &Path) -> PathBuf {
     directory.join("grant")
 }
 
-fn write_grant(directory: &Path, grant: &SignedGrant) -> Result<(), Failure> {
+/// A line for each server.
+fn write_grants(directory: &Path, grants: &[SignedGrant]) -> Result<(), Failure> {
     let write = || {
         let beside = directory.join("grant.new");
         let mut options = std::fs::OpenOptions::new();
@@ -402,7 +395,9 @@ fn write_grant(directory: &Path, grant: &SignedGrant) -> Result<(), Failure> {
             .truncate(true)
             .mode(0o600)
             .open(&beside)?;
-        writeln!(file, "{}", grant.token)?;
+        for grant in grants {
+            writeln!(file, "{}", grant.token)?;
+        }
         std::fs::rename(&beside, grant_file(directory))
     };
     write().map_err(|error| {

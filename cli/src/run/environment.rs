@@ -5,15 +5,16 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-use farcall_config::{ClientConfig, vars};
+use farcall_config::vars;
 
 use super::absolute;
+use super::servers::Chosen;
 use crate::args::{ServerArgs, ShareArgs};
 use crate::failure::Failure;
 
 pub(crate) fn set(
     command: &mut Command,
-    config: &ClientConfig,
+    chosen: &Chosen,
     server: &ServerArgs,
     share: &ShareArgs,
     libraries: &Path,
@@ -24,7 +25,7 @@ pub(crate) fn set(
     );
     // Triton asks ldconfig before LD_LIBRARY_PATH, and would find another driver there, or none.
     command.env("TRITON_LIBCUDA_PATH", libraries);
-    command.env(vars::SERVER, &config.server);
+    command.env(vars::SERVER, &chosen.servers);
     // The program may change its directory before its first driver call.
     for name in [vars::CONFIG, vars::TOKEN_FILE, vars::STATS] {
         if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty()) {
@@ -37,7 +38,10 @@ pub(crate) fn set(
             .env(vars::TOKEN_FILE, absolute(path)?)
             .env_remove(vars::TOKEN);
     }
-    if let Some(devices) = share.devices {
+    if !chosen.counts.is_empty() {
+        let counts: Vec<String> = chosen.counts.iter().map(u32::to_string).collect();
+        command.env(vars::DEVICES, counts.join(","));
+    } else if let Some(devices) = share.devices {
         command.env(
             vars::DEVICES,
             devices

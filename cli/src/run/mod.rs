@@ -4,19 +4,18 @@
 mod child;
 mod environment;
 pub(crate) mod libraries;
+mod servers;
 mod stats;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use farcall_config::format_size;
-use farcall_gpu_exec::Inventory;
 use tempfile::TempDir;
 
 pub(crate) use child::{Ended, Signals};
 
-use crate::args::{DeviceCount, RunArgs, ServerArgs, ShareArgs};
+use crate::args::{RunArgs, ServerArgs, ShareArgs};
 use crate::connect;
 use crate::failure::{Failure, code};
 use crate::pool;
@@ -115,11 +114,7 @@ pub(crate) fn prepare(
     words: &[OsString],
 ) -> Result<Prepared, Failure> {
     let config = connect::configuration(server)?;
-    if !share.no_check {
-        let inventory = connect::ask(&config, server)?;
-        enough_devices(&inventory, config.devices, share)?;
-        enough_memory(&inventory, share.memory_bytes.or(config.memory_bytes))?;
-    }
+    let chosen = servers::choose(&config, server, share)?;
     let private = tempfile::Builder::new()
         .prefix("farcall-")
         .tempdir()
@@ -140,56 +135,8 @@ pub(crate) fn prepare(
         .ok_or_else(|| Failure::new(2, "no command", "see farcall run --help"))?;
     let mut command = Command::new(program);
     command.args(arguments);
-    environment::set(&mut command, &config, server, share, &libraries)?;
+    environment::set(&mut command, &chosen, server, share, &libraries)?;
     Ok(Prepared { command, private })
-}
-
-/// Fewer devices than asked for are no answer.
-fn enough_devices(
-    inventory: &Inventory,
-    configured: Option<u32>,
-    share: &ShareArgs,
-) -> Result<(), Failure> {
-    let there = inventory.devices.len();
-    let wanted = share.devices.map_or(configured, |DeviceCount(typed)| typed);
-    match wanted {
-        Some(wanted) if usize::try_from(wanted).unwrap_or(usize::MAX) > there => Err(Failure::new(
-            code::UNAVAILABLE,
-            format!(
-                "{wanted} devices were asked for, and {} has {there}",
-                inventory.server_name
-            ),
-            format!(
-                "ask for at most {there} with -n, or name another server with --server HOST:PORT"
-            ),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Less memory than asked for is no answer.
-fn enough_memory(inventory: &Inventory, wanted: Option<u64>) -> Result<(), Failure> {
-    let largest = inventory
-        .devices
-        .iter()
-        .map(|device| device.total_bytes)
-        .max();
-    match (wanted, largest) {
-        (Some(wanted), Some(largest)) if wanted > largest => {
-            let (wanted, largest) = (format_size(wanted), format_size(largest));
-            Err(Failure::new(
-                code::UNAVAILABLE,
-                format!(
-                    "{wanted} of memory were asked for, and the largest device of {} has {largest}",
-                    inventory.server_name
-                ),
-                format!(
-                    "ask for at most {largest} with -m, or name another server with --server HOST:PORT"
-                ),
-            ))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// A path that means the same to a program that changes its directory.

@@ -52,6 +52,37 @@ pub fn parse_server(text: &str) -> Result<String, String> {
     }
 }
 
+/// `text` as a list of [`parse_server`], separated by commas: a program can have devices of several servers.
+///
+/// # Errors
+/// The message says what is allowed.
+pub fn parse_servers(text: &str) -> Result<String, String> {
+    let servers: Vec<String> = text
+        .split(',')
+        .map(parse_server)
+        .collect::<Result<_, _>>()?;
+    if servers.len() > SERVERS_MAX {
+        return Err(format!(
+            "{} servers are named; a program can have devices of {SERVERS_MAX} at most",
+            servers.len()
+        ));
+    }
+    Ok(servers.join(","))
+}
+
+/// What is added to the PCI domain of the devices of a program's server with this number, so that no two devices have the
+/// same bus address: CUDA and NVML name devices by it.
+#[must_use]
+pub fn pci_domain_offset(server: usize) -> u32 {
+    const DOMAINS_OF_ONE: u32 = 0x100;
+    u32::try_from(server)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(DOMAINS_OF_ONE)
+}
+
+/// Each server takes a piece of the program's address space.
+pub(crate) const SERVERS_MAX: usize = 16;
+
 /// Host (with its brackets, if it has some) and port; `None` where colons are ambiguous.
 fn split(text: &str) -> Option<(&str, Option<&str>)> {
     if text.starts_with('[') {
@@ -71,7 +102,7 @@ fn split(text: &str) -> Option<(&str, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_server;
+    use super::{SERVERS_MAX, parse_server, parse_servers};
 
     #[test]
     fn accepted() {
@@ -86,6 +117,19 @@ mod tests {
         ] {
             assert_eq!(parse_server(text).as_deref(), Ok(server), "{text}");
         }
+    }
+
+    #[test]
+    fn several() {
+        assert_eq!(
+            parse_servers(" gpu1, gpu2:9000").as_deref(),
+            Ok("gpu1:7474,gpu2:9000")
+        );
+        assert!(parse_servers("gpu1,,gpu2").is_err_and(|why| why.contains("empty")));
+        let many = vec!["gpu"; SERVERS_MAX];
+        assert!(parse_servers(&many.join(",")).is_ok());
+        let too_many = format!("{},gpu", many.join(","));
+        assert!(parse_servers(&too_many).is_err_and(|why| why.contains("16 at most")));
     }
 
     #[test]

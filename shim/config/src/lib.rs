@@ -13,11 +13,14 @@ mod error;
 mod file;
 mod load;
 mod network;
+mod servers;
 mod size;
 mod values;
 pub mod vars;
 
-pub use address::{DEFAULT_PORT, DEFAULT_SERVER, SOCKET_PREFIX, parse_server};
+pub use address::{
+    DEFAULT_PORT, DEFAULT_SERVER, SOCKET_PREFIX, parse_server, parse_servers, pci_domain_offset,
+};
 pub use error::ConfigError;
 pub use load::{ClientConfig, Origin};
 pub use network::{

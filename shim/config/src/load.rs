@@ -12,23 +12,29 @@ use crate::network::{
     self, parse_added_rtt, parse_busy_poll, parse_connect_timeout, parse_dscp, parse_gid_index,
     parse_local_end, parse_rdma_device, parse_rdma_mode,
 };
+use crate::servers::{Other, assign};
+use crate::values::{TokenLines, parse_devices_each, read_token_lines};
 use crate::{
-    ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_devices,
-    parse_server, parse_share, parse_size, read_token_file, vars,
+    ConfigError, DEFAULT_SERVER, LogLevel, Secret, TraceTarget, Transport, parse_servers,
+    parse_share, parse_size, vars,
 };
 
 /// What a client process is told.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientConfig {
-    /// `HOST:PORT`.
+    /// `HOST:PORT` of the first server, the only one as a rule; [`ClientConfig::each`] has all.
     pub server: String,
     /// Who said so; for messages.
     pub server_origin: Origin,
     /// What the server checks.
     pub token: Option<Secret>,
-    /// How many devices; `None` = all that the server gives.
+    /// How many devices; `None` = all that the server gives, or there are several servers.
     pub devices: Option<u32>,
+    /// How many devices of each server; empty = all.
+    pub(crate) device_counts: Vec<u32>,
+    /// Servers after the first.
+    pub(crate) others: Vec<Other>,
     /// Device memory limit per device, in bytes; `None` = all.
     pub memory_bytes: Option<u64>,
     /// Share of each device's compute, in thousandths; `None` = all. Without a memory limit it is the share of the memory, too.
@@ -104,14 +110,20 @@ impl ClientConfig {
             Some((path, file)) => (Some(path), file),
             None => (None, ConfigFile::default()),
         };
-        let token = token(&env, path.as_deref(), &file)?;
+        let tokens = tokens(&env, path.as_deref(), &file)?;
         let read = Reader {
             env: &env,
             path: path.as_deref(),
         };
-        let server = read.setting(vars::SERVER, "server", file.server, parse_server)?;
-        let (server, server_origin) =
-            server.unwrap_or((DEFAULT_SERVER.to_owned(), Origin::Default));
+        let servers = read.setting(vars::SERVER, "server", file.server, parse_servers)?;
+        let (servers, server_origin) =
+            servers.unwrap_or((DEFAULT_SERVER.to_owned(), Origin::Default));
+        let servers = servers.split(',').map(str::to_owned).collect();
+        let (server, token, others) =
+            assign(servers, tokens).map_err(|message| ConfigError::Value {
+                origin: server_origin.to_string(),
+                message,
+            })?;
         let number = |value: Option<NumberOrText>| value.map(NumberOrText::into_text);
         let size = |text: &str| parse_size(text).map_err(|error| error.to_string());
         let socket = network::socket_options(
@@ -146,6 +158,15 @@ impl ClientConfig {
                 )?
                 .unwrap_or_default(),
         };
+        let device_counts = read
+            .value(
+                vars::DEVICES,
+                "devices",
+                number(file.devices),
+                parse_devices_each,
+            )?
+            .flatten()
+            .unwrap_or_default();
         let added_rtt = read
             .value(
                 vars::ADDED_RTT_US,
@@ -158,14 +179,12 @@ impl ClientConfig {
             server,
             server_origin,
             token,
-            devices: read
-                .value(
-                    vars::DEVICES,
-                    "devices",
-                    number(file.devices),
-                    parse_devices,
-                )?
-                .flatten(),
+            devices: match (device_counts.as_slice(), others.is_empty()) {
+                ([count], true) => Some(*count),
+                _ => None,
+            },
+            device_counts,
+            others,
             memory_bytes: read.value(vars::MEMORY, "memory", number(file.memory), size)?,
             share_permille: read.value(vars::SHARE, "share", number(file.share), parse_share)?,
             spin: read.value(vars::SPIN_US, "spin_us", number(file.spin_us), parse_spin)?,
@@ -249,27 +268,31 @@ impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
 }
 
 /// The variables' token wins over the file's, and a token over a token file.
-fn token(
+fn tokens(
     env: &impl Fn(&str) -> Option<String>,
     path: Option<&Path>,
     file: &ConfigFile,
-) -> Result<Option<Secret>, ConfigError> {
+) -> Result<Option<TokenLines>, ConfigError> {
+    let alone = |token: &str| TokenLines {
+        first: Secret::new(token.trim()),
+        rest: Vec::new(),
+    };
     if let Some(token) = env(vars::TOKEN) {
-        return Ok(Some(Secret::new(token.trim())));
+        return Ok(Some(alone(&token)));
     }
     if let Some(token_path) = env(vars::TOKEN_FILE) {
-        return read_token_file(Path::new(&token_path)).map(Some);
+        return read_token_lines(Path::new(&token_path)).map(Some);
     }
     match (&file.token, &file.token_file) {
         (Some(_), Some(_)) => Err(ConfigError::Value {
             origin: path.unwrap_or(Path::new("")).display().to_string(),
             message: "has both token and token_file; keep one of them".to_owned(),
         }),
-        (Some(token), None) => Ok(Some(Secret::new(token.trim()))),
+        (Some(token), None) => Ok(Some(alone(token))),
         (None, Some(token_path)) => {
             // A relative path means the same for every program that reads the file.
             let directory = path.and_then(Path::parent).unwrap_or(Path::new(""));
-            read_token_file(&directory.join(token_path)).map(Some)
+            read_token_lines(&directory.join(token_path)).map(Some)
         }
         (None, None) => Ok(None),
     }

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::ConfigError;
+use crate::address::SERVERS_MAX;
 
 /// Longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 4096;
@@ -145,6 +146,24 @@ pub fn parse_devices(text: &str) -> Result<Option<u32>, String> {
     }
 }
 
+/// How many devices of each server: one number for the only one, or a list (`2,1`); `all`: all of each.
+///
+/// # Errors
+/// The message says what is allowed.
+pub(crate) fn parse_devices_each(text: &str) -> Result<Option<Vec<u32>>, String> {
+    let counts: Option<Vec<u32>> = match text.split_once(',') {
+        None => parse_devices(text)?.map(|count| vec![count]),
+        Some(_) => text
+            .split(',')
+            .map(parse_devices)
+            .collect::<Result<_, _>>()?,
+    };
+    match &counts {
+        None if text.contains(',') => Err(format!("{text:?}: write a number for each server")),
+        _ => Ok(counts),
+    }
+}
+
 /// A share of a device, `0.25` or `25%`, in thousandths.
 ///
 /// # Errors
@@ -174,6 +193,18 @@ const DEVICES_MAX: u32 = 256;
 /// # Errors
 /// The file cannot be read, is empty, or is no token.
 pub fn read_token_file(path: &Path) -> Result<Secret, ConfigError> {
+    read_token_lines(path).map(|lines| lines.first)
+}
+
+/// What a token file holds.
+pub(crate) struct TokenLines {
+    pub(crate) first: Secret,
+    /// The lines that follow without an empty one between: tokens of further servers, if there are some.
+    pub(crate) rest: Vec<Secret>,
+}
+
+/// All tokens in `path`.
+pub(crate) fn read_token_lines(path: &Path) -> Result<TokenLines, ConfigError> {
     let unreadable = |source| ConfigError::TokenFile {
         path: path.to_owned(),
         source,
@@ -183,27 +214,34 @@ pub fn read_token_file(path: &Path) -> Result<Secret, ConfigError> {
         why,
     };
     let mut bytes = Vec::new();
-    let limit = u64::try_from(TOKEN_BYTES_MAX)
+    let limit = u64::try_from(TOKEN_BYTES_MAX.saturating_mul(SERVERS_MAX))
         .unwrap_or(u64::MAX)
         .saturating_add(2);
     std::fs::File::open(path)
         .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         .map_err(unreadable)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| bad("it is not UTF-8 text"))?;
-    let token = text.lines().next().unwrap_or_default().trim();
-    if token.is_empty() {
-        return Err(bad("its first line is empty"));
-    }
-    if token.len() > TOKEN_BYTES_MAX {
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty());
+    let first = lines.next().ok_or_else(|| bad("its first line is empty"))?;
+    let rest: Vec<&str> = lines.take(SERVERS_MAX).collect();
+    if first.len() > TOKEN_BYTES_MAX {
         return Err(bad("its first line is longer than 4096 bytes"));
     }
-    Ok(Secret::new(token))
+    Ok(TokenLines {
+        first: Secret::new(first),
+        rest: rest.into_iter().map(Secret::new).collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Secret, parse_devices, parse_share, read_token_file};
+    use super::{
+        Secret, parse_devices, parse_devices_each, parse_share, read_token_file, read_token_lines,
+    };
 
     #[test]
     fn devices() {
@@ -217,6 +255,26 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn devices_of_each_server() {
+        assert_eq!(parse_devices_each("all"), Ok(None));
+        assert_eq!(parse_devices_each("3"), Ok(Some(vec![3])));
+        assert_eq!(parse_devices_each("2, 1"), Ok(Some(vec![2, 1])));
+        for bad in ["1,all", "1,", "1,0", "all,all"] {
+            assert!(parse_devices_each(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_several_servers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        std::fs::write(&path, "a\n b\nc\n\nnote\n").unwrap();
+        let lines = read_token_lines(&path).unwrap();
+        assert_eq!(lines.first, Secret::new("a"));
+        assert_eq!(lines.rest, [Secret::new("b"), Secret::new("c")]);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 
 /// Path of the configuration file to read instead of the usual ones.
 pub const CONFIG: &str = "FARCALL_CONFIG";
-/// `HOST:PORT` of the server.
+/// `HOST:PORT` of the server; several, separated by commas, for a program with devices of them all.
 pub const SERVER: &str = "FARCALL_SERVER";
 /// Token that the server checks.
 pub const TOKEN: &str = "FARCALL_TOKEN";
 /// File that holds the token.
 pub const TOKEN_FILE: &str = "FARCALL_TOKEN_FILE";
-/// How many devices the program gets; `all` or a number.
+/// How many devices the program gets; `all`, a number, or one for each server: `2,1`.
 pub const DEVICES: &str = "FARCALL_DEVICES";
 /// Device memory that the program may use, per device; a size.
 pub const MEMORY: &str = "FARCALL_MEMORY";

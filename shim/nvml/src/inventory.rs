@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use farcall_config::{ClientConfig, SOCKET_PREFIX};
+use farcall_config::{ClientConfig, SOCKET_PREFIX, pci_domain_offset};
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{DeviceDescription, DeviceUsage, SessionOpen, SessionWelcome};
 use farcall_transport::{Endpoint, Handler, TransportChoice, connect};
@@ -25,8 +25,30 @@ pub(crate) struct Inventory {
     pub(crate) devices: Vec<Device>,
 }
 
+/// The devices that a program gets of these servers. Blocks for at most a few seconds for each. The error is for people.
+pub(crate) fn of_all(servers: &[ClientConfig]) -> Result<Inventory, String> {
+    let mut all = Inventory {
+        cuda_version: u32::MAX,
+        devices: Vec::new(),
+    };
+    for (number, config) in servers.iter().enumerate() {
+        let inventory = ask(config)?;
+        all.cuda_version = all.cuda_version.min(inventory.cuda_version);
+        let wanted = config.devices.map_or(usize::MAX, |count| {
+            usize::try_from(count).unwrap_or(usize::MAX)
+        });
+        let granted = inventory.devices.into_iter().take(wanted);
+        all.devices.extend(granted.map(|device| Device {
+            // As the driver numbers them.
+            pci_domain: device.pci_domain.saturating_add(pci_domain_offset(number)),
+            ..device
+        }));
+    }
+    Ok(all)
+}
+
 /// Opens a connection, asks, closes it. Blocks for at most a few seconds. The error is for people.
-pub(crate) fn ask(config: &ClientConfig) -> Result<Inventory, String> {
+fn ask(config: &ClientConfig) -> Result<Inventory, String> {
     let question = SessionOpen {
         range_base: 0,
         range_bytes: 0,

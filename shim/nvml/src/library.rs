@@ -28,7 +28,8 @@ struct Users {
 
 /// The devices that this process sees.
 pub(crate) struct Library {
-    config: ClientConfig,
+    /// What is known of each server, in the order of their devices.
+    servers: Vec<ClientConfig>,
     latest: Mutex<Latest>,
     /// Held by the thread that asks the server; others use what is there.
     asking: Mutex<()>,
@@ -85,7 +86,8 @@ fn add_user() -> Option<NvmlResult> {
 
 impl Library {
     fn open(config: ClientConfig) -> Result<Self, String> {
-        let inventory = inventory::ask(&config).map_err(|error| {
+        let servers = config.each().map_err(|error| error.to_string())?;
+        let inventory = inventory::of_all(&servers).map_err(|error| {
             format!(
                 "no NVML: {error} (server from {}); start one with `farcall serve`, or name another with FARCALL_SERVER",
                 config.server_origin
@@ -97,7 +99,7 @@ impl Library {
             reached: true,
         };
         Ok(Self {
-            config,
+            servers,
             latest: Mutex::new(latest),
             asking: Mutex::new(()),
         })
@@ -111,16 +113,16 @@ impl Library {
     /// What a program may use of the memory of a device that has `total_bytes`.
     pub(crate) fn memory_limit_bytes(&self, total_bytes: u64) -> Option<u64> {
         let share = |permille: u16| (total_bytes / 1000).saturating_mul(u64::from(permille));
-        let of_share = self.config.share_permille.map(share);
-        self.config.memory_bytes.or(of_share)
+        // The same for devices of all servers.
+        let config = self.servers.first()?;
+        config
+            .memory_bytes
+            .or_else(|| config.share_permille.map(share))
     }
 
     /// How many devices this process gets. Does not block.
     pub(crate) fn device_count(&self) -> u32 {
-        let there = u32::try_from(lock(&self.latest).inventory.devices.len()).unwrap_or(u32::MAX);
-        self.config
-            .devices
-            .map_or(there, |wanted| wanted.min(there))
+        u32::try_from(lock(&self.latest).inventory.devices.len()).unwrap_or(u32::MAX)
     }
 
     /// Device `index` as last seen. Does not block.
@@ -164,7 +166,7 @@ impl Library {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        let answer = inventory::ask(&self.config);
+        let answer = inventory::of_all(&self.servers);
         let mut latest = lock(&self.latest);
         latest.asked = now;
         // Devices keep their numbers as long as the library is in use; others are another server's.

@@ -8,7 +8,6 @@ use farcall_marshal::wire::{CuCtxSetLimit, CuCtxSynchronize};
 
 use crate::abi::{CUctxCreateParams, CUexecAffinityParam};
 use crate::context::{self, Context};
-use crate::global;
 use crate::ptr::Out;
 
 /// Versions that `cuCtxGetApiVersion` tells of the three ways to make a context.
@@ -206,7 +205,7 @@ fn synchronize(context: &'static Context) -> CuResult {
     if !session.has_finished(stamp) {
         session.ask(context.id, &CuCtxSynchronize {})?;
         // Other contexts of the session may still work; with one, everything is done.
-        if global::process().is_some_and(|process| process.has_one_context()) {
+        if session.inbox.has_one_context() {
             session.set_finished(stamp);
         }
     }

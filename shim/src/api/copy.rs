@@ -13,6 +13,7 @@ use farcall_marshal::wire::{CuMemcpyDtoDAsyncV2, CuMemcpyDtoHAsyncV2, CuMemcpyHt
 
 use super::stream;
 use crate::coherent;
+use crate::crossing;
 use crate::graph::Node;
 use crate::memory::AllocationKind;
 use crate::process::process;
@@ -45,6 +46,10 @@ pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuR
         .memory
         .covering(start, bytes)
         .ok_or(CuStatus::INVALID_VALUE)?;
+    if !std::ptr::eq(allocation.context.session(), stream.session()) {
+        log::error!("memory of one server was to be used by another");
+        return Err(CuStatus::INVALID_VALUE);
+    }
     if allocation.is_on_device() {
         Ok(())
     } else {
@@ -56,6 +61,9 @@ pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuR
 pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
     if bytes == 0 {
         return Ok(());
+    }
+    if let Some(owner) = crossing::abroad(stream, dst)? {
+        return crossing::run_at(owner, stream, |lane| to_device(lane, dst, src, bytes));
     }
     check_device_range(stream, dst, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
@@ -70,7 +78,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     }
     let session = stream.session();
     // What an earlier copy still has to write there is what this one is to read.
-    session.await_writers(src.address(), bytes as u64)?;
+    process()?.await_writers(src.address(), bytes as u64)?;
     let data = src.bytes(bytes)?;
     if bytes <= INLINE_BYTES_MAX {
         return stream.issue(&CuMemcpyHtoDAsyncV2 {
@@ -95,6 +103,15 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
         .map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
 }
 
+/// The same for a call that is over when it returns.
+fn to_device_now(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
+    to_device(stream, dst, src, bytes)?;
+    match crossing::abroad(stream, dst)? {
+        None => stream.session().uploaded(stream),
+        Some(owner) => crossing::finish_at(owner),
+    }
+}
+
 /// Fetches device bytes. Waits unless `lands_later`.
 pub(crate) fn to_host(
     stream: &Stream,
@@ -108,6 +125,10 @@ pub(crate) fn to_host(
     }
     if dst.is_null() {
         return Err(CuStatus::INVALID_VALUE);
+    }
+    if let Some(owner) = crossing::abroad(stream, src)? {
+        // The program waits for its own stream, and bytes of another server's may come later than that is done.
+        return crossing::run_at(owner, stream, |lane| to_host(lane, dst, src, bytes, false));
     }
     check_device_range(stream, src, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
@@ -163,6 +184,15 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
     if bytes == 0 {
         return Ok(());
     }
+    if process()?.has_several_servers() {
+        let (to, from) = (crossing::owner(dst)?, crossing::owner(src)?);
+        if !std::ptr::eq(to.session(), from.session()) {
+            return crossing::copy(stream, dst, src, bytes);
+        }
+        if !std::ptr::eq(to.session(), stream.session()) {
+            return crossing::run_at(to, stream, |lane| device_to_device(lane, dst, src, bytes));
+        }
+    }
     check_device_range(stream, dst, bytes as u64)?;
     check_device_range(stream, src, bytes as u64)?;
     stream.issue(&CuMemcpyDtoDAsyncV2 {
@@ -192,14 +222,10 @@ fn any_to_any(
     }
     match (place(dst)?, place(src)?) {
         (Place::Device, Place::Device) => device_to_device(&stream, dst, src, bytes),
-        (Place::Device, _) => {
-            to_device(&stream, dst, HostPtr::from_address(src), bytes)?;
-            if is_async {
-                Ok(())
-            } else {
-                stream.session().uploaded(&stream)
-            }
+        (Place::Device, _) if is_async => {
+            to_device(&stream, dst, HostPtr::from_address(src), bytes)
         }
+        (Place::Device, _) => to_device_now(&stream, dst, HostPtr::from_address(src), bytes),
         (to, Place::Device) => to_host(
             &stream,
             HostPtr::from_address(dst),
@@ -252,9 +278,7 @@ pub(crate) fn cuMemcpyPeerAsync(
 }
 
 pub(crate) fn cuMemcpyHtoD_v2(mode: StreamMode, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
-    let stream = stream(mode, 0)?;
-    to_device(&stream, dst, src, bytes)?;
-    stream.session().uploaded(&stream)
+    to_device_now(&*stream(mode, 0)?, dst, src, bytes)
 }
 
 pub(crate) fn cuMemcpyHtoDAsync_v2(

@@ -10,6 +10,7 @@ use crate::abi::{
     CUDA_MEMCPY2D, CUDA_MEMCPY3D, CUDA_MEMCPY3D_BATCH_OP, CUmemcpy3DOperand, CUmemcpyAttributes,
 };
 use crate::box_copy::BoxCopy;
+use crate::crossing;
 use crate::memory::{self, Allocation};
 use crate::process::process;
 use crate::ptr::{HostPtr, In, Out};
@@ -60,9 +61,16 @@ fn copy_box(mode: StreamMode, copy: CUDA_MEMCPY3D, handle: u64, is_async: bool) 
     let stream = stream(mode, handle)?;
     let resolved = BoxCopy::resolve(&copy)?;
     if let Some(capture) = stream.capturing()? {
+        if crossing::is_abroad(&resolved, &stream)? {
+            return Err(crossing::spoil(&capture));
+        }
         return resolved.capture(&stream, &capture, copy);
     }
-    resolved.run(&stream)?;
+    if process()?.has_several_servers() {
+        crossing::copy_box(&resolved, &stream, is_async)?;
+    } else {
+        resolved.run(&stream)?;
+    }
     if !is_async && resolved.src.is_host && !resolved.dst.is_host {
         return stream.session().uploaded(&stream);
     }

@@ -39,10 +39,7 @@ pub(crate) fn cuMemFreeHost(at: HostPtr) -> CuResult {
         .memory
         .remove(at.address(), &[AllocationKind::Host])?;
     // Copies into it may still be on their way.
-    let landed = allocation
-        .context
-        .session()
-        .await_writers(allocation.start, allocation.reserved_bytes);
+    let landed = process()?.await_writers(allocation.start, allocation.reserved_bytes);
     crate::coherent::unshare(&allocation)?;
     memory::release(&allocation);
     landed
@@ -83,7 +80,7 @@ pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
         .remove(at.address(), &[AllocationKind::Registered]);
     let allocation = removed.map_err(|_| CuStatus::HOST_MEMORY_NOT_REGISTERED)?;
     let session = allocation.context.session();
-    let landed = session.await_writers(allocation.start, allocation.bytes);
+    let landed = process()?.await_writers(allocation.start, allocation.bytes);
     landing::take_back(&session.endpoint, at);
     landed
 }

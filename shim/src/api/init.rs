@@ -27,9 +27,10 @@ pub(crate) fn cuInit(flags: u32) -> CuResult {
 /// The version that the server's driver has, or stands for.
 pub(crate) fn driver_version() -> u32 {
     let connected = global::process().or_else(|| process::open().ok());
+    // Of several servers' drivers what all of them can do.
     connected
-        .and_then(|process| process.sessions.first())
-        .map_or(VERSION_UNCONNECTED, |session| session.driver_version)
+        .and_then(|process| process.sessions.iter().map(|s| s.driver_version).min())
+        .unwrap_or(VERSION_UNCONNECTED)
 }
 
 pub(crate) fn cuDriverGetVersion(version: Out<i32>) -> CuResult {

@@ -13,6 +13,7 @@ use farcall_marshal::wire::{
 
 use super::stream;
 use crate::context;
+use crate::crossing;
 use crate::graph::{GraphMemory, Node, find_memory};
 use crate::memory::{self, Allocation, AllocationKind, Pool};
 use crate::process::process;
@@ -103,6 +104,7 @@ pub(crate) fn cuMemFree_v2(address: u64) -> CuResult {
 }
 
 fn free(allocation: &Allocation) -> CuResult {
+    crossing::await_copies(allocation.start, allocation.bytes)?;
     let context = allocation.context;
     let sent = if allocation.kind == AllocationKind::Managed {
         crate::coherent::unshare(allocation)?;

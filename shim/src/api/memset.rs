@@ -8,7 +8,9 @@ use farcall_marshal::wire::{CuMemsetD2D8Async, CuMemsetD8Async};
 
 use super::stream;
 use crate::abi::CUDA_MEMSET_NODE_PARAMS;
+use crate::crossing;
 use crate::process::process;
+use crate::stream::Stream;
 
 /// Fills `count` elements of `width` bytes. Asynchronous to the host in every form (cuda.h: memset functions are
 /// asynchronous with respect to the host, except on pinned memory).
@@ -20,14 +22,24 @@ fn fill(mode: StreamMode, dst: u64, count: usize, handle: u64, value: u32, width
     if count == 0 {
         return Ok(());
     }
-    super::check_device_range(&stream, dst, count as u64 * u64::from(width))?;
-    stream.issue(&CuMemsetD8Async {
-        dst,
-        count: count as u64,
-        stream: stream.id,
-        value,
-        width,
+    at_owner(&stream, dst, |stream| {
+        super::check_device_range(stream, dst, count as u64 * u64::from(width))?;
+        stream.issue(&CuMemsetD8Async {
+            dst,
+            count: count as u64,
+            stream: stream.id,
+            value,
+            width,
+        })
     })
+}
+
+/// Memory of another server is filled there, in the order of the stream.
+fn at_owner(stream: &Stream, dst: u64, fill: impl FnOnce(&Stream) -> CuResult) -> CuResult {
+    match crossing::abroad(stream, dst)? {
+        None => fill(stream),
+        Some(owner) => crossing::run_at(owner, stream, fill),
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -54,15 +66,18 @@ fn fill_rows(
     let span = (height as u64 - 1)
         .checked_mul(pitch as u64)
         .and_then(|rows| rows.checked_add(row_bytes as u64));
-    super::check_device_range(&stream, dst, span.ok_or(CuStatus::INVALID_VALUE)?)?;
-    stream.issue(&CuMemsetD2D8Async {
-        dst,
-        pitch: pitch as u64,
-        row_count: height as u64,
-        row_elements: width as u64,
-        stream: stream.id,
-        value,
-        width: element,
+    let span = span.ok_or(CuStatus::INVALID_VALUE)?;
+    at_owner(&stream, dst, |stream| {
+        super::check_device_range(stream, dst, span)?;
+        stream.issue(&CuMemsetD2D8Async {
+            dst,
+            pitch: pitch as u64,
+            row_count: height as u64,
+            row_elements: width as u64,
+            stream: stream.id,
+            value,
+            width: element,
+        })
     })
 }
 

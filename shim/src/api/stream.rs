@@ -8,6 +8,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuLaunchHostFunc, CuStreamCreateWithPriority, CuStreamDestroyV2};
 
 use crate::context;
+use crate::crossing;
 use crate::graph::Node;
 use crate::hooks::Callback;
 use crate::process::process;
@@ -61,6 +62,7 @@ pub(crate) fn cuStreamDestroy_v2(handle: u64) -> CuResult {
     if !stream.context.is_alive() {
         return Ok(());
     }
+    crossing::end_stream(&stream)?;
     stream
         .session()
         .send(stream.context.id, &CuStreamDestroyV2 { stream: stream.id })
