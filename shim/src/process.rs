@@ -25,7 +25,7 @@ use crate::memory::{Allocations, Pool};
 use crate::module::{Function, Library, Module};
 use crate::observe;
 use crate::reserve::{self, Range};
-use crate::session::{DeviceKind, Inbox, Opened, Session};
+use crate::session::{DeviceKind, Inbox, Opened, Session, SessionKey};
 use crate::stream::Stream;
 use crate::texture::TextureObject;
 use crate::virtual_memory::VirtualMemory;
@@ -88,7 +88,7 @@ pub(crate) struct Process {
     pub(crate) arrays: Table<Array>,
     pub(crate) mipmapped: Table<Mipmapped>,
     /// Texture and surface objects, by the server's handle.
-    pub(crate) textures: Mutex<HashMap<u64, TextureObject>>,
+    pub(crate) textures: Mutex<HashMap<(SessionKey, u64), TextureObject>>,
     pub(crate) user_objects: Table<UserObject>,
     pub(crate) linkers: Table<Linker>,
     /// Memory of graphs, by address.

@@ -493,6 +493,16 @@ impl Session {
     }
 }
 
+/// Tells sessions of a process apart, for what servers number by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey(usize);
+
+impl SessionKey {
+    pub(crate) fn of(session: &'static Session) -> Self {
+        Self(std::ptr::from_ref(session).addr())
+    }
+}
+
 impl Drop for Session {
     /// A session that the program does not get, at its start; the others stay as long as the process.
     fn drop(&mut self) {

@@ -9,6 +9,7 @@ use crate::abi::{CUDA_RESOURCE_DESC, CUDA_RESOURCE_VIEW_DESC, CUDA_TEXTURE_DESC}
 use crate::context;
 use crate::process::process;
 use crate::ptr::{In, Out};
+use crate::session::SessionKey;
 use crate::texture::TextureObject;
 
 pub(crate) fn cuTexObjectCreate(
@@ -48,7 +49,8 @@ fn create(
     };
     let reply = context.session().ask(context.id, &object.record()?)?;
     let reply = CuTexObjectCreateReply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
-    process()?.textures.lock().insert(reply.object, object);
+    let key = (SessionKey::of(context.session()), reply.object);
+    process()?.textures.lock().insert(key, object);
     place.set(reply.object)
 }
 
@@ -61,11 +63,11 @@ pub(crate) fn cuSurfObjectDestroy(object: u64) -> CuResult {
 }
 
 fn destroy(object: u64, is_meant: impl Fn(&TextureObject) -> bool) -> CuResult {
-    context::current()?;
+    let key = (SessionKey::of(context::current()?.session()), object);
     let mut textures = process()?.textures.lock();
-    let known = textures.get(&object).filter(|known| is_meant(known));
+    let known = textures.get(&key).filter(|known| is_meant(known));
     let owner = known.ok_or(CuStatus::INVALID_VALUE)?.context;
-    textures.remove(&object);
+    textures.remove(&key);
     drop(textures);
     owner
         .session()
@@ -73,7 +75,8 @@ fn destroy(object: u64, is_meant: impl Fn(&TextureObject) -> bool) -> CuResult {
 }
 
 fn described(object: u64, is_texture: bool) -> CuResult<TextureObject> {
-    let known = process()?.textures.lock().get(&object).copied();
+    let key = (SessionKey::of(context::current()?.session()), object);
+    let known = process()?.textures.lock().get(&key).copied();
     known
         .filter(|known| known.texture.is_some() == is_texture)
         .ok_or(CuStatus::INVALID_VALUE)
