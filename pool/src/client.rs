@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -86,38 +87,27 @@ impl ClientError {
 #[derive(Clone)]
 pub struct PoolClient {
     agent: Agent,
-    url: String,
+    /// URLs.
+    nodes: Arc<[String]>,
+    /// The one that answered last.
+    current: Arc<AtomicUsize>,
     token: Option<String>,
 }
 
 impl PoolClient {
     /// A pool at `url` (`https://HOST:PORT`, or `http://` on this machine), trusted because its certificate
-    /// comes from the authority in `authority`. Connects to nothing yet.
+    /// comes from the authority in `authority`. Several, separated by commas, are nodes of one pool: who does not answer is passed
+    /// over. Connects to nothing yet.
     ///
     /// # Errors
-    /// The URL or the file cannot be used.
+    /// A URL or the file cannot be used.
     pub fn new(
         url: &str,
         authority: Option<&Path>,
         token: Option<&str>,
     ) -> Result<Self, ClientError> {
-        let url = url.trim().trim_end_matches('/').to_owned();
-        let bad = |why| ClientError::Url {
-            url: url.clone(),
-            why,
-        };
-        if let Some(rest) = url.strip_prefix("http://") {
-            let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
-            if !is_loopback(host) {
-                return Err(bad("plain http is for this machine only; write https://"));
-            }
-        } else if !url.starts_with("https://") {
-            return Err(bad("write https://HOST:PORT"));
-        } else if authority.is_none() {
-            return Err(bad(
-                "https needs the pool's authority, the file ca.pem: --pool-ca FILE",
-            ));
-        }
+        let nodes = url.split(',').map(|url| check_url(url, authority));
+        let nodes: Arc<[String]> = nodes.collect::<Result<_, _>>()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
@@ -134,15 +124,17 @@ impl PoolClient {
             .build();
         Ok(Self {
             agent: config.new_agent(),
-            url,
+            nodes,
+            current: Arc::default(),
             token: token.map(str::to_owned),
         })
     }
 
-    /// The pool's URL.
+    /// The pool's URL: of the node that answered last.
     #[must_use]
     pub fn url(&self) -> &str {
-        &self.url
+        let at = self.current.load(Ordering::Relaxed);
+        self.nodes.get(at).map_or("", String::as_str)
     }
 
     /// The same pool, shown another token.
@@ -199,6 +191,7 @@ impl PoolClient {
         self.send(method, path, body, Duration::ZERO).map(|_| ())
     }
 
+    /// Asks the node that answered last, then the others.
     fn send(
         &self,
         method: Method,
@@ -206,15 +199,36 @@ impl PoolClient {
         body: Vec<u8>,
         wait: Duration,
     ) -> Result<String, ClientError> {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut outcome = self.send_to(self.url(), method.clone(), path, body.clone(), wait);
+        for offset in 1..self.nodes.len() {
+            if !matches!(outcome, Err(ClientError::Unreachable { .. })) {
+                break;
+            }
+            let at = (first + offset) % self.nodes.len();
+            self.current.store(at, Ordering::Relaxed);
+            outcome = self.send_to(self.url(), method.clone(), path, body.clone(), wait);
+        }
+        outcome
+    }
+
+    fn send_to(
+        &self,
+        node: &str,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        wait: Duration,
+    ) -> Result<String, ClientError> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.url))
+            .uri(format!("{node}{path}"))
             .header("content-type", "application/json");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let unreachable = |why: String| ClientError::Unreachable {
-            url: self.url.clone(),
+            url: node.to_owned(),
             why,
         };
         let request = request
@@ -247,7 +261,7 @@ impl PoolClient {
 
     fn answer(&self, why: String) -> ClientError {
         ClientError::Answer {
-            url: self.url.clone(),
+            url: self.url().to_owned(),
             why,
         }
     }
@@ -256,9 +270,30 @@ impl PoolClient {
 impl fmt::Debug for PoolClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolClient")
-            .field("url", &self.url)
+            .field("nodes", &self.nodes)
             .finish_non_exhaustive()
     }
+}
+
+fn check_url(url: &str, authority: Option<&Path>) -> Result<String, ClientError> {
+    let url = url.trim().trim_end_matches('/').to_owned();
+    let bad = |why| ClientError::Url {
+        url: url.clone(),
+        why,
+    };
+    if let Some(rest) = url.strip_prefix("http://") {
+        let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
+        if !is_loopback(host) {
+            return Err(bad("plain http is for this machine only; write https://"));
+        }
+    } else if !url.starts_with("https://") {
+        return Err(bad("write https://HOST:PORT"));
+    } else if authority.is_none() {
+        return Err(bad(
+            "https needs the pool's authority, the file ca.pem: --pool-ca FILE",
+        ));
+    }
+    Ok(url)
 }
 
 /// These bodies have only string keys and finite numbers.
@@ -266,7 +301,7 @@ fn json<B: Serialize>(body: &B) -> Vec<u8> {
     serde_json::to_vec(body).unwrap_or_default()
 }
 
-fn read_authority(path: &Path) -> Result<Vec<Certificate<'static>>, ClientError> {
+pub(crate) fn read_authority(path: &Path) -> Result<Vec<Certificate<'static>>, ClientError> {
     let bad = |why: String| ClientError::Authority {
         path: path.display().to_string(),
         why,

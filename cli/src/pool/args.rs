@@ -14,7 +14,7 @@ use super::addresses::net_address;
 /// Which pool, and how it is convinced.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PoolArgs {
-    /// Pool to get GPUs from: https://HOST:PORT, or http:// on this machine
+    /// Pool to get GPUs from: https://HOST:PORT, or http:// on this machine; its nodes, separated by commas
     #[arg(long, value_name = "URL", env = "FARCALL_POOL", value_hint = ValueHint::Url)]
     pub(crate) pool: Option<String>,
     /// File with the pool's authority (ca.pem), which https needs
@@ -204,6 +204,8 @@ pub(crate) struct InitArgs {
 Examples:
   farcall pool serve --dir /var/lib/farcall-pool --listen 0.0.0.0:7475
   farcall pool serve --dir /tmp/pool --plain     without TLS, for this machine only
+  farcall pool serve --dir /var/lib/farcall-pool --listen 10.0.0.5:7475 --etcd http://10.0.0.1:2379,http://10.0.0.2:2379
+                                                 one of several nodes: each has a copy of the directory
 
 No GPU call passes through it: sessions go on while it is down.")]
 pub(crate) struct PoolServeArgs {
@@ -216,6 +218,24 @@ pub(crate) struct PoolServeArgs {
     /// Plain HTTP; only a loopback address can be listened on
     #[arg(long)]
     pub(crate) plain: bool,
+    /// Keep the pool in this etcd, so that several nodes can serve it: http(s)://HOST:PORT of its members
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// File with etcd's authority, which https needs
+    #[arg(long, value_name = "FILE", requires = "etcd", value_hint = ValueHint::FilePath)]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// Where the other nodes reach this one [default: the address that it listens on]
+    #[arg(long, value_name = "HOST:PORT", requires = "etcd", value_parser = parse_node)]
+    pub(crate) node: Option<String>,
+}
+
+fn parse_node(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("{text:?} is not HOST:PORT")),
+    }
 }
 
 /// One server.

@@ -4,13 +4,18 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use farcall_pool::api::{App, ListenOptions, Serving};
+use farcall_pool::api::{App, ListenError, ListenOptions, Role, Serving};
 use farcall_pool::core::Core;
+use farcall_pool::etcd::Etcd;
+use farcall_pool::grant::Signer;
 use farcall_pool::history::History;
 use farcall_pool::init::Layout;
-use farcall_pool::store::EmbeddedStore;
+use farcall_pool::node::Node;
+use farcall_pool::store::{EmbeddedStore, Store as _};
 use farcall_pool::tls::server_config;
 use nix::sys::signal::{SigSet, Signal};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use super::args::{InitArgs, PoolServeArgs};
 use crate::failure::{Failure, code, written};
@@ -51,8 +56,44 @@ pub(super) fn serve(args: &PoolServeArgs) -> Result<ExitCode, Failure> {
         let config = server_config(&layout.certificate(), &layout.key());
         Some(config.map_err(|error| failed(error.to_string(), no_pool))?)
     };
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| failed(error.to_string(), "check ulimit -n and -u"))?;
+    let options = ListenOptions {
+        address: args.listen.clone(),
+        tls,
+    };
+    let scheme = if args.plain { "http" } else { "https" };
+    let end = if args.etcd.is_empty() {
+        alone(&runtime, &layout, signer, &options, scheme)?
+    } else {
+        among_others(&runtime, args, signer, &options, scheme)?
+    };
+    // An error would mean that the set is empty.
+    let _ = stop.wait();
+    end();
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a pool needs to end.
+type End = Box<dyn FnOnce()>;
+
+/// The only node, with a store of its own.
+fn alone(
+    runtime: &Runtime,
+    layout: &Layout,
+    signer: Signer,
+    options: &ListenOptions,
+    scheme: &str,
+) -> Result<End, Failure> {
     let store = EmbeddedStore::open(&layout.store());
-    let store = store.map_err(|error| failed(error.to_string(), "is the pool running already?"))?;
+    let store = store.map_err(|error| {
+        Failure::new(
+            code::FAILED,
+            error.to_string(),
+            "is the pool running already?",
+        )
+    })?;
     let core = Core::start(Box::new(store), |outcome| {
         if let Err(error) = outcome {
             // Nothing that was decided since can be kept: better no answer than a wrong one.
@@ -60,31 +101,71 @@ pub(super) fn serve(args: &PoolServeArgs) -> Result<ExitCode, Failure> {
             std::process::exit(i32::from(code::FAILED));
         }
     });
-    let core = core.map_err(|error| failed(error.to_string(), "restore the directory"))?;
-    let history = History::open(&layout.history());
-    let history = history.map_err(|error| {
-        let advice = "move the file away: it holds nothing but the charts of the dashboard";
-        failed(error.to_string(), advice)
-    })?;
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|error| failed(error.to_string(), "check ulimit -n and -u"))?;
-    let app = App::new(core, signer, history);
-    let options = ListenOptions {
-        address: args.listen.clone(),
-        tls,
-    };
-    let serving = runtime.block_on(Serving::bind(&options, app.clone()));
-    let serving = serving.map_err(|error| failed(error.to_string(), "see --listen and --plain"))?;
-    let address = serving
-        .local_addr()
-        .map_err(|error| failed(error.to_string(), "this should not happen"))?;
+    let core = core
+        .map_err(|error| Failure::new(code::FAILED, error.to_string(), "restore the directory"))?;
+    let app = App::new(core, signer, open_history(layout)?);
+    let serving = listening(runtime.block_on(Serving::bind(options, app.clone())))?;
+    say(&serving, scheme)?;
     runtime.spawn(serving.run());
     runtime.spawn(app.sample());
-    let scheme = if args.plain { "http" } else { "https" };
+    Ok(Box::new(|| {}))
+}
+
+/// One of several nodes, whose store is in etcd.
+fn among_others(
+    runtime: &Runtime,
+    args: &PoolServeArgs,
+    signer: Signer,
+    options: &ListenOptions,
+    scheme: &str,
+) -> Result<End, Failure> {
+    let etcd = Etcd::new(&args.etcd, args.etcd_ca.as_deref()).map_err(|error| {
+        Failure::new(code::CONFIG, error.to_string(), "see --etcd and --etcd-ca")
+    })?;
+    let roles = watch::Sender::new(Role::Neither);
+    let serving = listening(runtime.block_on(Serving::bind_node(options, roles.subscribe())))?;
+    let address = say(&serving, scheme)?;
+    let node = args.node.clone().unwrap_or(address);
+    let layout = Layout::new(&args.dir);
+    let (own, store) = ((signer, open_history(&layout)?), layout.store());
+    // What `farcall pool init` made, or a pool that had no etcd so far.
+    let first = move || EmbeddedStore::open(&store)?.load();
+    let node = Node::new(etcd, node, own, first, (runtime.handle().clone(), roles));
+    let stopper = node.stopper();
+    runtime.spawn(serving.run());
+    let thread = std::thread::Builder::new().name("node".to_owned());
+    let thread = thread.spawn(move || node.run()).map_err(|error| {
+        Failure::new(
+            code::FAILED,
+            format!("no thread: {error}"),
+            "check ulimit -u",
+        )
+    })?;
+    Ok(Box::new(move || {
+        stopper();
+        // Lets another node lead at once.
+        let _ = thread.join();
+    }))
+}
+
+fn open_history(layout: &Layout) -> Result<History, Failure> {
+    History::open(&layout.history()).map_err(|error| {
+        let advice = "move the file away: it holds nothing but the charts of the dashboard";
+        Failure::new(code::FAILED, error.to_string(), advice)
+    })
+}
+
+fn listening(serving: Result<Serving, ListenError>) -> Result<Serving, Failure> {
+    serving
+        .map_err(|error| Failure::new(code::FAILED, error.to_string(), "see --listen and --plain"))
+}
+
+/// Says where the pool is; the address.
+fn say(serving: &Serving, scheme: &str) -> Result<String, Failure> {
+    let address = serving
+        .local_addr()
+        .map_err(|error| Failure::new(code::FAILED, error.to_string(), "this should not happen"))?;
     let _ = writeln!(io::stdout(), "pool on {scheme}://{address}");
     let _ = io::stdout().flush();
-    // An error would mean that the set is empty.
-    let _ = stop.wait();
-    runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    Ok(address.to_string())
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::{App, Peer, service};
@@ -52,7 +52,30 @@ pub enum ListenError {
 pub struct Serving {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    router: Router,
+    roles: watch::Receiver<Role>,
+}
+
+/// What a node does with a connection.
+#[derive(Clone, Debug, Default)]
+pub enum Role {
+    /// Answers itself.
+    Leading(Router),
+    /// Passes it on, as it is, to the node at this address, which has the same certificate.
+    Following(String),
+    /// Nobody can answer now: closes it.
+    #[default]
+    Neither,
+}
+
+impl PartialEq for Role {
+    /// Each leadership is another.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Following(one), Self::Following(other)) => one == other,
+            (Self::Neither, Self::Neither) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Serving {
@@ -61,6 +84,18 @@ impl Serving {
     /// # Errors
     /// Plain HTTP where others could read it; the address is taken.
     pub async fn bind(options: &ListenOptions, app: App) -> Result<Self, ListenError> {
+        let leading = Role::Leading(service(app));
+        Self::bind_node(options, watch::Sender::new(leading).subscribe()).await
+    }
+
+    /// The same for one of several nodes, whose role changes.
+    ///
+    /// # Errors
+    /// As [`Serving::bind`].
+    pub async fn bind_node(
+        options: &ListenOptions,
+        roles: watch::Receiver<Role>,
+    ) -> Result<Self, ListenError> {
         let address = options.address.clone();
         let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
         if options.tls.is_none() && !is_loopback(host) {
@@ -70,7 +105,7 @@ impl Serving {
         Ok(Self {
             listener: listener.map_err(|source| ListenError::Bind { address, source })?,
             tls: options.tls.clone().map(TlsAcceptor::from),
-            router: service(app),
+            roles,
         })
     }
 
@@ -103,12 +138,45 @@ impl Serving {
                 address: peer.ip(),
                 is_tls: tls.is_some(),
             };
-            let router = self.router.clone().layer(Extension(peer));
+            let mut roles = self.roles.clone();
+            let role = roles.borrow_and_update().clone();
             tokio::spawn(async move {
-                connection(stream, tls, router).await;
+                tokio::select! {
+                    () = serve(stream, tls, peer, role) => {}
+                    // Who does not lead any more answers nothing more, and who followed may follow another.
+                    true = changes(&mut roles) => {}
+                }
                 drop(place);
             });
         }
+    }
+}
+
+async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, peer: Peer, role: Role) {
+    match role {
+        Role::Leading(router) => connection(stream, tls, router.layer(Extension(peer))).await,
+        Role::Following(leader) => pass_on(stream, &leader).await,
+        Role::Neither => {}
+    }
+}
+
+/// True when the role changes; waits for ever if it never can.
+async fn changes(roles: &mut watch::Receiver<Role>) -> bool {
+    if roles.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    true
+}
+
+async fn pass_on(mut stream: TcpStream, leader: &str) {
+    match tokio::time::timeout(HANDSHAKE, TcpStream::connect(leader)).await {
+        Ok(Ok(mut leader)) => {
+            let _ = leader.set_nodelay(true);
+            let _ = stream.set_nodelay(true);
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut leader).await;
+        }
+        Ok(Err(error)) => log::warn!("the node that leads, {leader}: {error}"),
+        Err(_) => log::warn!("the node that leads, {leader}, does not answer"),
     }
 }
 

@@ -33,7 +33,7 @@ mod metrics;
 mod problem;
 mod servers;
 
-pub use listen::{ListenError, ListenOptions, Serving};
+pub use listen::{ListenError, ListenOptions, Role, Serving};
 
 /// Longest body.
 pub(crate) const BODY_BYTES_MAX: usize = 256 << 10;
@@ -57,6 +57,17 @@ impl App {
             core,
             signer: Arc::new(signer),
             history: Arc::new(history),
+            web: Arc::default(),
+        }
+    }
+
+    /// The same with a key and a history that outlive the pool's thread.
+    #[must_use]
+    pub fn sharing(core: Core, signer: Arc<Signer>, history: Arc<History>) -> Self {
+        Self {
+            core,
+            signer,
+            history,
             web: Arc::default(),
         }
     }

@@ -4,9 +4,11 @@
 use crate::state::Change;
 
 mod embedded;
+mod etcd;
 mod memory;
 
 pub use embedded::EmbeddedStore;
+pub use etcd::EtcdStore;
 pub use memory::MemoryStore;
 
 /// Rises by one with every commit.
