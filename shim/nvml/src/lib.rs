@@ -1,7 +1,7 @@
 //! `libnvidia-ml.so.1`: what programs ask about devices before and beside using them, answered from
 //! the server's inventory.
 //!
-//! - `exports`, `events` and `internal` have the C functions, `call` what surrounds them, `ptr` their pointers; every other
+//! - `exports`, `events`, `processes` and `internal` have the C functions, `call` what surrounds them, `ptr` their pointers; every other
 //!   module forbids `unsafe`;
 //! - `layout` has the structures of nvml.h;
 //! - `library` is what `nvmlInit` makes: the configuration and the newest inventory;
@@ -19,6 +19,7 @@ mod internal;
 mod inventory;
 mod layout;
 mod library;
+mod processes;
 mod ptr;
 mod status;
 mod version;

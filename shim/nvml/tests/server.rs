@@ -38,11 +38,23 @@ fn a_program_sees_its_devices() {
     places(&nvml);
     unsupported(&nvml);
     memory(&nvml);
+    processes(&nvml);
     assert_eq!(
         server.asked.load(Ordering::SeqCst),
         asked,
         "fresh figures are not asked again"
     );
+}
+
+/// PyTorch asks when memory is short, and takes every other answer for a fault.
+fn processes(nvml: &Nvml) {
+    for version in ["", "_v2", "_v3"] {
+        let name = format!("nvmlDeviceGetComputeRunningProcesses{version}");
+        let list = nvml.get::<extern "C" fn(usize, *mut u32, usize) -> u32>(&name);
+        let mut count = 7;
+        assert_eq!((list(1, &raw mut count, 0), count), (0, 0), "{name}");
+        assert_eq!(list(3, &raw mut count, 0), INVALID_ARGUMENT);
+    }
 }
 
 fn life(nvml: &Nvml) {
