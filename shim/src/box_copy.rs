@@ -11,6 +11,7 @@ use farcall_marshal::wire::{CuMemcpy3DAsyncV2, CuMemcpyDtoDAsyncV2};
 use crate::abi::CUDA_MEMCPY3D;
 use crate::api::{self, check_device_range, to_device, to_host};
 use crate::capture::Capture;
+use crate::crossing;
 use crate::graph::Node;
 use crate::memory::AllocationKind;
 use crate::process::process;
@@ -212,7 +213,8 @@ impl BoxCopy {
     fn on_device(&self, stream: &Stream) -> CuResult {
         check_device_range(stream, self.dst.address, self.span(&self.dst)?)?;
         check_device_range(stream, self.src.address, self.span(&self.src)?)?;
-        stream.issue(&self.record(stream.id))
+        let ends = [self.dst.address, self.src.address];
+        crossing::run_between(ends, stream, || stream.issue(&self.record(stream.id)))
     }
 
     fn upload(&self, stream: &Stream) -> CuResult {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuEventCreate, CuEventRecordWithFlags, CuStreamCreateWithPriority, CuStreamDestroyV2,
-    CuStreamWaitEvent,
+    CuEventCreate, CuEventDestroyV2, CuEventRecordWithFlags, CuStreamCreateWithPriority,
+    CuStreamDestroyV2, CuStreamWaitEvent,
 };
 use parking_lot::Mutex;
 
@@ -32,18 +32,12 @@ pub(crate) use gate::{Crossings, Gate};
 
 use gate::Meeting;
 
-/// What a stream needs for others that wait for it.
-#[derive(Clone)]
-struct Beacon {
-    /// Waits for points of the stream, and tells when they are behind, so that the stream itself is not held up.
-    shadow: Arc<Stream>,
-    event: u64,
-}
-
-/// What a stream has of this module.
+/// What a stream has of this module, for others that wait for it.
 #[derive(Default)]
 pub(crate) struct Crossed {
-    beacon: Mutex<Option<Beacon>>,
+    event: Mutex<Option<u64>>,
+    /// Waits for points of the stream, and tells when they are behind, so that the stream itself is not held up.
+    shadow: Mutex<Option<Arc<Stream>>>,
 }
 
 /// What a context has of this module.
@@ -101,6 +95,32 @@ pub(crate) fn run_at(
     wait(stream, &lane)
 }
 
+/// Has `work` done on a stream of the server that device memory at both addresses is on. Stream 0 stands for all of the
+/// contexts that take part (`cuMemcpyPeer`), not for the current one alone.
+///
+/// # Errors
+/// Those of `work`.
+pub(crate) fn run_between(
+    ends: [u64; 2],
+    stream: &Stream,
+    work: impl FnOnce() -> CuResult,
+) -> CuResult {
+    if stream.id != 0 || stream.session().inbox.has_one_context() {
+        return work();
+    }
+    let [first, second] = [owner(ends[0])?, owner(ends[1])?];
+    let is_same = std::ptr::eq(first, second);
+    let others = [Some(first), Some(second).filter(|_| !is_same)];
+    let is_other = |other: &&Context| !std::ptr::eq(*other, stream.context);
+    let others = others.map(|other| other.filter(is_other).map(Context::legacy));
+    others
+        .iter()
+        .flatten()
+        .try_for_each(|it| wait(stream, it))?;
+    work()?;
+    others.iter().flatten().try_for_each(|it| wait(it, stream))
+}
+
 /// Waits until work of [`run_at`] is done.
 pub(crate) fn finish_at(owner: &'static Context) -> CuResult {
     lane_of(owner)?.synchronize()
@@ -108,13 +128,13 @@ pub(crate) fn finish_at(owner: &'static Context) -> CuResult {
 
 /// Makes later work of `waiter` wait for all that was sent on `on`.
 fn wait(waiter: &Stream, on: &Stream) -> CuResult {
-    let beacon = on.crossed.beacon(on)?;
+    let event = on.crossed.event(on)?;
     on.issue(&CuEventRecordWithFlags {
-        event: beacon.event,
+        event,
         stream: on.id,
         flags: 0,
     })?;
-    wait_event(waiter, on, beacon.event)
+    wait_event(waiter, on, event)
 }
 
 /// Makes later work of `waiter` wait for an event that was recorded on `on`, a stream of any server.
@@ -127,8 +147,7 @@ pub(crate) fn wait_event(waiter: &Stream, on: &Stream, event: u64) -> CuResult {
         });
     }
     refuse_capture(waiter)?;
-    let beacon = on.crossed.beacon(on)?;
-    let shadow = &beacon.shadow;
+    let shadow = &on.crossed.shadow(on)?;
     // In one order for all threads: so no point can wait for one that was sent later.
     let crossings = &process()?.crossings;
     let _order = crossings.order();
@@ -144,12 +163,14 @@ pub(crate) fn wait_event(waiter: &Stream, on: &Stream, event: u64) -> CuResult {
 
 /// A stream is destroyed.
 pub(crate) fn end_stream(stream: &Stream) -> CuResult {
-    let Some(beacon) = stream.crossed.beacon.lock().take() else {
-        return Ok(());
-    };
-    let id = beacon.shadow.id;
-    let session = stream.session();
-    session.send(stream.context.id, &CuStreamDestroyV2 { stream: id })
+    let (session, context) = (stream.session(), stream.context.id);
+    if let Some(event) = stream.crossed.event.lock().take() {
+        session.send(context, &CuEventDestroyV2 { event })?;
+    }
+    match stream.crossed.shadow.lock().take() {
+        Some(shadow) => session.send(context, &CuStreamDestroyV2 { stream: shadow.id }),
+        None => Ok(()),
+    }
 }
 
 /// A graph belongs to one server.
@@ -168,17 +189,20 @@ pub(crate) fn spoil(capture: &Capture) -> CuStatus {
 }
 
 impl Crossed {
-    fn beacon(&self, of: &Stream) -> CuResult<Beacon> {
-        let mut beacon = self.beacon.lock();
-        if let Some(beacon) = &*beacon {
-            return Ok(beacon.clone());
+    fn event(&self, of: &Stream) -> CuResult<u64> {
+        let mut event = self.event.lock();
+        if let Some(event) = *event {
+            return Ok(event);
         }
         let session = of.session();
-        let event = session.new_id();
+        let new = session.new_id();
         let flags = EVENT_DISABLE_TIMING;
-        session.send(of.context.id, &CuEventCreate { event, flags })?;
-        let shadow = new_stream(of.context)?;
-        Ok(beacon.insert(Beacon { shadow, event }).clone())
+        session.send(of.context.id, &CuEventCreate { event: new, flags })?;
+        Ok(*event.insert(new))
+    }
+
+    fn shadow(&self, of: &Stream) -> CuResult<Arc<Stream>> {
+        made_once(&self.shadow, of.context)
     }
 }
 

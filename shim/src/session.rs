@@ -1,31 +1,30 @@
 //! One server: what is sent to it, what comes back, and what is known to be finished there.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+mod inbox;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use farcall_marshal::record::{self, FLAG_TRACED, Fill, Head, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{
-    CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent, ErrorNotice, HostFuncDue,
-    KernelOutput, TraceStep,
-};
-use farcall_transport::{CloseReason, Endpoint, Handler, SendError, WaitError};
-use parking_lot::{Mutex, RwLock};
+use farcall_marshal::wire::{CuEventCreate, CuEventRecordWithFlags, CuStreamWaitEvent};
+use farcall_transport::{Endpoint, SendError, WaitError};
+use parking_lot::Mutex;
+
+pub(crate) use self::inbox::Inbox;
 
 use crate::coherent::Coherent;
-use crate::context::Context;
-use crate::crossing::{Ferry, Gate};
-use crate::hooks::{Callback, Runner};
+use crate::crossing::Ferry;
 use crate::landing;
 use crate::memory::DeviceRange;
 use crate::observe;
 use crate::reserve::Range;
 use crate::steps;
 use crate::stream::Stream;
-use crate::ticket::{Pending, Sink, Tickets};
+use crate::ticket::{Pending, Sink};
 
 /// `CU_EVENT_DISABLE_TIMING`.
 pub(crate) const EVENT_DISABLE_TIMING: u32 = 2;
@@ -340,31 +339,23 @@ impl Session {
 
     /// Why nothing can be sent any more.
     fn ended(&self) -> CuStatus {
-        match CuStatus(self.inbox.lost.load(Ordering::Acquire)) {
-            CuStatus::SUCCESS => CuStatus::DEVICE_UNAVAILABLE,
-            status => status,
+        // The thread that waits may know before the one that closes has told.
+        if let Some(why) = self.endpoint.closed() {
+            self.inbox.tell_end(&why);
         }
+        self.inbox.ended().unwrap_or(CuStatus::DEVICE_UNAVAILABLE)
     }
 
     /// Error of an earlier one-way call that is due now, given once.
     #[inline]
     pub(crate) fn take_deferred(&self) -> CuResult {
-        if self.inbox.deferred.load(Ordering::Relaxed) == 0 {
-            return Ok(());
-        }
-        match self.inbox.deferred.swap(0, Ordering::AcqRel) {
-            0 => Ok(()),
-            status => Err(CuStatus(status)),
-        }
+        self.inbox.take_deferred()
     }
 
     /// The session's own end, if it has ended.
     #[inline]
     pub(crate) fn check(&self) -> CuResult {
-        match self.inbox.lost.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            status => Err(CuStatus(status)),
-        }
+        self.inbox.check()
     }
 
     /// From now on streams exist that do not wait for the legacy stream.
@@ -508,164 +499,5 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.inbox.end(CuStatus::DEVICE_UNAVAILABLE);
         self.endpoint.close();
-    }
-}
-
-/// What arrives from a server. Shared with the transport, which calls it from whichever thread receives.
-#[derive(Default)]
-pub(crate) struct Inbox {
-    pub(crate) tickets: Tickets,
-    /// Error of a one-way call that is to be returned from the next call that waits; 0 = none.
-    deferred: AtomicU32,
-    /// Why the session is over; 0 = it is not.
-    lost: AtomicU32,
-    contexts: RwLock<HashMap<u32, &'static Context>>,
-    callbacks: Mutex<HashMap<u64, Callback>>,
-    /// Points of streams that others of other servers wait for.
-    gates: Mutex<HashMap<u64, Gate>>,
-    runner: Runner,
-    /// As the configuration names it.
-    server: String,
-}
-
-impl Inbox {
-    pub(crate) fn of(server: &str) -> Self {
-        Self {
-            server: server.to_owned(),
-            ..Self::default()
-        }
-    }
-
-    pub(crate) fn add_context(&self, context: &'static Context) {
-        self.contexts.write().insert(context.id, context);
-    }
-
-    pub(crate) fn remove_context(&self, id: u32) {
-        self.contexts.write().remove(&id);
-    }
-
-    /// As the configuration names it.
-    pub(crate) fn server(&self) -> &str {
-        &self.server
-    }
-
-    /// Remembers what to call when the server says that a stream has got there.
-    pub(crate) fn add_callback(&self, id: u64, callback: Callback) {
-        self.callbacks.lock().insert(id, callback);
-    }
-
-    /// Whether waiting for one context is waiting for all.
-    pub(crate) fn has_one_context(&self) -> bool {
-        self.contexts.read().len() == 1
-    }
-
-    /// Remembers what happens when the server says that a stream has got there. Fails once the session has ended.
-    pub(crate) fn add_gate(&self, id: u64, gate: Gate) -> CuResult {
-        let mut gates = self.gates.lock();
-        match self.lost.load(Ordering::Acquire) {
-            0 => {
-                gates.insert(id, gate);
-                Ok(())
-            }
-            status => Err(CuStatus(status)),
-        }
-    }
-
-    pub(crate) fn remove_gate(&self, id: u64) {
-        self.gates.lock().remove(&id);
-    }
-
-    /// An error of work that the program does not wait for: the next call that can returns it.
-    pub(crate) fn defer(&self, status: CuStatus) {
-        // The first error is the one that explains the others.
-        let _ = self
-            .deferred
-            .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
-    fn take(&self, endpoint: &Endpoint, mut frame: &[u8]) -> Result<(), record::DecodeError> {
-        while !frame.is_empty() {
-            let (head, body, rest) = record::split(frame)?;
-            frame = rest;
-            if head.is_reply() {
-                if !self.tickets.reply(head.ticket, head.context, body) {
-                    log::warn!(
-                        "the server answered ticket {}, which nobody waits for",
-                        head.ticket
-                    );
-                }
-                continue;
-            }
-            match head.number {
-                ErrorNotice::NUMBER => self.notice(head.context, &ErrorNotice::decode_body(body)?),
-                HostFuncDue::NUMBER => {
-                    self.due(endpoint, head.context, HostFuncDue::decode_body(body)?)
-                }
-                KernelOutput::NUMBER => observe::print(KernelOutput::decode_body(body)?.text),
-                TraceStep::NUMBER => steps::told(&TraceStep::decode_body(body)?),
-                number => return Err(record::DecodeError::UnknownRecord { number }),
-            }
-        }
-        Ok(())
-    }
-
-    fn notice(&self, context: u32, notice: &ErrorNotice<'_>) {
-        let name = farcall_marshal::catalogue::call(u16::try_from(notice.call).unwrap_or(0))
-            .map_or("?", |c| c.symbol);
-        log::warn!(
-            "{name}: {}{}{}",
-            CuStatus(notice.status),
-            if notice.message.is_empty() { "" } else { ": " },
-            notice.message
-        );
-        let known = self.contexts.read().get(&context).copied();
-        match known {
-            Some(context) if notice.sticky != 0 => context.break_with(CuStatus(notice.status)),
-            _ => self.defer(CuStatus(notice.status)),
-        }
-    }
-
-    fn due(&self, endpoint: &Endpoint, context: u32, due: HostFuncDue) {
-        let gate = self.gates.lock().remove(&due.callback);
-        if let Some(gate) = gate {
-            return gate.reached(endpoint.clone(), context, &due);
-        }
-        let callback = self.callbacks.lock().remove(&due.callback);
-        self.runner
-            .run_later(endpoint.clone(), context, due, callback);
-    }
-
-    fn end(&self, status: CuStatus) {
-        let _ = self
-            .lost
-            .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
-        self.tickets.end(status);
-        // Streams of other servers do not wait for this one any more.
-        let gates: Vec<Gate> = self.gates.lock().drain().map(|(_, gate)| gate).collect();
-        for gate in gates {
-            gate.lost(status);
-        }
-    }
-}
-
-impl Handler for Inbox {
-    fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]) {
-        if let Err(error) = self.take(endpoint, frame) {
-            log::error!("the server sent what no server sends ({error}); the session ends");
-            self.end(CuStatus::UNKNOWN);
-            endpoint.close();
-        }
-    }
-
-    fn on_closed(&self, endpoint: &Endpoint, why: &CloseReason) {
-        if self.lost.load(Ordering::Relaxed) == 0 && !crate::process::is_finishing() {
-            let server = &self.server;
-            log::error!(
-                "the session with server {server} ended: {why}; every further CUDA call fails"
-            );
-        }
-        self.end(CuStatus::DEVICE_UNAVAILABLE);
-        // Threads that wait for a reply which now never comes look again.
-        endpoint.notify();
     }
 }

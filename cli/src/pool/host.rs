@@ -12,7 +12,7 @@ use farcall_pool::client::PoolClient;
 use farcall_pool::model::{Check, LeaseId};
 use farcall_pool::state::{GpuNow, LeaseUse, Load, Work};
 
-use super::meter::Meter;
+use super::meter::{Meter, microseconds};
 use crate::health::{self, cuda_check, gpu_checks};
 use crate::nvml::{self, Found, Reading};
 
@@ -149,7 +149,7 @@ fn with_ways(mut work: Work, lease: u64, usage: &ServerUsage) -> Work {
             work.transports.push(session.transport.clone());
         }
         if session.rtt_ns > 0 {
-            let rtt_us = Duration::from_nanos(session.rtt_ns).as_secs_f64() * 1e6;
+            let rtt_us = microseconds(session.rtt_ns);
             work.rtt_us = Some(work.rtt_us.map_or(rtt_us, |slowest| slowest.max(rtt_us)));
         }
     }

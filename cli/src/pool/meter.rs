@@ -35,7 +35,11 @@ impl Meter {
     pub(crate) fn add(&mut self, at: Instant, usage: &ServerUsage) {
         self.looks.push_back(Look {
             at,
-            leases: usage.leases.iter().map(|it| (it.lease, *it)).collect(),
+            leases: usage
+                .leases
+                .iter()
+                .map(|it| (it.lease, it.clone()))
+                .collect(),
             busy_ns: usage.devices.iter().map(|it| it.busy_ns).collect(),
             is_measured: usage.is_measured,
         });
@@ -52,7 +56,7 @@ impl Meter {
         };
         let work = |now_has: &LeaseTotals| {
             let had = before.leases.get(&now_has.lease);
-            let had = had.copied().unwrap_or_default();
+            let had = had.cloned().unwrap_or_default();
             let rate = |now: u64, before: u64| rate(now.saturating_sub(before), seconds);
             Work {
                 calls_per_s: rate(now_has.records, had.records),
@@ -61,7 +65,12 @@ impl Meter {
                 computing_gpus: now
                     .is_measured
                     .then(|| rate(now_has.busy_ns, had.busy_ns) / 1e9),
-                ..Work::default()
+                // Sessions may come and go between two looks: what the newest has said stands for them.
+                transports: (now_has.rtt_ns > 0)
+                    .then(|| now_has.transport.clone())
+                    .into_iter()
+                    .collect(),
+                rtt_us: (now_has.rtt_ns > 0).then(|| microseconds(now_has.rtt_ns)),
             }
         };
         let changed = now
@@ -95,6 +104,11 @@ fn rate(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds
 }
 
+/// Nanoseconds as microseconds.
+pub(super) fn microseconds(ns: u64) -> f64 {
+    Duration::from_nanos(ns).as_secs_f64() * 1e6
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -110,6 +124,8 @@ mod tests {
             bytes_in: 1000 * records,
             bytes_out: 10 * records,
             busy_ns,
+            transport: "tcp".to_owned(),
+            rtt_ns: 40_000 * (records / 500),
         };
         ServerUsage {
             server_name: String::new(),
@@ -146,6 +162,8 @@ mod tests {
         assert!((leases[&1].received_bytes_per_s - 1e5).abs() < 1e-6);
         assert!((leases[&1].sent_bytes_per_s - 1e3).abs() < 1e-6);
         assert_eq!(leases[&1].computing_gpus, Some(0.5));
+        let way = |lease: u64| (leases[&lease].rtt_us, leases[&lease].transports.len());
+        assert_eq!((way(1), way(2)), ((Some(40.0), 1), (None, 0)));
         assert_eq!(meter.computing(0), Some(0.5));
         // What was before the window counts no more.
         for seconds in [9, 14, 19] {

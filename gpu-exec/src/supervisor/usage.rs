@@ -43,7 +43,7 @@ pub struct ServerUsage {
 }
 
 /// What all sessions of a lease have had, ended ones included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseTotals {
     /// Which.
     pub lease: u64,
@@ -55,6 +55,10 @@ pub struct LeaseTotals {
     pub bytes_out: u64,
     /// Time that kernels ran, on all devices together, in nanoseconds.
     pub busy_ns: u64,
+    /// How calls of the newest session with a known round trip travel; empty until there is one.
+    pub transport: String,
+    /// That session's estimated round trip to the client, in nanoseconds.
+    pub rtt_ns: u64,
 }
 
 /// A device; what was counted includes sessions that are over.
@@ -136,8 +140,7 @@ pub(crate) struct Past {
 impl Past {
     /// Adds a session of a lease that is over.
     fn add_to_lease(&mut self, session: LeaseTotals) {
-        let lease = self.leases.entry(session.lease).or_default();
-        *lease = lease.with(session);
+        self.leases.entry(session.lease).or_default().add(session);
         if self.leases.len() > LEASES_MAX {
             self.leases.pop_first();
         }
@@ -145,14 +148,15 @@ impl Past {
 }
 
 impl LeaseTotals {
-    /// With what a session of the lease has had.
-    fn with(self, session: Self) -> Self {
-        Self {
-            lease: session.lease,
-            records: self.records + session.records,
-            bytes_in: self.bytes_in + session.bytes_in,
-            bytes_out: self.bytes_out + session.bytes_out,
-            busy_ns: self.busy_ns + session.busy_ns,
+    /// Adds what a session of the lease has had.
+    fn add(&mut self, session: Self) {
+        self.lease = session.lease;
+        self.records += session.records;
+        self.bytes_in += session.bytes_in;
+        self.bytes_out += session.bytes_out;
+        self.busy_ns += session.busy_ns;
+        if session.rtt_ns > 0 {
+            (self.transport, self.rtt_ns) = (session.transport, session.rtt_ns);
         }
     }
 }
@@ -218,6 +222,8 @@ impl Keeper {
                 bytes_in: serving.counts.bytes_in,
                 bytes_out: serving.counts.bytes_out,
                 busy_ns,
+                transport: serving.counts.transport.clone(),
+                rtt_ns: serving.counts.rtt_ns,
             });
         }
         Duration::from_nanos(busy_ns)
@@ -272,13 +278,14 @@ impl Keeper {
     fn lease_totals(&self, sessions: &[SessionNow]) -> Vec<LeaseTotals> {
         let mut leases = self.past.leases.clone();
         for session in sessions.iter().filter(|session| session.lease != 0) {
-            let lease = leases.entry(session.lease).or_default();
-            *lease = lease.with(LeaseTotals {
+            leases.entry(session.lease).or_default().add(LeaseTotals {
                 lease: session.lease,
                 records: session.records,
                 bytes_in: session.bytes_in,
                 bytes_out: session.bytes_out,
                 busy_ns: session.devices.iter().map(|part| part.busy_ns).sum(),
+                transport: session.transport.clone(),
+                rtt_ns: session.rtt_ns,
             });
         }
         leases.into_values().collect()

@@ -239,6 +239,14 @@ EXPORT u32 cuTensorMapEncodeTiled(unsigned char *map, u32 type, u32 rank, void *
     return OK;
 }
 
+/* Only textures of linear memory, type 2; the object is its address, which lies 8 bytes into the description. */
+EXPORT u32 cuTexObjectCreate(u64 *out, const u32 *resource, const void *texture, const void *view) {
+    if (!resource || !texture || view || resource[0] != 2) return INVALID_VALUE;
+    memcpy(out, resource + 2, 8);
+    return OK;
+}
+EXPORT u32 cuTexObjectDestroy(u64 object) { return object ? OK : INVALID_HANDLE; }
+
 /* The module's text lists its kernels. */
 EXPORT u32 cuModuleLoadDataEx(char **module, const char *image, u32 n, const u32 *options, void **values) {
     if (strstr(image, ".broken")) {

@@ -195,11 +195,13 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
     }
     check_device_range(stream, dst, bytes as u64)?;
     check_device_range(stream, src, bytes as u64)?;
-    stream.issue(&CuMemcpyDtoDAsyncV2 {
-        dst,
-        src,
-        count: bytes as u64,
-        stream: stream.id,
+    crossing::run_between([dst, src], stream, || {
+        stream.issue(&CuMemcpyDtoDAsyncV2 {
+            dst,
+            src,
+            count: bytes as u64,
+            stream: stream.id,
+        })
     })
 }
 

@@ -238,7 +238,9 @@ impl Shared {
             return;
         };
         context.error = Some(failure.status);
-        if failure.status == CuStatus::DEVICE_UNAVAILABLE {
+        // A driver that is on its way out with this process says so, too; the device is there for others.
+        let is_closed = self.is_closed.load(Ordering::Acquire);
+        if failure.status == CuStatus::DEVICE_UNAVAILABLE && !is_closed {
             self.gate.lose(context.owner.device);
         }
         let (number, status) = (context.number, failure.status);
