@@ -262,6 +262,10 @@ pub(crate) struct ServeArgs {
     /// or a firewall between closes connections and cannot be passed again at once
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) grace_closed: Option<Duration>,
+    /// After how many seconds a call into the CUDA driver that has nothing to wait for counts as hanging, which ends its
+    /// session [default: 30]. Compilers get twenty times as long, and what may wait for kernels any time
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) driver_timeout: Option<Duration>,
     /// How many executor processes stand ready for the next session
     #[arg(long, value_name = "N")]
     pub(crate) warm_executors: Option<u32>,

@@ -47,6 +47,8 @@ pub(crate) struct OpenOrder {
     /// How long the session outlives its connection.
     pub(crate) grace_ms: u64,
     pub(crate) grace_closed_ms: u64,
+    /// For how long a driver call that waits for nothing may block.
+    pub(crate) driver_patience_ms: u64,
 }
 
 /// What a session has moved, and how.
@@ -64,6 +66,26 @@ pub(crate) struct Counts {
     pub(crate) rtt_ns: u64,
 }
 
+/// A call into the driver that does not come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stuck {
+    pub(crate) verdict: Verdict,
+    pub(crate) call: String,
+    pub(crate) thread: String,
+    pub(crate) waited_ms: u64,
+}
+
+/// What to make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Verdict {
+    /// There is nothing that the call could wait for so long.
+    Wedged,
+    /// It may wait for kernels.
+    Waits,
+    /// It may, but nobody waits for it any more.
+    Abandoned,
+}
+
 /// From an executor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
@@ -73,6 +95,8 @@ pub(crate) enum Report {
     Opened,
     /// What the session has moved so far.
     Counted(Counts),
+    /// A call into the driver has not come back for long.
+    Stuck(Stuck),
     /// The session is over; the process ends.
     Closed {
         reason: String,

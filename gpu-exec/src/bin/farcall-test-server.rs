@@ -1,10 +1,11 @@
 //! The smallest program around the library: what tests start as server and as executor.
 //!
-//! `farcall-test-server soft|null [DEVICES [MEMORY_BYTES]]` serves on a free port of the loopback interface and
-//! prints it.
+//! `farcall-test-server cuda|soft|null [DEVICES [MEMORY_BYTES [DRIVER_PATIENCE_MS [GRACE_MS]]]]` serves on a free port of
+//! the loopback interface and prints it.
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use farcall_gpu_exec::{EXECUTOR_COMMAND, ServeOptions, executor_main, serve};
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         return executor_main();
     }
     let number = |at: usize| arguments.get(at).and_then(|text| text.parse().ok());
+    let defaults = ServeOptions::default();
     let options = ServeOptions {
         listen: "127.0.0.1:0".to_owned(),
         device: arguments
@@ -26,8 +28,10 @@ fn main() -> ExitCode {
             .unwrap_or_default(),
         device_count: number(1).and_then(|count: u64| u32::try_from(count).ok()),
         memory_bytes: number(2),
+        driver_patience: number(3).map_or(defaults.driver_patience, Duration::from_millis),
+        grace: number(4).map_or(defaults.grace, Duration::from_millis),
         cache_bytes_max: 0,
-        ..ServeOptions::default()
+        ..defaults
     };
     let outcome = serve(&options, |address| {
         println!("listening on {address}");

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, split, to_vec};
@@ -12,6 +12,7 @@ use farcall_transport::{Endpoint, Tuning};
 
 use self::outbox::Connection;
 use self::session::{Live, Session};
+use self::watchdog::Watchdog;
 use crate::DeviceKind;
 use crate::cache::Cache;
 use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
@@ -30,9 +31,13 @@ use crate::sys::env;
 mod confine;
 pub(crate) mod outbox;
 pub(crate) mod session;
+mod watchdog;
 
 /// Argument of an executor that checks a GPU and ends: its number follows.
 pub(crate) const CHECK_GPU: &str = "--check-gpu=";
+
+/// Exit code of such an executor that found no memory there.
+pub(crate) const GPU_IS_FULL: u8 = 3;
 
 /// The whole life of an executor process; its control socket is standard input. Set up logging before.
 #[must_use]
@@ -42,9 +47,9 @@ pub fn executor_main() -> ExitCode {
     if let Some(ordinal) = checked_gpu(std::env::args()) {
         return match cuda::health::check(ordinal) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(why) => {
-                println!("{why}");
-                ExitCode::FAILURE
+            Err(broken) => {
+                println!("{}", broken.why);
+                ExitCode::from(if broken.is_full { GPU_IS_FULL } else { 1 })
             }
         };
     }
@@ -83,7 +88,16 @@ fn serve_one_session() -> io::Result<()> {
     confine::confine(order.kind)?;
     let [connection, ledger, board] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| io::Error::other("an order without its descriptors"))?;
-    let (endpoint, session) = open(&order, connection, (ledger, board), &state, &payload)?;
+    let watched = Arc::new(OnceLock::new());
+    let watchdog = Watchdog {
+        control: control.try_clone()?,
+        patience: Duration::from_millis(order.driver_patience_ms),
+        grace: Duration::from_millis(order.grace_ms),
+        endpoint: watched.clone(),
+    };
+    let shared = (ledger, board);
+    let (endpoint, session) = open(&order, connection, shared, &state, &payload, watchdog)?;
+    let _ = watched.set(endpoint.clone());
     control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
     let watched = (control.try_clone()?, endpoint.clone(), session.clone());
     let watcher = std::thread::Builder::new()
@@ -177,6 +191,7 @@ fn open(
     (ledger, board): (OwnedFd, OwnedFd),
     state: &[u8],
     payload: &[u8],
+    watchdog: Watchdog,
 ) -> io::Result<OpenSession> {
     let malformed =
         |error| io::Error::new(io::ErrorKind::InvalidData, format!("session_open: {error}"));
@@ -204,6 +219,7 @@ fn open(
         {
             log::warn!("MPS is not told of this session's share: the process has threads already");
         }
+        watchdog.start()?;
         let driver = Driver::get().map_err(io::Error::other)?;
         let memory =
             cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account, limit_bytes);

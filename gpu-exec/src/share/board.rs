@@ -143,7 +143,12 @@ impl Board {
         self.set(device, LOSE_AFTER, launches.max(1));
     }
 
-    /// Whether some executor found the device lost.
+    /// The device is out of service.
+    pub(crate) fn lose(&self, device: usize) {
+        self.device_word(device, ACTIVE).fetch_or(LOST, SeqCst);
+    }
+
+    /// Whether the supervisor or some executor found the device lost.
     pub(crate) fn is_lost(&self, device: usize) -> bool {
         self.get(device, ACTIVE) & LOST != 0
     }
@@ -325,8 +330,7 @@ impl Member {
 
     /// Tells all sessions and the supervisor that the device is lost.
     pub(crate) fn lose(&self, device: usize) {
-        let word = self.board.device_word(device, ACTIVE);
-        word.fetch_or(LOST, SeqCst);
+        self.board.lose(device);
     }
 
     fn active(&self, device: usize) -> u64 {

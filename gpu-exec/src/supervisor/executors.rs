@@ -61,7 +61,9 @@ pub(crate) struct Serving {
     /// What its executor counted, the last time that somebody asked.
     pub(crate) counts: Counts,
     pub(crate) since: Instant,
-    /// What its executor said at the end.
+    /// Its GPUs are to be checked when its process is gone.
+    pub(crate) is_suspect: bool,
+    /// What its executor said at the end, or was told.
     pub(crate) farewell: Option<String>,
 }
 

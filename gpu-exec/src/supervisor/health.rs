@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::device::describe::DeviceSpec;
-use crate::executor::CHECK_GPU;
+use crate::executor::{CHECK_GPU, GPU_IS_FULL};
 
 /// For a context and a copy; the first context after the start of a machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,10 +25,10 @@ pub(super) fn healthy(
     arguments: &[OsString],
 ) -> Result<Vec<DeviceSpec>, String> {
     let mut reasons = Vec::new();
-    let works = |gpu: &DeviceSpec| match check(gpu.ordinal, program, arguments) {
+    let works = |gpu: &DeviceSpec| match check(gpu.ordinal, program, arguments, PATIENCE) {
         Ok(()) => true,
-        Err(why) => {
-            let why = format!("GPU {} is not served: {why}", gpu.ordinal);
+        Err(found) => {
+            let why = format!("GPU {} is not served: {}", gpu.ordinal, found.why);
             log::error!("{why}");
             reasons.push(why);
             false
@@ -41,7 +41,33 @@ pub(super) fn healthy(
     Ok(healthy)
 }
 
-fn check(ordinal: u32, program: &OsString, arguments: &[OsString]) -> Result<(), String> {
+/// What is wrong with a GPU.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) why: String,
+    /// All its memory is in use, which is a fault only before it is served.
+    pub(super) is_full: bool,
+}
+
+impl From<String> for Finding {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            is_full: false,
+        }
+    }
+}
+
+/// Checks a GPU in a process of its own, which gets so long. Blocks.
+///
+/// # Errors
+/// What is wrong.
+pub(super) fn check(
+    ordinal: u32,
+    program: &OsString,
+    arguments: &[OsString],
+    patience: Duration,
+) -> Result<(), Finding> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -60,17 +86,19 @@ fn check(ordinal: u32, program: &OsString, arguments: &[OsString]) -> Result<(),
         }
         let _ = say.send(reason);
     });
-    let Ok(reason) = said.recv_timeout(PATIENCE) else {
+    let Ok(reason) = said.recv_timeout(patience) else {
         let _ = child.kill();
-        let _ = child.wait();
-        return Err(format!(
-            "its check does not end in {PATIENCE:?}: the driver hangs"
-        ));
+        // A process inside of the driver's kernel module may never end.
+        std::thread::spawn(move || child.wait());
+        return Err(format!("its check does not end in {patience:?}: the driver hangs").into());
     };
     let status = child.wait().map_err(failed)?;
     match (status.success(), reason.trim()) {
         (true, _) => Ok(()),
-        (false, "") => Err(format!("its check ended with {status}: the driver crashed")),
-        (false, reason) => Err(reason.to_owned()),
+        (false, "") => Err(format!("its check ended with {status}: the driver crashed").into()),
+        (false, reason) => Err(Finding {
+            why: reason.to_owned(),
+            is_full: status.code() == Some(GPU_IS_FULL.into()),
+        }),
     }
 }

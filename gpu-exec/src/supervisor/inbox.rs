@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::admission::{ActivityAnswer, Admitted};
+use super::health::Finding;
 use super::usage::UsageAnswer;
 
 /// Something happened.
@@ -27,6 +28,8 @@ pub(crate) enum Event {
     Activity(ActivityAnswer),
     /// Somebody wants to know what sessions have had.
     Usage(UsageAnswer),
+    /// A GPU has been checked.
+    Checked(u32, Result<(), Finding>),
     /// Time to stop.
     Stop,
 }

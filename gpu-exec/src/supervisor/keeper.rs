@@ -18,6 +18,7 @@ use super::inbox::{Event, Inbox};
 use super::leases::Seen;
 use super::plan::Plan;
 use super::usage::{Counting, Past};
+use super::wedged::Checks;
 use crate::cache::Cache;
 use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
 use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
@@ -52,6 +53,7 @@ pub(crate) struct Keeper {
     /// What sessions that are over have had, by device.
     pub(super) past: Past,
     pub(super) counting: Counting,
+    pub(super) checks: Checks,
     stopping: Option<Instant>,
 }
 
@@ -104,6 +106,7 @@ impl Keeper {
             inventories: Inventories::default(),
             past: Past::default(),
             counting: Counting::default(),
+            checks: Checks::default(),
             stopping: None,
             plan,
         };
@@ -130,6 +133,7 @@ impl Keeper {
             }
             self.assign_waiting();
             self.kill_overdue(FAREWELL);
+            self.give_up_unkillable();
             self.answer_overdue();
             if let Some(since) = self.stopping {
                 if self.executors.is_empty() {
@@ -184,6 +188,7 @@ impl Keeper {
             Event::Activity(answer) => drop(answer.try_send(self.activity())),
             Event::Usage(answer) => self.count(answer),
             Event::Reaped(id) => self.forget(id),
+            Event::Checked(device, found) => self.take_checked(device, found),
             Event::Stop => self.stop(),
         }
     }
@@ -366,6 +371,8 @@ impl Keeper {
             client: name.clone(),
             grace_ms: self.plan.grace_ms,
             grace_closed_ms: self.plan.grace_closed_ms,
+            driver_patience_ms: u64::try_from(self.plan.driver_patience.as_millis())
+                .unwrap_or(u64::MAX),
         };
         let shares = devices.iter();
         let shares = shares.map(|device| (device.ordinal as usize, device.share_permille));
@@ -395,6 +402,7 @@ impl Keeper {
             client: name,
             devices,
             since: Instant::now(),
+            is_suspect: false,
             farewell: None,
         }));
         if let Err(error) = sent {
@@ -440,6 +448,10 @@ impl Keeper {
                     }
                     self.counted(id);
                 }
+                Ok(Some(Message {
+                    header: Report::Stuck(stuck),
+                    ..
+                })) => self.take_stuck(id, &stuck),
                 Ok(Some(message)) => take_report(executor, message.header, &mut self.failed_starts),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Ok(None) | Err(_) => {
@@ -458,6 +470,7 @@ impl Keeper {
         let Some(executor) = self.executors.remove(&id) else {
             return;
         };
+        let suspects = executor.suspects();
         let Stage::Serving(serving) = executor.stage else {
             return;
         };
@@ -475,6 +488,17 @@ impl Keeper {
             serving.since.elapsed().as_secs_f64(),
             busy.as_secs_f64()
         );
+        self.check_gpus(&suspects);
+    }
+
+    /// Where other threads tell what happened.
+    pub(super) fn inbox(&self) -> Arc<Inbox> {
+        self.inbox.clone()
+    }
+
+    /// Whether the server is about to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
     /// Keeps enough executors at hand.

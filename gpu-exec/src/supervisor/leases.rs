@@ -172,7 +172,8 @@ impl Keeper {
     }
 }
 
-fn close(executor: &mut Executor, text: &str) {
+/// Tells an executor to end its session, and its client why.
+pub(super) fn close(executor: &mut Executor, text: &str) {
     let order = Order::Close {
         reason: text.to_owned(),
     };
@@ -184,5 +185,6 @@ fn close(executor: &mut Executor, text: &str) {
     }
     if let Some(serving) = executor.serving_mut() {
         serving.ending = Some(Instant::now());
+        serving.farewell = Some(text.to_owned());
     }
 }

@@ -32,6 +32,7 @@ mod leases;
 mod plan;
 mod signals;
 pub(crate) mod usage;
+mod wedged;
 
 /// Serves until SIGTERM or SIGINT. Calls `on_ready` once with the bound address. Blocks.
 ///

@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::health::healthy;
 use super::{Admission, Guard};
@@ -17,6 +19,8 @@ use crate::{DeviceChoice, DeviceKind, EXECUTOR_COMMAND, Fault, ServeError, Serve
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
 /// Most memory of a device.
 const MEMORY_BYTES_MAX: u64 = 1 << 46;
+/// Least and most patience with a driver.
+const PATIENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
 /// Memory of a device is a multiple of this.
 const MEMORY_GRAIN: u64 = 2 << 20;
 
@@ -32,6 +36,7 @@ pub(crate) struct Plan {
     pub(crate) lease_sessions_max: usize,
     pub(crate) grace_ms: u64,
     pub(crate) grace_closed_ms: u64,
+    pub(crate) driver_patience: Duration,
     pub(crate) warm_executors: usize,
     pub(crate) server_name: String,
     pub(crate) cache_directory: Option<PathBuf>,
@@ -92,6 +97,12 @@ impl Plan {
                 "--fault with --device {kind}: only soft fails on purpose"
             ));
         }
+        if !PATIENCE.contains(&options.driver_patience) {
+            let given = options.driver_patience;
+            return bad(format!(
+                "a patience of {given:?} with the driver: 0.1 s to a day"
+            ));
+        }
         if options.token.as_deref() == Some("") {
             return bad("an empty token".to_owned());
         }
@@ -120,6 +131,7 @@ impl Plan {
             lease_sessions_max: options.lease_sessions_max as usize,
             grace_ms: u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX),
             grace_closed_ms: u64::try_from(options.grace_closed.as_millis()).unwrap_or(u64::MAX),
+            driver_patience: options.driver_patience,
             warm_executors: options.warm_executors.min(options.sessions_max) as usize,
             server_name: options.server_name.clone(),
             cache_directory,

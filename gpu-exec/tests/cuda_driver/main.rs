@@ -5,6 +5,7 @@
 mod memory;
 #[path = "../support/mod.rs"]
 mod support;
+mod wedged;
 
 use std::io::{BufRead, BufReader, IoSlice};
 use std::path::PathBuf;
@@ -61,9 +62,20 @@ fn a_broken_gpu_is_not_served() {
 
 /// A server on the driver.
 fn server() -> (ServerProcess, tempfile::TempDir) {
+    server_with(&[], |_| {})
+}
+
+/// The same with more arguments, and whatever `prepare` adds.
+fn server_with(
+    arguments: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> (ServerProcess, tempfile::TempDir) {
     let folder = driver();
     let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
-    command.arg("cuda").env("LD_LIBRARY_PATH", folder.path());
+    command.arg("cuda").args(arguments);
+    command.env("LD_LIBRARY_PATH", folder.path());
+    command.env("FAKE_HANG", folder.path().join("hang"));
+    prepare(&mut command);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     let stdout = child.stdout.take().unwrap();

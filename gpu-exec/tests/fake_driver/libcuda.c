@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 typedef uint64_t u64;
 typedef uint32_t u32;
@@ -26,6 +27,18 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_PTX = 218, INVALID_
 static pthread_mutex_t big = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 #define LOCKED __attribute__((cleanup(unlock))) int locked = (pthread_mutex_lock(&big), 0)
 static void unlock(int *locked) { (void)locked; pthread_mutex_unlock(&big); }
+
+/* FAKE_HANG: a file that holds the name of a call; while it does, that call does not come back. */
+static void hang_in(const char *call) {
+    char name[64] = "";
+    const char *path = getenv("FAKE_HANG");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!file) return;
+    if (fscanf(file, "%63s", name) != 1) name[0] = 0;
+    fclose(file);
+    if (!strcmp(name, call)) for (;;) pause();
+}
+#define MAY_HANG hang_in(__func__)
 
 /* Memory: everything that operations may touch. */
 struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; };
@@ -137,19 +150,19 @@ EXPORT u32 cuCtxCreate_v2(u64 *c, u32 f, int d) { (void)f; (void)d; *c = 2; retu
 EXPORT u32 cuCtxDestroy_v2(u64 c) { return c == 2 ? OK : INVALID_HANDLE; }
 EXPORT u32 cuCtxSetCurrent(u64 c) { return c == 1 || c == 2 ? OK : 201; }
 EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return fault; }
-EXPORT u32 cuCtxSynchronize(void) { LOCKED; pump(); return fault; }
+EXPORT u32 cuCtxSynchronize(void) { MAY_HANG; LOCKED; pump(); return fault; }
 EXPORT u32 cuStreamCreateWithPriority(u64 *out, u32 flags, int p) {
     LOCKED; (void)p;
     for (u64 s = 1; s < 64; s++) if (!streams[s].alive && !streams[s].head) { streams[s].alive = 1; streams[s].blocking = !flags; *out = s; return OK; }
     return OUT_OF_MEMORY;
 }
 EXPORT u32 cuStreamDestroy_v2(u64 s) { LOCKED; CHECK(s && s < 64 && streams[s].alive); streams[s].alive = 0; return OK; }
-EXPORT u32 cuStreamQuery(u64 s) { LOCKED; pump(); if (fault) return fault; if (s == 0) { for (int i = 0; i < 64; i++) if (streams[i].head && (i == 0 || streams[i].blocking)) return NOT_READY; return OK; } return streams[s].head ? NOT_READY : OK; }
+EXPORT u32 cuStreamQuery(u64 s) { MAY_HANG; LOCKED; pump(); if (fault) return fault; if (s == 0) { for (int i = 0; i < 64; i++) if (streams[i].head && (i == 0 || streams[i].blocking)) return NOT_READY; return OK; } return streams[s].head ? NOT_READY : OK; }
 EXPORT u32 cuStreamWaitEvent(u64 s, struct event *e, u32 f) { LOCKED; (void)f; return submit(s, (struct op){.kind = WAIT, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventCreate(struct event **e, u32 f) { (void)f; *e = calloc(1, sizeof **e); return OK; }
 /* Kept: operations may still name it. */
 EXPORT u32 cuEventDestroy_v2(struct event *e) { return e ? OK : INVALID_HANDLE; }
-EXPORT u32 cuEventQuery(struct event *e) { LOCKED; pump(); if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
+EXPORT u32 cuEventQuery(struct event *e) { MAY_HANG; LOCKED; pump(); if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
 EXPORT u32 cuEventRecord(struct event *e, u64 s) { LOCKED; e->recorded++; return submit(s, (struct op){.kind = RECORD, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventElapsedTime(float *ms, struct event *a, struct event *b) { LOCKED; *ms = 1.5f; return a->reached < a->recorded || b->reached < b->recorded ? NOT_READY : OK; }
 
@@ -186,7 +199,7 @@ EXPORT u32 cuMemSetAccess(u64 at, size_t bytes, const void *desc, size_t count) 
     return OK;
 }
 EXPORT u32 cuMemUnmap(u64 at, size_t bytes) {
-    LOCKED;
+    MAY_HANG; LOCKED;
     struct piece gone;
     CHECK(remove_piece(at, bytes, MAPPED, &gone) && !mprotect((void *)at, bytes, PROT_NONE));
     return OK;
@@ -249,6 +262,7 @@ EXPORT u32 cuTexObjectDestroy(u64 object) { return object ? OK : INVALID_HANDLE;
 
 /* The module's text lists its kernels. */
 EXPORT u32 cuModuleLoadDataEx(char **module, const char *image, u32 n, const u32 *options, void **values) {
+    MAY_HANG;
     if (strstr(image, ".broken")) {
         for (u32 i = 0; i < n; i++) if (options[i] == 5) snprintf(values[i], 64, "line 3: it is broken");
         return INVALID_PTX;
@@ -279,6 +293,7 @@ static u32 launch(const char *f, u64 s, void **extra) {
 }
 EXPORT u32 cuLaunchKernel(const char *f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared, u64 s, void **params, void **extra) {
     (void)shared; (void)params;
+    MAY_HANG;
     return gx && gy && gz && bx && by && bz ? launch(f, s, extra) : INVALID_VALUE;
 }
 struct config { u32 size[7]; u64 stream; void *attributes; u32 count; };

@@ -335,6 +335,15 @@ impl Endpoint {
         self.shared.link.stream().path()
     }
 
+    /// Whether there is no peer any more, as far as this system knows: for who cannot wait until [`Endpoint::run`] has
+    /// received what still lies unread. False where the network fails silently.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        self.closed().is_some()
+            || self.shared.link.is_down()
+            || self.shared.link.stream().has_hung_up()
+    }
+
     /// The peer's address, if it has one.
     #[must_use]
     pub fn peer(&self) -> Option<std::net::SocketAddr> {

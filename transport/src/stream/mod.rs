@@ -74,6 +74,11 @@ pub(crate) trait Stream: Send + Sync {
         false
     }
 
+    /// Whether the peer's system has closed the connection, be it that bytes still lie unread.
+    fn has_hung_up(&self) -> bool {
+        false
+    }
+
     /// A descriptor that is readable once the process at the other end has ended, where that can be known.
     fn peer_process(&self) -> Option<&OwnedFd> {
         None

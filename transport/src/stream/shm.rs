@@ -19,7 +19,7 @@ use super::ring::{Impossible, Sides, WAITS_READ, WAITS_WRITE};
 use crate::error::Violation;
 use crate::num::{to_u64, to_usize};
 use crate::sys::event::EventFd;
-use crate::sys::poll::{IN, PollSet};
+use crate::sys::poll::{IN, PollSet, is_hung_up};
 use crate::sys::sharedring::{self, SharedRing, WORDS_BYTES};
 use crate::sys::{fdpass, socket, unix};
 
@@ -326,6 +326,10 @@ impl Stream for Shm {
 
     fn keeps_unread(&self) -> bool {
         true
+    }
+
+    fn has_hung_up(&self) -> bool {
+        is_hung_up(self.socket.as_raw_fd())
     }
 
     fn peer_process(&self) -> Option<&OwnedFd> {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use super::{PathInfo, Stream};
-use crate::sys::poll::{IN, OUT, PollSet};
+use crate::sys::poll::{IN, OUT, PollSet, is_hung_up};
 use crate::sys::{netopt, socket};
 
 /// A connected socket (TCP, or a Unix stream where tests pass one).
@@ -94,6 +94,10 @@ impl Stream for TcpStream {
         let events = if read { IN } else { 0 } | if write { OUT } else { 0 };
         set.add(self.fd.as_raw_fd(), events);
         true
+    }
+
+    fn has_hung_up(&self) -> bool {
+        is_hung_up(self.fd.as_raw_fd())
     }
 
     fn abandon(&self) {

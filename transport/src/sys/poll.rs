@@ -67,6 +67,13 @@ impl PollSet {
     }
 }
 
+/// Whether the other end of a stream socket is closed, or the connection broken, be it that bytes still lie unread.
+pub(crate) fn is_hung_up(fd: RawFd) -> bool {
+    let mut set = PollSet::new();
+    set.add(fd, libc::POLLRDHUP);
+    matches!(set.wait(Some(Duration::ZERO)), Ok(true))
+}
+
 /// Sleeps until one of any number of descriptors is ready. Allocates: for control paths.
 pub(crate) fn wait_any(
     fds: impl Iterator<Item = (RawFd, i16)>,

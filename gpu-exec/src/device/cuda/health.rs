@@ -18,18 +18,40 @@ const STREAM_NON_BLOCKING: u32 = 1;
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(crate) fn check(ordinal: u32) -> Result<(), String> {
-    let driver = Driver::get().map_err(|error| error.to_string())?;
+pub(crate) fn check(ordinal: u32) -> Result<(), Broken> {
+    let driver = Driver::get().map_err(|error| Broken::new(error.to_string()))?;
+    let failed = |what: &str, status: CuStatus| Broken {
+        why: format!("{what}: {status}{}", advice(status)),
+        is_full: status == CuStatus::OUT_OF_MEMORY,
+    };
     let context = Context::primary(driver, ordinal, 0)
-        .map_err(|status| format!("no context can be made: {status}{}", advice(status)))?;
+        .map_err(|status| failed("no context can be made", status))?;
     match echo(&context) {
         Ok(true) => Ok(()),
-        Ok(false) => Err("it gives other bytes back than it was sent".to_owned()),
-        Err(CuStatus::NOT_READY) => Err(format!("it does not copy 64 KiB in {PATIENCE:?}")),
-        Err(status) => Err(format!(
-            "it does not copy 64 KiB: {status}{}",
-            advice(status)
+        Ok(false) => Err(Broken::new(
+            "it gives other bytes back than it was sent".to_owned(),
         )),
+        Err(CuStatus::NOT_READY) => Err(Broken::new(format!(
+            "it does not copy 64 KiB in {PATIENCE:?}"
+        ))),
+        Err(status) => Err(failed("it does not copy 64 KiB", status)),
+    }
+}
+
+/// A GPU that does not pass.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) why: String,
+    /// It has no memory left, which others may use.
+    pub(crate) is_full: bool,
+}
+
+impl Broken {
+    fn new(why: String) -> Self {
+        Self {
+            why,
+            is_full: false,
+        }
     }
 }
 

@@ -69,7 +69,13 @@ impl Module {
         // SAFETY: four options with four values, whose buffers are as long as they say; text ends with a NUL, and
         // a binary is as long as its headers say.
         let status = unsafe {
-            (context.driver.table.cuModuleLoadDataEx)(&raw mut raw, code, count, options, values)
+            (context.driver.table.cuModuleLoadDataEx.call())(
+                &raw mut raw,
+                code,
+                count,
+                options,
+                values,
+            )
         };
         check(status).map_err(|status| (status, text(&errors)))?;
         Ok(Arc::new(Self {
@@ -87,7 +93,11 @@ impl Module {
         let (name, mut raw) = (CString::new(name).map_err(|_| CuStatus::NOT_FOUND)?, 0);
         // SAFETY: a live module, a text that ends with a NUL.
         check(unsafe {
-            (self.context.driver.table.cuModuleGetFunction)(&raw mut raw, self.raw, name.as_ptr())
+            (self.context.driver.table.cuModuleGetFunction.call())(
+                &raw mut raw,
+                self.raw,
+                name.as_ptr(),
+            )
         })?;
         Ok(Function {
             module: self.clone(),
@@ -105,7 +115,7 @@ impl Module {
         let (mut addr, mut bytes) = (0, 0);
         let entry = self.context.driver.table.cuModuleGetGlobal_v2;
         // SAFETY: a live module, a text that ends with a NUL.
-        check(unsafe { entry(&raw mut addr, &raw mut bytes, self.raw, name.as_ptr()) })?;
+        check(unsafe { (entry.call())(&raw mut addr, &raw mut bytes, self.raw, name.as_ptr()) })?;
         Ok(PlainBlock::global(&self.context, addr, bytes as u64))
     }
 }
@@ -114,7 +124,7 @@ impl Drop for Module {
     fn drop(&mut self) {
         if self.context.make_current().is_ok() {
             // SAFETY: loaded by `load`, unloaded once; every function held it and is gone.
-            unsafe { (self.context.driver.table.cuModuleUnload)(self.raw) };
+            unsafe { (self.context.driver.table.cuModuleUnload.call())(self.raw) };
         }
     }
 }
@@ -135,7 +145,9 @@ impl Function {
         let context = &self.module.context;
         context.make_current()?;
         // SAFETY: a live function; the driver checks the numbers.
-        check(unsafe { (context.driver.table.cuFuncSetAttribute)(self.raw, attribute, value) })
+        check(unsafe {
+            (context.driver.table.cuFuncSetAttribute.call())(self.raw, attribute, value)
+        })
     }
 
     /// `cuFuncSetCacheConfig`.
@@ -146,7 +158,7 @@ impl Function {
         let context = &self.module.context;
         context.make_current()?;
         // SAFETY: a live function; the driver checks the number.
-        check(unsafe { (context.driver.table.cuFuncSetCacheConfig)(self.raw, config) })
+        check(unsafe { (context.driver.table.cuFuncSetCacheConfig.call())(self.raw, config) })
     }
 }
 
@@ -241,7 +253,7 @@ impl Stream {
             if launch.attributes.is_empty() && !launch.cooperative {
                 // SAFETY: live handles; `extra` describes the parameter block, which the driver copies.
                 let status = unsafe {
-                    (table.cuLaunchKernel)(
+                    (table.cuLaunchKernel.call())(
                         f, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, none,
                         extra,
                     )
@@ -262,7 +274,7 @@ impl Stream {
                 numAttrs: u32::try_from(attributes.len()).map_err(|_| CuStatus::INVALID_VALUE)?,
             };
             // SAFETY: as above; the attributes have the driver's layout and plain values.
-            check(unsafe { (table.cuLaunchKernelEx)(&raw const config, f, none, extra) })
+            check(unsafe { (table.cuLaunchKernelEx.call())(&raw const config, f, none, extra) })
         })
     }
 }

@@ -42,12 +42,12 @@ impl Context {
     ) -> CuResult<Arc<Self>> {
         let (device, mut raw) = (driver.device(ordinal)?, 0);
         // SAFETY: a device of the driver.
-        let status = unsafe { (driver.table.cuDevicePrimaryCtxSetFlags_v2)(device, flags) };
+        let status = unsafe { (driver.table.cuDevicePrimaryCtxSetFlags_v2.call())(device, flags) };
         if status != 0 && CuStatus(status) != CuStatus::PRIMARY_CONTEXT_ACTIVE {
             return Err(CuStatus(status));
         }
         // SAFETY: a place for one handle.
-        check(unsafe { (driver.table.cuDevicePrimaryCtxRetain)(&raw mut raw, device) })?;
+        check(unsafe { (driver.table.cuDevicePrimaryCtxRetain.call())(&raw mut raw, device) })?;
         Ok(Self::wrap(driver, raw, device, true))
     }
 
@@ -58,7 +58,7 @@ impl Context {
     pub(crate) fn create(driver: &'static Driver, ordinal: u32, flags: u32) -> CuResult<Arc<Self>> {
         let (device, mut raw) = (driver.device(ordinal)?, 0);
         // SAFETY: a place for one handle.
-        check(unsafe { (driver.table.cuCtxCreate_v2)(&raw mut raw, flags, device) })?;
+        check(unsafe { (driver.table.cuCtxCreate_v2.call())(&raw mut raw, flags, device) })?;
         // The driver has made it current here.
         CURRENT.set(0);
         Ok(Self::wrap(driver, raw, device, false))
@@ -86,7 +86,7 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the context lives as long as self.
-        check(unsafe { (self.driver.table.cuCtxSetCurrent)(self.raw) })?;
+        check(unsafe { (self.driver.table.cuCtxSetCurrent.call())(self.raw) })?;
         CURRENT.set(self.id);
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Context {
         self.make_current()?;
         let value = usize::try_from(value).map_err(|_| CuStatus::INVALID_VALUE)?;
         // SAFETY: plain numbers, which the driver checks.
-        check(unsafe { (self.driver.table.cuCtxSetLimit)(limit, value) })
+        check(unsafe { (self.driver.table.cuCtxSetLimit.call())(limit, value) })
     }
 
     /// Waits for everything in the context. Blocks: only where a context ends.
@@ -109,7 +109,7 @@ impl Context {
     pub(crate) fn synchronize(&self) -> CuResult {
         self.make_current()?;
         // SAFETY: no parameters.
-        check(unsafe { (self.driver.table.cuCtxSynchronize)() })
+        check(unsafe { (self.driver.table.cuCtxSynchronize.call())() })
     }
 }
 
@@ -117,14 +117,14 @@ impl Drop for Context {
     fn drop(&mut self) {
         for raw in self.spare_events.get_mut().drain(..) {
             // SAFETY: an event of ours that nobody else knows.
-            unsafe { (self.driver.table.cuEventDestroy_v2)(raw) };
+            unsafe { (self.driver.table.cuEventDestroy_v2.call())(raw) };
         }
         if self.primary {
             // SAFETY: retained once by `primary`; every object of the context held it and is gone.
-            unsafe { (self.driver.table.cuDevicePrimaryCtxRelease_v2)(self.device) };
+            unsafe { (self.driver.table.cuDevicePrimaryCtxRelease_v2.call())(self.device) };
         } else {
             // SAFETY: made by `create`; every object of the context held it and is gone.
-            unsafe { (self.driver.table.cuCtxDestroy_v2)(self.raw) };
+            unsafe { (self.driver.table.cuCtxDestroy_v2.call())(self.raw) };
         }
     }
 }
@@ -155,7 +155,7 @@ impl Stream {
         let mut raw = 0;
         // SAFETY: a place for one handle.
         check(unsafe {
-            (context.driver.table.cuStreamCreateWithPriority)(&raw mut raw, flags, priority)
+            (context.driver.table.cuStreamCreateWithPriority.call())(&raw mut raw, flags, priority)
         })?;
         Ok(Self {
             context: context.clone(),
@@ -175,7 +175,7 @@ impl Stream {
     pub(crate) fn query(&self) -> CuResult {
         self.context.make_current()?;
         // SAFETY: a live stream of the current context.
-        check(unsafe { (self.context.driver.table.cuStreamQuery)(self.raw) })
+        check(unsafe { (self.context.driver.table.cuStreamQuery.call())(self.raw) })
     }
 
     /// Records an event behind everything issued so far.
@@ -185,7 +185,7 @@ impl Stream {
     pub(crate) fn record(&self, event: &Event) -> CuResult {
         self.context.make_current()?;
         // SAFETY: live handles.
-        check(unsafe { (self.context.driver.table.cuEventRecord)(event.raw, self.raw) })
+        check(unsafe { (self.context.driver.table.cuEventRecord.call())(event.raw, self.raw) })
     }
 
     /// Lets what is issued from now on wait for the last record of an event.
@@ -195,7 +195,9 @@ impl Stream {
     pub(crate) fn wait(&self, event: &Event) -> CuResult {
         self.context.make_current()?;
         // SAFETY: live handles; no flags.
-        check(unsafe { (self.context.driver.table.cuStreamWaitEvent)(self.raw, event.raw, 0) })
+        check(unsafe {
+            (self.context.driver.table.cuStreamWaitEvent.call())(self.raw, event.raw, 0)
+        })
     }
 
     /// A fence behind everything issued so far.
@@ -213,7 +215,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.raw != 0 && self.context.make_current().is_ok() {
             // SAFETY: a stream of ours; the driver ends it when its work is done.
-            unsafe { (self.context.driver.table.cuStreamDestroy_v2)(self.raw) };
+            unsafe { (self.context.driver.table.cuStreamDestroy_v2.call())(self.raw) };
         }
     }
 }
@@ -236,7 +238,7 @@ impl Event {
         context.make_current()?;
         let mut raw = 0;
         // SAFETY: a place for one handle.
-        check(unsafe { (context.driver.table.cuEventCreate)(&raw mut raw, flags) })?;
+        check(unsafe { (context.driver.table.cuEventCreate.call())(&raw mut raw, flags) })?;
         Ok(Self {
             context: context.clone(),
             raw,
@@ -268,7 +270,7 @@ impl Event {
     pub(crate) fn query(&self) -> CuResult {
         self.context.make_current()?;
         // SAFETY: a live event.
-        check(unsafe { (self.context.driver.table.cuEventQuery)(self.raw) })
+        check(unsafe { (self.context.driver.table.cuEventQuery.call())(self.raw) })
     }
 
     /// Milliseconds from this event's record to another's.
@@ -280,7 +282,7 @@ impl Event {
         let mut ms = 0.0;
         // SAFETY: live events, a place for one float.
         check(unsafe {
-            (self.context.driver.table.cuEventElapsedTime)(&raw mut ms, self.raw, end.raw)
+            (self.context.driver.table.cuEventElapsedTime.call())(&raw mut ms, self.raw, end.raw)
         })?;
         Ok(ms)
     }
@@ -295,7 +297,7 @@ impl Drop for Event {
             }
         }
         // SAFETY: an event of ours that nobody else knows.
-        unsafe { (self.context.driver.table.cuEventDestroy_v2)(self.raw) };
+        unsafe { (self.context.driver.table.cuEventDestroy_v2.call())(self.raw) };
     }
 }
 

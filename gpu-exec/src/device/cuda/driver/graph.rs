@@ -33,7 +33,7 @@ impl Graph {
             .ok_or(CuStatus::NOT_SUPPORTED)?;
         let mut raw = 0;
         // SAFETY: a place for one handle; no flags.
-        check(unsafe { create(&raw mut raw, 0) })?;
+        check(unsafe { (create.call())(&raw mut raw, 0) })?;
         Ok(Self {
             context: context.clone(),
             raw,
@@ -78,7 +78,7 @@ impl Graph {
             };
             // SAFETY: live handles; `extra` describes the parameter block, which the driver copies.
             check(unsafe {
-                add(
+                (add.call())(
                     &raw mut node,
                     self.raw,
                     before.as_ptr(),
@@ -92,7 +92,7 @@ impl Graph {
                 .cuGraphKernelNodeSetAttribute
                 .ok_or(CuStatus::NOT_SUPPORTED)?;
             // SAFETY: the node just made; the value has the size of the driver's union and is plain numbers.
-            check(unsafe { set(node, attribute.id, &raw const attribute.value) })?;
+            check(unsafe { (set.call())(node, attribute.id, &raw const attribute.value) })?;
         }
         self.nodes.push(node);
         Ok(())
@@ -170,7 +170,7 @@ impl Graph {
         let context = self.context.raw;
         // SAFETY: live handles; the extent was vouched for and holds all rows.
         check(unsafe {
-            add(
+            (add.call())(
                 &raw mut node,
                 self.raw,
                 before.as_ptr(),
@@ -196,7 +196,7 @@ impl Graph {
             .ok_or(CuStatus::NOT_SUPPORTED)?;
         let mut raw = 0;
         // SAFETY: a live graph; the driver checks the flags.
-        check(unsafe { instantiate(&raw mut raw, self.raw, flags) })?;
+        check(unsafe { (instantiate.call())(&raw mut raw, self.raw, flags) })?;
         Ok(GraphExec {
             context: self.context.clone(),
             raw,
@@ -214,7 +214,7 @@ impl Graph {
         let context = self.context.raw;
         // SAFETY: live handles; source and destination were vouched for.
         check(unsafe {
-            add(
+            (add.call())(
                 &raw mut node,
                 self.raw,
                 before.as_ptr(),
@@ -240,7 +240,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         if let Some(destroy) = self.context.driver.table.cuGraphDestroy {
             // SAFETY: made by `new`, destroyed once; executables do not need it any more.
-            unsafe { destroy(self.raw) };
+            unsafe { (destroy.call())(self.raw) };
         }
     }
 }
@@ -279,7 +279,7 @@ impl Stream {
             .cuGraphLaunch
             .ok_or(CuStatus::NOT_SUPPORTED)?;
         // SAFETY: live handles.
-        check(unsafe { launch(exec.raw, self.raw) })
+        check(unsafe { (launch.call())(exec.raw, self.raw) })
     }
 }
 
@@ -289,7 +289,7 @@ impl Drop for GraphExec {
             && self.context.make_current().is_ok()
         {
             // SAFETY: made by `instantiate`, destroyed once; the driver lets running launches end.
-            unsafe { destroy(self.raw) };
+            unsafe { (destroy.call())(self.raw) };
         }
     }
 }

@@ -39,7 +39,7 @@ impl Slab {
         let mut base: *mut c_void = std::ptr::null_mut();
         // SAFETY: a place for one pointer.
         check(unsafe {
-            (context.driver.table.cuMemHostAlloc)(&raw mut base, bytes, HOST_ALLOC_PORTABLE)
+            (context.driver.table.cuMemHostAlloc.call())(&raw mut base, bytes, HOST_ALLOC_PORTABLE)
         })?;
         let free = Mutex::new(BTreeMap::from([(0, bytes)]));
         Ok(Arc::new(Self {
@@ -92,7 +92,7 @@ impl Drop for Slab {
         // Copies may still be under way; a lost context has none.
         let _ = self.context.synchronize();
         // SAFETY: allocated by `new`; every region held the slab and is gone, and so is every copy.
-        unsafe { (self.context.driver.table.cuMemFreeHost)(raw::pointer(self.base).cast()) };
+        unsafe { (self.context.driver.table.cuMemFreeHost.call())(raw::pointer(self.base).cast()) };
     }
 }
 
@@ -176,11 +176,13 @@ impl Stream {
         let (table, src) = (&self.context.driver.table, region.address());
         if dst.is_host {
             // SAFETY: the extent was vouched for; the source is in a slab, which outlives the copy.
-            return check(unsafe { (table.cuMemcpyAsync)(dst.addr, src, dst.bytes, self.raw) });
+            return check(unsafe {
+                (table.cuMemcpyAsync.call())(dst.addr, src, dst.bytes, self.raw)
+            });
         }
         let src = raw::pointer(src).cast_const().cast();
         // SAFETY: as above.
-        check(unsafe { (table.cuMemcpyHtoDAsync_v2)(dst.addr, src, dst.bytes, self.raw) })
+        check(unsafe { (table.cuMemcpyHtoDAsync_v2.call())(dst.addr, src, dst.bytes, self.raw) })
     }
 
     /// Copies device memory to a region of at least its size.
@@ -195,11 +197,11 @@ impl Stream {
         let (table, dst) = (&self.context.driver.table, region.address());
         let status = if src.is_host {
             // SAFETY: the extent was vouched for; the destination is a region that nobody reads before the fence.
-            unsafe { (table.cuMemcpyAsync)(dst, src.addr, src.bytes, self.raw) }
+            unsafe { (table.cuMemcpyAsync.call())(dst, src.addr, src.bytes, self.raw) }
         } else {
             let dst = raw::pointer(dst).cast();
             // SAFETY: as above.
-            unsafe { (table.cuMemcpyDtoHAsync_v2)(dst, src.addr, src.bytes, self.raw) }
+            unsafe { (table.cuMemcpyDtoHAsync_v2.call())(dst, src.addr, src.bytes, self.raw) }
         };
         check(status)?;
         Ok(Landing {
@@ -238,7 +240,7 @@ impl HostBlock {
         let at: *mut c_void = raw::pointer(base).cast();
         // SAFETY: committed pages of our reservation.
         let registered = check(unsafe {
-            (table.cuMemHostRegister_v2)(at, size, HOST_REGISTER_PORTABLE_DEVICEMAP)
+            (table.cuMemHostRegister_v2.call())(at, size, HOST_REGISTER_PORTABLE_DEVICEMAP)
         });
         if let Err(status) = registered {
             decommit(range, base, bytes);
@@ -253,7 +255,7 @@ impl HostBlock {
         };
         let mut seen = 0;
         // SAFETY: a place for one address; memory that was just registered.
-        check(unsafe { (table.cuMemHostGetDevicePointer_v2)(&raw mut seen, at, 0) })?;
+        check(unsafe { (table.cuMemHostGetDevicePointer_v2.call())(&raw mut seen, at, 0) })?;
         if seen == base {
             Ok(block)
         } else {
@@ -271,7 +273,9 @@ impl Drop for HostBlock {
     fn drop(&mut self) {
         let _ = self.context.make_current();
         // SAFETY: registered by `new`. From then on the device has no access: what still uses it gets a fault.
-        unsafe { (self.context.driver.table.cuMemHostUnregister)(raw::pointer(self.base).cast()) };
+        unsafe {
+            (self.context.driver.table.cuMemHostUnregister.call())(raw::pointer(self.base).cast())
+        };
         decommit(&self.range, self.base, self.bytes);
     }
 }

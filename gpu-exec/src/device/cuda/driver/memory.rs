@@ -87,7 +87,7 @@ impl VirtualRange {
             usize::try_from(bytes).map_err(|_| CuStatus::INVALID_VALUE)?,
         );
         // SAFETY: a place for one address; 0 = the default alignment.
-        check(unsafe { reserve(&raw mut base, bytes, 0, hint, 0) })?;
+        check(unsafe { (reserve.call())(&raw mut base, bytes, 0, hint, 0) })?;
         Ok(Self {
             driver,
             base,
@@ -115,7 +115,7 @@ impl Drop for VirtualRange {
     fn drop(&mut self) {
         if let Some(free) = self.driver.table.cuMemAddressFree {
             // SAFETY: reserved by `reserve`; every mapping in it held the range and is gone.
-            unsafe { free(self.base, self.bytes) };
+            unsafe { (free.call())(self.base, self.bytes) };
         }
     }
 }
@@ -140,7 +140,7 @@ impl Physical {
         let properties = properties(location(driver.device(ordinal)?));
         let mut handle = 0;
         // SAFETY: valid properties, a place for one handle.
-        check(unsafe { create(&raw mut handle, bytes, &raw const properties, 0) })?;
+        check(unsafe { (create.call())(&raw mut handle, bytes, &raw const properties, 0) })?;
         Ok(Self {
             driver,
             ordinal,
@@ -154,7 +154,7 @@ impl Drop for Physical {
     fn drop(&mut self) {
         if let Some(release) = self.driver.table.cuMemRelease {
             // SAFETY: made by `create`, released once; mappings hold this value.
-            unsafe { release(self.handle) };
+            unsafe { (release.call())(self.handle) };
         }
     }
 }
@@ -210,7 +210,7 @@ impl Mapping {
         let map = range.driver.table.cuMemMap.ok_or(CuStatus::NOT_SUPPORTED)?;
         // SAFETY: the addresses are of our range, the handle has these bytes. If something is mapped there the driver
         // refuses.
-        check(unsafe { map(addr, extent.bytes, offset, physical.handle, 0) })?;
+        check(unsafe { (map.call())(addr, extent.bytes, offset, physical.handle, 0) })?;
         Ok(Self {
             range: range.clone(),
             addr,
@@ -238,7 +238,7 @@ impl Mapping {
             flags,
         };
         // SAFETY: one valid description for addresses that this value has mapped.
-        check(unsafe { set(self.addr, self.bytes, &raw const access, 1) })
+        check(unsafe { (set.call())(self.addr, self.bytes, &raw const access, 1) })
     }
 
     /// The device whose memory it is.
@@ -252,7 +252,7 @@ impl Drop for Mapping {
         let table = &self.range.driver.table;
         if let Some(unmap) = table.cuMemUnmap {
             // SAFETY: mapped as a whole by `of`. A device that still uses it gets a fault, nothing else.
-            unsafe { unmap(self.addr, self.bytes) };
+            unsafe { (unmap.call())(self.addr, self.bytes) };
         }
     }
 }
@@ -277,7 +277,7 @@ impl PlainBlock {
         let mut base = 0;
         let size = usize::try_from(bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
         // SAFETY: a place for one address.
-        check(unsafe { (context.driver.table.cuMemAlloc_v2)(&raw mut base, size) })?;
+        check(unsafe { (context.driver.table.cuMemAlloc_v2.call())(&raw mut base, size) })?;
         Ok(Self {
             context: context.clone(),
             base,
@@ -316,7 +316,7 @@ impl Drop for PlainBlock {
     fn drop(&mut self) {
         if self.is_owned && self.context.make_current().is_ok() {
             // SAFETY: allocated by `new`, freed once. The driver waits for work that uses it.
-            unsafe { (self.context.driver.table.cuMemFree_v2)(self.base) };
+            unsafe { (self.context.driver.table.cuMemFree_v2.call())(self.base) };
         }
     }
 }
@@ -335,7 +335,7 @@ impl Stream {
             table.cuMemcpyDtoDAsync_v2
         };
         // SAFETY: both extents were vouched for.
-        check(unsafe { copy(dst.addr, src.addr, bytes, self.raw) })
+        check(unsafe { (copy.call())(dst.addr, src.addr, bytes, self.raw) })
     }
 
     /// Copies rows and slices between device memory; the extents are those of the whole box.
@@ -393,7 +393,7 @@ impl Stream {
         self.context.make_current()?;
         let copy = self.context.driver.table.cuMemcpy3DAsync_v2;
         // SAFETY: a valid request, whose rows lie in extents that were vouched for (checked above).
-        check(unsafe { copy(&raw const request, self.raw) })
+        check(unsafe { (copy.call())(&raw const request, self.raw) })
     }
 
     /// Writes elements of `width` bytes all over `dst`.
@@ -410,10 +410,10 @@ impl Stream {
         let [low, second, ..] = value.to_le_bytes();
         let status = match width {
             // SAFETY: the extent was vouched for and holds `count` elements.
-            1 => unsafe { (table.cuMemsetD8Async)(dst.addr, low, count, self.raw) },
+            1 => unsafe { (table.cuMemsetD8Async.call())(dst.addr, low, count, self.raw) },
             // SAFETY: as above.
             2 => unsafe {
-                (table.cuMemsetD16Async)(
+                (table.cuMemsetD16Async.call())(
                     dst.addr,
                     u16::from_le_bytes([low, second]),
                     count,
@@ -421,7 +421,7 @@ impl Stream {
                 )
             },
             // SAFETY: as above.
-            4 => unsafe { (table.cuMemsetD32Async)(dst.addr, value, count, self.raw) },
+            4 => unsafe { (table.cuMemsetD32Async.call())(dst.addr, value, count, self.raw) },
             _ => return Err(CuStatus::INVALID_VALUE),
         };
         check(status)
@@ -456,10 +456,12 @@ impl Stream {
         let (addr, raw) = (dst.addr, self.raw);
         let status = match width {
             // SAFETY: the extent was vouched for and holds all rows.
-            1 => unsafe { (table.cuMemsetD2D8Async)(addr, pitch, low, row_elements, rows, raw) },
+            1 => unsafe {
+                (table.cuMemsetD2D8Async.call())(addr, pitch, low, row_elements, rows, raw)
+            },
             // SAFETY: as above.
             2 => unsafe {
-                (table.cuMemsetD2D16Async)(
+                (table.cuMemsetD2D16Async.call())(
                     addr,
                     pitch,
                     u16::from_le_bytes([low, second]),
@@ -469,7 +471,9 @@ impl Stream {
                 )
             },
             // SAFETY: as above.
-            4 => unsafe { (table.cuMemsetD2D32Async)(addr, pitch, value, row_elements, rows, raw) },
+            4 => unsafe {
+                (table.cuMemsetD2D32Async.call())(addr, pitch, value, row_elements, rows, raw)
+            },
             _ => return Err(CuStatus::INVALID_VALUE),
         };
         check(status)

@@ -21,6 +21,7 @@ mod memory;
 mod table;
 mod tensor_map;
 mod texture;
+mod watch;
 
 pub(crate) use code::{Function, Launch, Module};
 pub(crate) use context::{Context, Event, Fence, Stream};
@@ -30,3 +31,4 @@ pub(crate) use memory::{Extent, Mapping, Physical, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};
 pub(crate) use tensor_map::TensorMap;
 pub(crate) use texture::{Texels, Texture};
+pub(crate) use watch::{Blocked, Kind, Watch};

@@ -10,6 +10,8 @@ use cudarc::driver::sys;
 use farcall_marshal::status::{CuResult, CuStatus};
 use libloading::Library;
 
+use super::watch::Entry;
+
 /// Where the driver is looked for, in order.
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 /// Oldest driver that works.
@@ -39,27 +41,27 @@ macro_rules! entry_points {
         required { $($name:ident: fn($($arg:ty),*);)* }
         optional { $($opt_name:ident: fn($($opt_arg:ty),*);)* }
     ) => {
-        /// Entry points; each answers with a `CUresult`.
+        /// Entry points; each answers with a `CUresult`. They are called through [`Entry::call`], which notes it.
         #[allow(non_snake_case, reason = "the names are the driver's")]
         pub(super) struct Table {
-            $(pub(super) $name: unsafe extern "C" fn($($arg),*) -> u32,)*
-            $(pub(super) $opt_name: Option<unsafe extern "C" fn($($opt_arg),*) -> u32>,)*
+            $(pub(super) $name: Entry<unsafe extern "C" fn($($arg),*) -> u32>,)*
+            $(pub(super) $opt_name: Option<Entry<unsafe extern "C" fn($($opt_arg),*) -> u32>>,)*
         }
 
         impl Table {
             fn resolve(library: &Library) -> Result<Self, LoadError> {
                 Ok(Self {
                     $($name: {
-                        type Entry = unsafe extern "C" fn($($arg),*) -> u32;
+                        type Signature = unsafe extern "C" fn($($arg),*) -> u32;
                         // SAFETY: the name is cuda.h's for a function of this type.
-                        let entry = unsafe { library.get::<Entry>(concat!(stringify!($name), "\0").as_bytes()) };
-                        *entry.map_err(|_| LoadError::Symbol(stringify!($name)))?
+                        let entry = unsafe { library.get::<Signature>(concat!(stringify!($name), "\0").as_bytes()) };
+                        Entry::new(*entry.map_err(|_| LoadError::Symbol(stringify!($name)))?, stringify!($name))
                     },)*
                     $($opt_name: {
-                        type Entry = unsafe extern "C" fn($($opt_arg),*) -> u32;
+                        type Signature = unsafe extern "C" fn($($opt_arg),*) -> u32;
                         // SAFETY: the name is cuda.h's for a function of this type.
-                        let entry = unsafe { library.get::<Entry>(concat!(stringify!($opt_name), "\0").as_bytes()) };
-                        entry.ok().map(|entry| *entry)
+                        let entry = unsafe { library.get::<Signature>(concat!(stringify!($opt_name), "\0").as_bytes()) };
+                        entry.ok().map(|entry| Entry::new(*entry, stringify!($opt_name)))
                     },)*
                 })
             }
@@ -215,7 +217,7 @@ impl Driver {
     pub(crate) fn device_count(&self) -> CuResult<u32> {
         let mut count = 0;
         // SAFETY: a place for one int.
-        check(unsafe { (self.table.cuDeviceGetCount)(&raw mut count) })?;
+        check(unsafe { (self.table.cuDeviceGetCount.call())(&raw mut count) })?;
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
@@ -229,7 +231,7 @@ impl Driver {
             c_int::try_from(ordinal).map_err(|_| CuStatus::INVALID_DEVICE)?,
         );
         // SAFETY: a place for one int.
-        check(unsafe { (self.table.cuDeviceGet)(&raw mut device, ordinal) })?;
+        check(unsafe { (self.table.cuDeviceGet.call())(&raw mut device, ordinal) })?;
         Ok(device)
     }
 
@@ -242,7 +244,9 @@ impl Driver {
         let mut text = [0_u8; 256];
         let room = c_int::try_from(text.len() - 1).unwrap_or(0);
         // SAFETY: the text has room for that many bytes.
-        check(unsafe { (self.table.cuDeviceGetName)(text.as_mut_ptr().cast(), room, device) })?;
+        check(unsafe {
+            (self.table.cuDeviceGetName.call())(text.as_mut_ptr().cast(), room, device)
+        })?;
         let end = text.iter().position(|byte| *byte == 0).unwrap_or(0);
         Ok(String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned())
     }
@@ -254,7 +258,7 @@ impl Driver {
     pub(crate) fn device_uuid(&self, ordinal: u32) -> CuResult<[u8; 16]> {
         let (device, mut uuid) = (self.device(ordinal)?, [0; 16]);
         // SAFETY: `CUuuid` is 16 bytes.
-        check(unsafe { (self.table.cuDeviceGetUuid_v2)(&raw mut uuid, device) })?;
+        check(unsafe { (self.table.cuDeviceGetUuid_v2.call())(&raw mut uuid, device) })?;
         Ok(uuid)
     }
 
@@ -265,7 +269,7 @@ impl Driver {
     pub(crate) fn device_total_bytes(&self, ordinal: u32) -> CuResult<u64> {
         let (device, mut bytes) = (self.device(ordinal)?, 0);
         // SAFETY: a place for one size.
-        check(unsafe { (self.table.cuDeviceTotalMem_v2)(&raw mut bytes, device) })?;
+        check(unsafe { (self.table.cuDeviceTotalMem_v2.call())(&raw mut bytes, device) })?;
         Ok(bytes as u64)
     }
 
@@ -276,7 +280,9 @@ impl Driver {
     pub(crate) fn device_attribute(&self, ordinal: u32, attribute: i32) -> CuResult<i32> {
         let (device, mut value) = (self.device(ordinal)?, 0);
         // SAFETY: a place for one int; the driver checks the number of the attribute.
-        check(unsafe { (self.table.cuDeviceGetAttribute)(&raw mut value, attribute, device) })?;
+        check(unsafe {
+            (self.table.cuDeviceGetAttribute.call())(&raw mut value, attribute, device)
+        })?;
         Ok(value)
     }
 
@@ -284,9 +290,10 @@ impl Driver {
         let table = Table::resolve(&library)?;
         let mut version = 0;
         // SAFETY: the one parameter must be 0.
-        check(unsafe { (table.cuInit)(0) }).map_err(LoadError::Init)?;
+        check(unsafe { (table.cuInit.call())(0) }).map_err(LoadError::Init)?;
         // SAFETY: a place for one int.
-        check(unsafe { (table.cuDriverGetVersion)(&raw mut version) }).map_err(LoadError::Init)?;
+        check(unsafe { (table.cuDriverGetVersion.call())(&raw mut version) })
+            .map_err(LoadError::Init)?;
         if version < VERSION_MIN {
             return Err(LoadError::Version(version));
         }

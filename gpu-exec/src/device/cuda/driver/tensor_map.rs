@@ -51,7 +51,7 @@ impl TensorMap {
         // SAFETY: a place for a map, aligned; lists as long as the rank (strides: one less), checked above. The address is
         // computed with, not followed. The enumerations are plain numbers in this binding, which the driver checks.
         check(unsafe {
-            encode(
+            (encode.call())(
                 self.0.as_mut_ptr().cast(),
                 data_type,
                 rank,
@@ -98,7 +98,7 @@ impl TensorMap {
         let encode = encode.ok_or(CuStatus::NOT_SUPPORTED)?;
         // SAFETY: as for `tiled`; corners have two entries less than the rank, checked above.
         check(unsafe {
-            encode(
+            (encode.call())(
                 self.0.as_mut_ptr().cast(),
                 data_type,
                 rank,
@@ -127,7 +127,7 @@ impl TensorMap {
         let replace = driver.table.cuTensorMapReplaceAddress;
         let replace = replace.ok_or(CuStatus::NOT_SUPPORTED)?;
         // SAFETY: a whole map, aligned; the address is written into it, not followed.
-        check(unsafe { replace(self.0.as_mut_ptr().cast(), address as *mut c_void) })?;
+        check(unsafe { (replace.call())(self.0.as_mut_ptr().cast(), address as *mut c_void) })?;
         Ok(self.0)
     }
 }

@@ -67,7 +67,7 @@ impl Texture {
         // SAFETY: both structures have cuda.h's size and layout, the memory is living device memory (`Extent`), and the
         // driver checks the numbers. No view.
         check(unsafe {
-            create(
+            (create.call())(
                 &raw mut object,
                 resource.as_ptr().cast(),
                 texture.as_ptr().cast(),
@@ -85,7 +85,7 @@ impl Drop for Texture {
     fn drop(&mut self) {
         if self.context.make_current().is_ok() {
             // SAFETY: made by `create`, destroyed once.
-            unsafe { (self.context.driver.table.cuTexObjectDestroy)(self.object) };
+            unsafe { (self.context.driver.table.cuTexObjectDestroy.call())(self.object) };
         }
     }
 }

@@ -282,6 +282,11 @@ impl Stream for Plane {
         }
     }
 
+    fn has_hung_up(&self) -> bool {
+        let tcp = self.link.tcp.lock();
+        tcp.as_ref().is_some_and(|tcp| tcp.has_hung_up())
+    }
+
     fn direct(&self) -> Option<&dyn Direct> {
         self.direct.on.then_some(self)
     }
