@@ -3,6 +3,7 @@
 
 pub(crate) mod env;
 pub(crate) mod fds;
+pub(crate) mod memfd;
 pub(crate) mod raw;
 pub(crate) mod reserve;
 pub(crate) mod shared;

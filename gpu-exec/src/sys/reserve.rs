@@ -6,9 +6,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use nix::unistd::ftruncate;
+
+use super::memfd;
 
 /// Addresses that nothing else in this process will be given. Inaccessible but where committed.
 #[derive(Debug)]
@@ -165,7 +166,7 @@ impl MemoryFile {
     /// # Errors
     /// No descriptors, or the system refuses the size.
     pub(crate) fn create(bytes: u64) -> io::Result<Self> {
-        let file = memfd_create(c"farcall-memory", MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd::create(c"farcall-memory")?;
         ftruncate(&file, i64::try_from(bytes).map_err(io::Error::other)?)?;
         Ok(Self { file, bytes })
     }

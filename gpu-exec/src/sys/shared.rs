@@ -8,10 +8,11 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
+
+use super::memfd;
 
 /// A fixed number of atomic words in a memory file.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl SharedWords {
     /// # Errors
     /// No memory or descriptors.
     pub(crate) fn create(count: usize) -> io::Result<Self> {
-        let file = memfd_create(c"farcall-ledger", MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd::create(c"farcall-ledger")?;
         let bytes = i64::try_from(count * size_of::<AtomicU64>()).map_err(io::Error::other)?;
         ftruncate(&file, bytes)?;
         Self::open(file, count)

@@ -137,12 +137,14 @@ impl Drop for Mirror {
 
 /// Anonymous shared memory of a fixed size, closed on exec.
 pub(crate) fn memfd(bytes: usize, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // The call itself: glibc has a function for it since 2.27 only.
     // SAFETY: the name is a C string.
-    let fd =
-        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: just created, owned by nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let size = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
