@@ -1,8 +1,40 @@
-# Packages for people who install Farcall; sourced after common.sh. Each takes the folder BUILT with what was built.
+# What scripts/package packs, and how; sourced by it. Uses its $built, $out, $trees and $version.
 
-# client_tree ROOT BUILT: what a client needs, under ROOT as under /.
+# packages: .deb files and tarballs of client and server.
+packages() {
+    client_tree "$trees/client"
+    server_tree "$trees/server"
+    cp -r "$trees/client" "$trees/both"
+    cp -r "$trees/server/." "$trees/both"
+    tarball "farcall-client-$version-x86_64" "$trees/client"
+    tarball "farcall-server-$version-x86_64" "$trees/both"
+    deb farcall "$trees/client" "libc6 (>= $GLIBC_MAX)" "CUDA programs on machines without a GPU"
+    install -Dm 755 packaging/server.postinst "$trees/server/DEBIAN/postinst"
+    install -Dm 755 packaging/server.prerm "$trees/server/DEBIAN/prerm"
+    deb farcall-server "$trees/server" "farcall (= $version), passwd" "GPUs for programs on other machines"
+}
+
+# acceptance: what scripts/gpu-acceptance needs on a machine with a GPU, in one tarball.
+acceptance() {
+    local name=farcall-$version-x86_64 root=$trees/acceptance program bytes
+    mkdir -p "$root"/{bin,lib/farcall,programs,scripts}
+    install -s "$built/farcall" "$built/acceptance" "$root/bin"
+    install -s "$built/libcuda.so" "$root/lib/farcall/libcuda.so.1"
+    install -s "$built/libnvidia_ml.so" "$root/lib/farcall/libnvidia-ml.so.1"
+    for program in suite-13-static suite-12-static threads-13-static; do
+        install -s "$PROGRAMS/$program" "$root/programs"
+    done
+    install scripts/gpu-acceptance "$root/scripts"
+    cp LICENSE-* README.md CHANGELOG.md "$root"
+    git rev-parse HEAD >"$root/COMMIT"
+    tarball "$name" "$root"
+    bytes=$(stat -c %s "$out/$name.tar.xz")
+    [ "$bytes" -le "$PACKAGE_BYTES_MAX" ] || die "$out/$name.tar.xz has $bytes bytes, more than $PACKAGE_BYTES_MAX"
+}
+
+# client_tree ROOT: what a client needs, under ROOT as under /.
 client_tree() {
-    local root=$1 built=$2
+    local root=$1 doc=$1/usr/share/doc/farcall
     install -Ds "$built/farcall" "$root/usr/bin/farcall"
     install -Ds "$built/libcuda.so" "$root/usr/lib/farcall/libcuda.so.1"
     install -Ds "$built/libnvidia_ml.so" "$root/usr/lib/farcall/libnvidia-ml.so.1"
@@ -11,7 +43,8 @@ client_tree() {
     gzip -9n "$root"/usr/share/man/man1/*
     "$built/farcall" completions bash >"$root/usr/share/bash-completion/completions/farcall"
     "$built/farcall" completions zsh >"$root/usr/share/zsh/vendor-completions/_farcall"
-    cp "$REPO"/LICENSE* "$REPO/README.md" "$REPO/CHANGELOG.md" "$REPO"/docs/*.md "$root/usr/share/doc/farcall" 2>/dev/null || true
+    cp README.md CHANGELOG.md docs/*.md "$doc"
+    { printf 'Farcall is licensed under MIT OR Apache-2.0, at your choice.\n\n' && cat LICENSE-MIT LICENSE-APACHE; } >"$doc/copyright"
     chmod -R u=rwX,go=rX "$root"
 }
 
@@ -19,24 +52,27 @@ client_tree() {
 server_tree() {
     local root=$1 file
     for file in farcall-server farcall-pool; do
-        install -Dm 644 "$REPO/packaging/$file.service" "$root/lib/systemd/system/$file.service"
+        install -Dm 644 "packaging/$file.service" "$root/lib/systemd/system/$file.service"
     done
     for file in server pool; do
-        install -Dm 640 "$REPO/packaging/$file.env" "$root/etc/farcall/$file.env"
+        install -Dm 640 "packaging/$file.env" "$root/etc/farcall/$file.env"
     done
+    install -Dm 644 "$trees/client/usr/share/doc/farcall/copyright" "$root/usr/share/doc/farcall-server/copyright"
+    # Where mkdir made folders, with whatever mask.
+    find "$root" -type d -exec chmod 755 {} +
 }
 
-# tarball NAME TREE: dist/NAME.tar.xz of a tree; the same every time.
+# tarball NAME TREE: NAME.tar.xz of a tree; the same every time.
 tarball() {
-    local name=$1 tree=$2
-    tar -C "$tree" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct)" \
-        --transform "s,^\.,$name," -c . | xz -6 -T0 >"dist/$name.tar.xz"
-    note "dist/$name.tar.xz: $(stat -c %s "dist/$name.tar.xz") bytes"
+    local file=$out/$1.tar.xz
+    tar -C "$2" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(commit_time)" \
+        --transform "s,^\.,$1," -c . | xz "-$XZ_LEVEL" -T0 >"$file"
+    note "$file: $(stat -c %s "$file") bytes"
 }
 
-# deb NAME VERSION TREE DEPENDS DESCRIPTION: dist/NAME_VERSION_amd64.deb of a tree.
+# deb NAME TREE DEPENDS DESCRIPTION: NAME_VERSION_amd64.deb of a tree; the same every time.
 deb() {
-    local name=$1 version=$2 tree=$3 depends=$4 description=$5
+    local name=$1 tree=$2 depends=$3 description=$4 file=$out/${1}_${version}_amd64.deb
     mkdir -p "$tree/DEBIAN"
     cat >"$tree/DEBIAN/control" <<CONTROL
 Package: $name
@@ -51,26 +87,10 @@ Description: $description
  Farcall runs unmodified CUDA programs on machines without a GPU: its libcuda.so.1 sends the driver calls to servers that
  have GPUs.
 CONTROL
-    (cd "$tree" && find etc -type f -printf '/%p\n' 2>/dev/null) | sort >"$tree/DEBIAN/conffiles"
-    [ -s "$tree/DEBIAN/conffiles" ] || rm "$tree/DEBIAN/conffiles"
-    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) dpkg-deb --root-owner-group -Zxz --build "$tree" \
-        "dist/${name}_${version}_amd64.deb" >/dev/null
-    note "dist/${name}_${version}_amd64.deb: $(stat -c %s "dist/${name}_${version}_amd64.deb") bytes"
+    [ ! -d "$tree/etc" ] || (cd "$tree" && find etc -type f -printf '/%p\n') | sort >"$tree/DEBIAN/conffiles"
+    # Older dpkg reads xz, not zstd.
+    SOURCE_DATE_EPOCH=$(commit_time) dpkg-deb --root-owner-group -Zxz "-z$XZ_LEVEL" --build "$tree" "$file" >/dev/null
+    note "$file: $(stat -c %s "$file") bytes"
 }
 
-# packages BUILT VERSION: .deb files and tarballs of client and server.
-packages() {
-    local built=$1 version=$2 trees
-    trees=$(mktemp -d)
-    client_tree "$trees/client" "$built"
-    server_tree "$trees/server"
-    cp -r "$trees/client" "$trees/both"
-    cp -r "$trees/server/." "$trees/both"
-    tarball "farcall-client-$version-x86_64" "$trees/client"
-    tarball "farcall-server-$version-x86_64" "$trees/both"
-    deb farcall "$version" "$trees/client" "libc6 (>= $GLIBC_MAX)" "CUDA programs on machines without a GPU"
-    install -Dm 755 packaging/server.postinst "$trees/server/DEBIAN/postinst"
-    install -Dm 755 packaging/server.prerm "$trees/server/DEBIAN/prerm"
-    deb farcall-server "$version" "$trees/server" "farcall (= $version), passwd" "GPUs for programs on other machines"
-    rm -rf "$trees"
-}
+commit_time() { git log -1 --format=%ct; }

@@ -24,8 +24,47 @@ unsafe impl Sync for Mirror {}
 impl Mirror {
     /// Fresh memory that no other process can reach.
     pub(crate) fn new(bytes: usize) -> io::Result<Self> {
-        let fd = memfd(bytes, c"farcall-ring")?;
-        Self::map(fd.as_fd(), 0, bytes, true)
+        match memfd(bytes, c"farcall-ring") {
+            Ok(fd) => Self::map(fd.as_fd(), 0, bytes, true),
+            // Linux before 3.17.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Self::without_file(bytes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// [`Mirror::new`] for systems without memory files: `/proc` is not asked for, nor a file system.
+    fn without_file(bytes: usize) -> io::Result<Self> {
+        let mirror = Self::reserve(bytes)?;
+        let base = mirror.base.as_ptr();
+        // SAFETY: the first half of the reservation, which is ours.
+        let first = unsafe {
+            libc::mmap(
+                base.cast(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if first == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // An old size of zero maps the same pages once more (mremap(2)).
+        // SAFETY: the target is the second half of the reservation, which is ours.
+        let second = unsafe {
+            libc::mremap(
+                first,
+                0,
+                bytes,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                base.wrapping_add(bytes),
+            )
+        };
+        if second == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(mirror)
     }
 
     /// Maps `bytes` (a power of two, a multiple of the page size) of `fd`, from `offset` on
@@ -36,27 +75,9 @@ impl Mirror {
         bytes: usize,
         writable: bool,
     ) -> io::Result<Self> {
-        assert!(
-            bytes.is_power_of_two() && bytes >= 4096,
-            "ring of {bytes} bytes"
-        );
         let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: a new anonymous reservation; no existing mapping is touched.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                bytes * 2,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
-        let mirror = Self { base, bytes };
+        let mirror = Self::reserve(bytes)?;
+        let base = mirror.base;
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         for half in 0..2 {
             let at = base.as_ptr().wrapping_add(half * bytes);
@@ -76,6 +97,30 @@ impl Mirror {
             }
         }
         Ok(mirror)
+    }
+
+    /// Addresses for both mappings, without access.
+    fn reserve(bytes: usize) -> io::Result<Self> {
+        assert!(
+            bytes.is_power_of_two() && bytes >= 4096,
+            "ring of {bytes} bytes"
+        );
+        // SAFETY: a new anonymous reservation; no existing mapping is touched.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes * 2,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { base, bytes })
     }
 
     /// Size of one mapping.
@@ -162,7 +207,12 @@ mod tests {
 
     #[test]
     fn a_run_across_the_end_is_contiguous() {
-        let ring = Mirror::new(4096).unwrap();
+        for ring in [Mirror::new(4096), Mirror::without_file(4096)] {
+            wraps(&ring.unwrap());
+        }
+    }
+
+    fn wraps(ring: &Mirror) {
         // SAFETY: this test alone uses the ring.
         let run = unsafe { ring.slice_mut(4090, 12) };
         run.copy_from_slice(b"hello, world");
