@@ -243,9 +243,40 @@ fn modules_are_kept_across_sessions() {
             .0,
         0
     );
+    lose_and_send(&address, directory.path(), &known);
     drop((first, second));
     stopper.stop();
     thread.join().unwrap().unwrap();
+}
+
+/// What the cache has lost since it was listed is asked for, and what was asked of the module meanwhile waits.
+fn lose_and_send(address: &str, cache: &std::path::Path, known: &CuModuleLoadData<'_>) {
+    let client = Client::connect(address);
+    assert!(!client.welcome().cached_modules.is_empty());
+    for file in std::fs::read_dir(cache).unwrap() {
+        std::fs::write(file.unwrap().path(), "damaged").unwrap();
+    }
+    assert_eq!(client.call(known).0, FILE_NOT_FOUND);
+    let name = CuModuleGetFunction {
+        function: 2,
+        module: known.module,
+        name: "vecadd",
+    };
+    let ticket = client.begin(&name);
+    assert_eq!(client.load(known.module, VECADD).0, 0);
+    assert_eq!(client.wait(ticket).unwrap().0, 0);
+    assert_eq!(client.alloc(0, 3 * MIB), 0);
+    check_vecadd(&client, 1000);
+    assert_ne!(client.load(known.module, VECADD).0, 0, "wanted once only");
+    assert_eq!(
+        client
+            .call(&CuModuleLoadData {
+                module: 9,
+                ..*known
+            })
+            .0,
+        0
+    );
 }
 
 #[test]

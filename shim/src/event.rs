@@ -17,8 +17,10 @@ use crate::context::Context;
 use crate::crossing;
 use crate::graph::Node;
 use crate::passing::{Asked, Passing};
-use crate::session::Urgency;
+use crate::session::{Session, Urgency};
 use crate::stream::Stream;
+use crate::ticket::{Pending, Sink};
+use crate::timings::Point;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const EVENT_DISABLE_TIMING: u32 = 2;
@@ -64,13 +66,22 @@ impl Event {
             *self.recorded.lock() = Recorded::InCapture(capture, mark);
             return Ok(());
         }
-        stream.issue(&CuEventRecordWithFlags {
+        let record = CuEventRecordWithFlags {
             event: self.id,
             stream: stream.id,
             flags,
-        })?;
+        };
+        let has_time = self.flags & EVENT_DISABLE_TIMING == 0;
+        if has_time {
+            stream.issue(&record)?;
+        } else {
+            stream.issue_unseen(&record)?;
+        }
         let stamp = stream.last();
         *self.recorded.lock() = Recorded::At(Arc::clone(stream), stamp);
+        if has_time && let Some(point) = self.point() {
+            stream.session().timings.recorded(point);
+        }
         self.asked.recorded(|| self.ask(stamp, Urgency::Later))
     }
 
@@ -142,7 +153,7 @@ impl Event {
             }
             Recorded::At(stream, stamp) => {
                 self.context.check()?;
-                if !stream.has_done(stamp) {
+                if !stream.is_behind(stamp)? {
                     ask(stamp)?;
                 }
                 self.context.session().await_landings(stamp)?;
@@ -166,14 +177,80 @@ impl Event {
         if !std::ptr::eq(self.context.device, end.context.device) {
             return Err(CuStatus::INVALID_HANDLE);
         }
-        let reply = self.context.session().ask(
-            self.context.id,
-            &CuEventElapsedTime {
-                start: self.id,
-                end: end.id,
-            },
-        )?;
-        let reply = CuEventElapsedTimeReply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
-        Ok(reply.ms)
+        let (Some(from), Some(to)) = (self.point(), end.point()) else {
+            return self.ask_elapsed(self.id, end.id, Urgency::Now)?.wait();
+        };
+        let timings = &self.context.session().timings;
+        if let Some(ms) = timings.known_ms(from, to) {
+            return Ok(ms);
+        }
+        self.elapsed_with_next(from, to)
+    }
+
+    /// Asks for the time between two recordings, and along with it for what may be asked next.
+    fn elapsed_with_next(&self, from: Point, to: Point) -> CuResult<f32> {
+        let session = self.context.session();
+        let next: Vec<(Point, Elapsed)> = session
+            .timings
+            .next(from, to)
+            .into_iter()
+            .map(|(from, to)| {
+                let asked = self.ask_elapsed(from.event, to.event, Urgency::Later)?;
+                Ok((to, asked))
+            })
+            .collect::<CuResult<_>>()?;
+        let wanted = self.ask_elapsed(from.event, to.event, Urgency::Now)?;
+        let all = next.iter().map(|(_, asked)| asked).chain([&wanted]);
+        let all: Vec<&Pending> = all.map(|asked| &*asked.pending).collect();
+        session.wait_all(&all)?;
+        for (to, asked) in next {
+            // What has not run yet is asked again when it is wanted.
+            if let Ok(ms) = asked.take() {
+                session.timings.answered(to, ms);
+            }
+        }
+        wanted.take()
+    }
+
+    fn ask_elapsed(&self, start: u64, end: u64, urgency: Urgency) -> CuResult<Elapsed> {
+        let record = CuEventElapsedTime { start, end };
+        let session = self.context.session();
+        let pending = session.request_when(self.context.id, &record, Sink::Keep, urgency)?;
+        Ok(Elapsed { session, pending })
+    }
+
+    /// The last recording, if it is one of this moment.
+    fn point(&self) -> Option<Point> {
+        match *self.recorded.lock() {
+            Recorded::At(_, stamp) => Some(Point {
+                context: self.context.id,
+                event: self.id,
+                stamp,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// A time that the server was asked for.
+struct Elapsed {
+    session: &'static Session,
+    pending: Arc<Pending>,
+}
+
+impl Elapsed {
+    fn wait(self) -> CuResult<f32> {
+        self.session.wait(&self.pending)?;
+        self.take()
+    }
+
+    /// Milliseconds. Call when it is there.
+    fn take(self) -> CuResult<f32> {
+        match self.pending.take() {
+            (CuStatus::SUCCESS, body) => CuEventElapsedTimeReply::decode_body(&body)
+                .map(|reply| reply.ms)
+                .map_err(|_| CuStatus::UNKNOWN),
+            (status, _) => Err(status),
+        }
     }
 }

@@ -14,7 +14,6 @@ use farcall_marshal::record::{INLINE_BYTES_MAX, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
     CuModuleGetFunction, CuModuleGetGlobalV2, CuModuleGetGlobalV2Reply, CuModuleLoadData,
-    CuModuleLoadDataReply,
 };
 use parking_lot::Mutex;
 
@@ -22,9 +21,10 @@ use crate::api::Prepared;
 use crate::context::Context;
 use crate::counters;
 use crate::memory::{self, Allocation, AllocationKind};
+use crate::offers::{self, Offer};
 use crate::process::{Device, process};
 use crate::ptr::HostPtr;
-use crate::session::DeviceKind;
+use crate::session::{DeviceKind, Session};
 
 /// `kind` of a module record.
 const WIRE_PTX: u32 = 1;
@@ -35,8 +35,8 @@ pub(crate) struct Code {
     hash: [u8; 32],
     pub(crate) info: ModuleInfo,
     index: HashMap<String, usize>,
-    /// The selected bytes, until a server has them.
-    bytes: Mutex<Option<Vec<u8>>>,
+    /// The selected bytes: any server may have to be sent them.
+    bytes: Vec<u8>,
 }
 
 impl Code {
@@ -73,7 +73,7 @@ impl Code {
             hash,
             info,
             index,
-            bytes: Mutex::new(Some(selected.bytes.into_owned())),
+            bytes: selected.bytes.into_owned(),
         })
     }
 
@@ -83,30 +83,88 @@ impl Code {
 
     /// Loads the code in a context; the module's number there. Waits only where the device compiles: machine
     /// code that we could inspect is accepted as it is, and a refusal comes back late.
-    fn load(&self, context: &'static Context) -> CuResult<u64> {
+    fn load(self: &Arc<Self>, context: &'static Context) -> CuResult<u64> {
         let session = context.session();
         let id = session.new_id();
         let waits = self.info.kind == CodeKind::Ptx && session.kind != DeviceKind::Null;
         let is_known = session.known_modules.lock().contains(&self.hash);
-        if is_known {
-            match self.send(context, id, &[], waits) {
-                Err(CuStatus::FILE_NOT_FOUND) => {}
-                result => return result.map(|()| id),
-            }
+        match (is_known, waits) {
+            (true, false) => self.offer(context, id)?,
+            // What was only believed to be there is sent after all.
+            (true, true) => match self.announce(context, id, &[], true) {
+                Err(CuStatus::FILE_NOT_FOUND) => self.send(context, id, true)?,
+                result => result?,
+            },
+            (false, _) => self.send(context, id, waits)?,
         }
-        let bytes = self.bytes.lock();
-        let bytes = bytes.as_ref().ok_or(CuStatus::INVALID_IMAGE)?;
-        self.send(context, id, &image::compress_for_wire(bytes), waits)?;
-        session.known_modules.lock().insert(self.hash);
         Ok(id)
     }
 
-    fn send(&self, context: &'static Context, id: u64, packed: &[u8], waits: bool) -> CuResult {
-        let session = context.session();
-        let is_inline = packed.len() <= INLINE_BYTES_MAX;
-        let bulk = if is_inline { 0 } else { session.new_id() };
-        let record = CuModuleLoadData {
+    /// Names the code to a server that is believed to have it, and waits for nothing.
+    fn offer(self: &Arc<Self>, context: &'static Context, id: u64) -> CuResult {
+        let offer = Offer {
+            context,
             module: id,
+            code: Arc::clone(self),
+            has_image: false,
+        };
+        let record = self.record(id, 0, &[]);
+        context.session().offer(&record, offer)
+    }
+
+    /// Sends what the server turned out not to have. Blocks while there is no room for it.
+    pub(crate) fn send_offered(self: Arc<Self>, offer: Offer) -> CuResult {
+        if !offer.context.is_alive() {
+            return Ok(());
+        }
+        let session = offer.context.session();
+        let packed = image::compress_for_wire(&self.bytes);
+        let bulk = bulk_number(session, &packed);
+        let record = self.record(offer.module, bulk, &packed);
+        counters::module_sent(packed.len());
+        session.offer(
+            &record,
+            Offer {
+                has_image: true,
+                ..offer
+            },
+        )?;
+        send_beside(session, bulk, &packed)
+    }
+
+    /// Sends the whole.
+    fn send(&self, context: &'static Context, id: u64, waits: bool) -> CuResult {
+        let packed = image::compress_for_wire(&self.bytes);
+        counters::module_sent(packed.len());
+        self.announce(context, id, &packed, waits)?;
+        context.session().known_modules.lock().insert(self.hash);
+        Ok(())
+    }
+
+    fn announce(&self, context: &'static Context, id: u64, packed: &[u8], waits: bool) -> CuResult {
+        let session = context.session();
+        let bulk = bulk_number(session, packed);
+        let record = self.record(id, bulk, packed);
+        if !waits {
+            session.send(context.id, &record)?;
+            return send_beside(session, bulk, packed);
+        }
+        let pending = session.request(context.id, &record, crate::ticket::Sink::Keep)?;
+        send_beside(session, bulk, packed)?;
+        session.wait(&pending)?;
+        let (status, reply) = pending.take();
+        if status.is_success() {
+            return Ok(());
+        }
+        if status != CuStatus::FILE_NOT_FOUND {
+            offers::tell(status, &reply);
+        }
+        Err(status)
+    }
+
+    fn record<'a>(&'a self, module: u64, bulk: u64, packed: &'a [u8]) -> CuModuleLoadData<'a> {
+        CuModuleLoadData {
+            module,
             kind: if self.info.kind == CodeKind::Ptx {
                 WIRE_PTX
             } else {
@@ -115,35 +173,25 @@ impl Code {
             total_bytes: packed.len() as u64,
             bulk,
             hash: &self.hash,
-            image: if is_inline { packed } else { &[] },
-        };
-        counters::module_sent(packed.len());
-        // What was only believed to be there is asked for, too: the answer decides whether to send it.
-        let waits = waits || packed.is_empty();
-        if !waits {
-            session.send(context.id, &record)?;
-            return if is_inline {
-                Ok(())
-            } else {
-                memory::send_bulk(session, bulk, packed)
-            };
+            image: if bulk == 0 { packed } else { &[] },
         }
-        let pending = session.request(context.id, &record, crate::ticket::Sink::Keep)?;
-        if !is_inline {
-            memory::send_bulk(session, bulk, packed)?;
-        }
-        session.wait(&pending)?;
-        let (status, reply) = pending.take();
-        if status.is_success() {
-            return Ok(());
-        }
-        if let Ok(reply) = CuModuleLoadDataReply::decode_body(&reply)
-            && !reply.message.is_empty()
-        {
-            log::error!("module not loaded: {}", reply.message);
-        }
-        Err(status)
     }
+}
+
+/// Number of the transfer that brings the image; 0 = it fits in the record.
+fn bulk_number(session: &Session, packed: &[u8]) -> u64 {
+    if packed.len() <= INLINE_BYTES_MAX {
+        0
+    } else {
+        session.new_id()
+    }
+}
+
+fn send_beside(session: &Session, bulk: u64, packed: &[u8]) -> CuResult {
+    if bulk == 0 {
+        return Ok(());
+    }
+    memory::send_bulk(session, bulk, packed)
 }
 
 fn refused(error: &ImageError) -> CuStatus {

@@ -3,7 +3,7 @@
 
 mod inbox;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,10 +21,13 @@ use crate::crossing::Ferry;
 use crate::landing;
 use crate::memory::DeviceRange;
 use crate::observe;
+use crate::offers::Offer;
 use crate::reserve::Range;
 use crate::steps;
-use crate::stream::Stream;
+use crate::stream::{STREAM_NON_BLOCKING, Stream};
 use crate::ticket::{Pending, Sink};
+use crate::timings::Timings;
+use crate::unseen::Unseen;
 
 /// `CU_EVENT_DISABLE_TIMING`.
 pub(crate) const EVENT_DISABLE_TIMING: u32 = 2;
@@ -84,14 +87,32 @@ pub(crate) struct Session {
     /// Copies to host memory that nobody waits for yet.
     landing: Mutex<Vec<(u64, Arc<Pending>)>>,
     pub(crate) coherent: Coherent,
-    /// Number of the last synchronous upload that non-blocking streams have to wait for.
+    /// Number of the last upload that was over for the program before the device had it.
     barrier: AtomicU64,
-    /// Event behind that upload, and the context that it lives in.
-    barrier_event: Mutex<Option<(u32, u64)>>,
+    barriers: Mutex<Barriers>,
     /// Whether there ever was a non-blocking stream.
     has_non_blocking: AtomicBool,
+    /// Of all streams, for the legacy stream, which waits for the others.
+    pub(crate) unseen: Unseen,
+    pub(crate) timings: Timings,
     /// Brings bytes of other servers here.
     pub(crate) ferry: Ferry,
+}
+
+/// What streams are made to wait for instead of the program.
+#[derive(Default)]
+struct Barriers {
+    last: Option<Barrier>,
+    /// An event of each context that had an upload.
+    events: HashMap<u32, u64>,
+}
+
+/// Behind the last upload that was over for the program, and so behind those before.
+#[derive(Clone, Copy)]
+struct Barrier {
+    context: u32,
+    stream: u64,
+    event: u64,
 }
 
 /// What a session needs to be told when it opens.
@@ -123,8 +144,10 @@ impl Session {
             landing: Mutex::default(),
             coherent: Coherent::default(),
             barrier: AtomicU64::new(0),
-            barrier_event: Mutex::new(None),
+            barriers: Mutex::default(),
             has_non_blocking: AtomicBool::new(false),
+            unseen: Unseen::default(),
+            timings: Timings::default(),
             ferry: Ferry::default(),
         }
     }
@@ -260,6 +283,14 @@ impl Session {
         Ok(pending)
     }
 
+    /// Sends a record about a module whose reply is taken when it comes. Does not wait.
+    pub(crate) fn offer<'a, R: Record<'a>>(&self, body: &R, offer: Offer) -> CuResult {
+        let (ticket, _) = self.inbox.tickets.issue(Sink::Keep)?;
+        let head = Head::request(R::NUMBER, offer.context.id, ticket);
+        self.inbox.offers.add(ticket, offer);
+        self.post(head, body)
+    }
+
     /// Sends a record that was encoded before.
     pub(crate) fn send_encoded(&self, record: &[u8]) -> CuResult {
         let sent = self
@@ -363,62 +394,69 @@ impl Session {
         self.has_non_blocking.store(true, Ordering::Relaxed);
     }
 
-    /// A synchronous upload was sent on `stream`. To the program it is over when the call returns, so work that
-    /// it sends to any stream later comes after it, also on streams that do not wait for each other. No reply is
-    /// needed for that: those streams are made to wait for an event behind the upload.
+    /// An upload was sent on `stream` which to the program is over, so work that it sends to any stream later comes
+    /// after it. No reply is needed for that: streams that would not wait by themselves are made to wait for an event
+    /// behind the upload.
     pub(crate) fn uploaded(&self, stream: &Stream) -> CuResult {
-        if !self.has_non_blocking.load(Ordering::Relaxed) {
+        let all_wait = stream.id == 0
+            && !self.has_non_blocking.load(Ordering::Relaxed)
+            && self.inbox.has_one_context();
+        if all_wait {
             return Ok(());
         }
         let context = stream.context.id;
-        let mut event = self.barrier_event.lock();
-        let id = match *event {
-            Some((owner, id)) if owner == context => id,
-            _ => {
-                let id = self.new_id();
-                self.send(
-                    context,
-                    &CuEventCreate {
-                        event: id,
-                        flags: EVENT_DISABLE_TIMING,
-                    },
-                )?;
-                *event = Some((context, id));
-                id
+        let mut barriers = self.barriers.lock();
+        let event = match barriers.events.get(&context) {
+            Some(event) => *event,
+            None => {
+                let event = self.new_id();
+                let flags = EVENT_DISABLE_TIMING;
+                self.send(context, &CuEventCreate { event, flags })?;
+                barriers.events.insert(context, event);
+                event
             }
         };
-        self.send(
+        let record = CuEventRecordWithFlags {
+            event,
+            stream: stream.id,
+            flags: 0,
+        };
+        self.send(context, &record)?;
+        barriers.last = Some(Barrier {
             context,
-            &CuEventRecordWithFlags {
-                event: id,
-                stream: stream.id,
-                flags: 0,
-            },
-        )?;
+            stream: stream.id,
+            event,
+        });
         self.barrier.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
-    /// Number of the last upload that a stream which does not wait for the legacy stream must wait for.
+    /// Number of the last upload that streams have to wait for.
     #[inline]
     pub(crate) fn barrier(&self) -> u64 {
         self.barrier.load(Ordering::Acquire)
     }
 
-    /// Makes a stream wait for the last synchronous upload.
+    /// Makes a stream wait for the last upload that was over for the program, unless it does by itself.
+    #[cold]
     pub(crate) fn hold_back(&self, stream: &Stream) -> CuResult {
-        let event = *self.barrier_event.lock();
-        match event {
-            Some((context, id)) if context == stream.context.id => self.send(
-                context,
-                &CuStreamWaitEvent {
-                    stream: stream.id,
-                    event: id,
-                    flags: 0,
-                },
-            ),
-            _ => Ok(()),
+        let Some(barrier) = self.barriers.lock().last else {
+            return Ok(());
+        };
+        let is_blocking = stream.flags & STREAM_NON_BLOCKING == 0;
+        let waits_anyway = barrier.context == stream.context.id
+            && (barrier.stream == stream.id || (barrier.stream == 0 && is_blocking));
+        if waits_anyway || !self.inbox.has_context(barrier.context) {
+            return Ok(());
         }
+        self.send(
+            stream.context.id,
+            &CuStreamWaitEvent {
+                stream: stream.id,
+                event: barrier.event,
+                flags: 0,
+            },
+        )
     }
 
     /// Stamp for an operation that is about to be sent.

@@ -17,6 +17,7 @@ use crate::crossing::Crossed;
 use crate::graph::Node;
 use crate::passing::Passing;
 use crate::session::{Session, Urgency};
+use crate::unseen::Unseen;
 
 /// `CU_STREAM_NON_BLOCKING`: does not wait for the legacy stream.
 pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
@@ -32,7 +33,9 @@ pub(crate) struct Stream {
     last: AtomicU64,
     /// Its operations up to this stamp have run.
     done: AtomicU64,
-    /// Number of the last synchronous upload that it waits for.
+    /// Not of the legacy stream: that has the session's.
+    unseen: Unseen,
+    /// Number of the last upload that was over for the program, which it waits for.
     barrier: AtomicU64,
     pub(crate) capture: Mutex<Option<Arc<Capture>>>,
     /// Made when a stream of another server waits for this one.
@@ -50,6 +53,7 @@ impl Stream {
             priority,
             last: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            unseen: Unseen::default(),
             barrier: AtomicU64::new(0),
             capture: Mutex::new(None),
             crossed: Crossed::default(),
@@ -73,6 +77,27 @@ impl Stream {
         self.session().send(self.context.id, record)
     }
 
+    /// Sends an operation of which only the device sees the effect, such as an upload to device memory, on a stream that
+    /// captures nothing.
+    pub(crate) fn issue_unseen<'a, R: Record<'a>>(&self, record: &R) -> CuResult {
+        self.context.check()?;
+        let session = self.session();
+        let behind_all = || {
+            self.wait_for_uploads(session)?;
+            let stamp = session.stamp();
+            Ok::<_, CuStatus>((stamp - 1, stamp))
+        };
+        if self.id == 0 {
+            session.unseen.add(behind_all)?;
+        } else {
+            self.unseen.add(|| {
+                let stamp = session.unseen.add(behind_all)?;
+                Ok::<_, CuStatus>((self.last.swap(stamp, Ordering::Relaxed), stamp))
+            })?;
+        }
+        session.send(self.context.id, record)
+    }
+
     /// Sends a stream operation that was encoded before.
     pub(crate) fn issue_encoded(&self, record: &[u8]) -> CuResult {
         self.context.check()?;
@@ -93,22 +118,28 @@ impl Stream {
         }
     }
 
-    /// Notes that an operation is about to be sent; its stamp. A stream that does not wait for the legacy stream
-    /// first waits for uploads that were over for the program before.
+    /// Notes that an operation is about to be sent; its stamp.
     // Into the one call that every launch makes.
     #[allow(clippy::inline_always)]
     #[inline(always)]
     pub(crate) fn mark(&self) -> CuResult<u64> {
         let session = self.session();
-        let barrier = session.barrier();
-        if self.flags & STREAM_NON_BLOCKING != 0 && self.barrier.load(Ordering::Relaxed) != barrier
-        {
-            self.barrier.store(barrier, Ordering::Relaxed);
-            session.hold_back(self)?;
-        }
+        self.wait_for_uploads(session)?;
         let stamp = session.stamp();
         self.last.store(stamp, Ordering::Relaxed);
         Ok(stamp)
+    }
+
+    /// Makes the stream wait for uploads that were over for the program before, unless it has been told.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn wait_for_uploads(&self, session: &Session) -> CuResult {
+        let barrier = session.barrier();
+        if self.barrier.load(Ordering::Relaxed) != barrier {
+            self.barrier.store(barrier, Ordering::Relaxed);
+            session.hold_back(self)?;
+        }
+        Ok(())
     }
 
     /// Stamp up to which this stream has to be waited for. The legacy stream waits for the others too.
@@ -125,6 +156,25 @@ impl Stream {
         self.done.load(Ordering::Relaxed) >= stamp || self.session().has_finished(stamp)
     }
 
+    /// The same, or that the program cannot tell the difference: operations at the end of which only the device sees the
+    /// effect count as run, and whatever the program sends later to any stream is made to wait for them.
+    pub(crate) fn is_behind(&self, stamp: u64) -> CuResult<bool> {
+        if self.has_done(stamp) {
+            return Ok(true);
+        }
+        let unseen = match self.id {
+            0 => &self.session().unseen,
+            _ => &self.unseen,
+        };
+        let before = unseen.wait_for(stamp);
+        if before == stamp || !self.has_done(before) {
+            return Ok(false);
+        }
+        self.session().uploaded(self)?;
+        self.set_done(stamp);
+        Ok(true)
+    }
+
     /// Everything up to `stamp` on this stream has run.
     pub(crate) fn set_done(&self, stamp: u64) {
         self.done.fetch_max(stamp, Ordering::Relaxed);
@@ -135,14 +185,19 @@ impl Stream {
         self.forbid_capture()?;
         self.context.check()?;
         let stamp = self.last();
-        if !self.has_done(stamp) {
+        if !self.is_behind(stamp)? {
             self.ask(stamp)?.wait()?;
         }
+        self.settle(stamp)?;
+        self.session().take_deferred()
+    }
+
+    /// Everything up to `stamp` has run: what it brought to host memory is there when this returns.
+    fn settle(&self, stamp: u64) -> CuResult {
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
         coherent::after_wait(self.context, stamp)?;
-        self.context.check()?;
-        self.session().take_deferred()
+        self.context.check()
     }
 
     /// Has the server say when everything sent so far has run.
@@ -162,14 +217,11 @@ impl Stream {
         self.forbid_capture()?;
         self.context.check()?;
         let stamp = self.last();
-        if !self.has_done(stamp) {
+        if !self.is_behind(stamp)? {
             self.session()
                 .ask(self.context.id, &CuStreamQuery { stream: self.id })?;
         }
-        self.session().await_landings(stamp)?;
-        self.set_done(stamp);
-        coherent::after_wait(self.context, stamp)?;
-        self.context.check()
+        self.settle(stamp)
     }
 
     /// A call that a capturing stream may not make; it spoils the capture.

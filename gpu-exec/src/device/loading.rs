@@ -59,6 +59,35 @@ impl<L: Send + 'static> Loader<L> {
     }
 }
 
+/// A module that is not loaded yet, and what was asked of it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Waiting<Q> {
+    /// In the order of their records.
+    pub(crate) questions: Vec<Q>,
+    /// The image came neither with the load nor from the cache: the client sends it in a second load of the same module.
+    is_wanted: bool,
+}
+
+impl<Q> Waiting<Q> {
+    /// Nothing was asked so far.
+    pub(crate) fn new() -> Self {
+        Self {
+            questions: Vec::new(),
+            is_wanted: false,
+        }
+    }
+
+    /// The client is asked for the image.
+    pub(crate) fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// A second load came; whether it was wanted.
+    pub(crate) fn take_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.is_wanted)
+    }
+}
+
 /// A module's image as a record announces it.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -96,6 +125,12 @@ impl Image {
             return Err(invalid("the image is not what its hash says".to_owned()));
         }
         Ok(Some(image))
+    }
+
+    /// Whether the load failed because the client believed the image to be in the cache; it is to hear that, and sends it.
+    pub(crate) fn is_missing(&self, reply: Reply, failure: &Failure) -> bool {
+        let is_named_only = self.bulk == 0 && self.packed.is_empty();
+        is_named_only && reply.ticket != 0 && failure.status == CuStatus::FILE_NOT_FOUND
     }
 
     /// What was received, kept for the next load of it; or what was kept of an earlier one.

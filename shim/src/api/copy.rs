@@ -39,9 +39,9 @@ fn place(address: u64) -> CuResult<Place> {
     })
 }
 
-/// Refuses device ranges that leave their allocation, as a driver does. Host memory that the device is to use
-/// itself is brought up to date there.
-pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult {
+/// Refuses device ranges that leave their allocation, as a driver does; whether only devices see the memory. Host memory
+/// that the device is to use itself is brought up to date there.
+pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult<bool> {
     let allocation = process()?
         .memory
         .covering(start, bytes)
@@ -51,10 +51,9 @@ pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuR
         return Err(CuStatus::INVALID_VALUE);
     }
     if allocation.is_on_device() {
-        Ok(())
-    } else {
-        coherent::before_use(stream, &allocation)
+        return Ok(true);
     }
+    coherent::before_use(stream, &allocation).map(|()| false)
 }
 
 /// Sends host bytes to the device. They have left this memory when it returns.
@@ -65,7 +64,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     if let Some(owner) = crossing::abroad(stream, dst)? {
         return crossing::run_at(owner, stream, |lane| to_device(lane, dst, src, bytes));
     }
-    check_device_range(stream, dst, bytes as u64)?;
+    let is_only_seen_by_devices = check_device_range(stream, dst, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
         return capture.add(
             stream.id,
@@ -80,23 +79,23 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     // What an earlier copy still has to write there is what this one is to read.
     process()?.await_writers(src.address(), bytes as u64)?;
     let data = src.bytes(bytes)?;
-    if bytes <= INLINE_BYTES_MAX {
-        return stream.issue(&CuMemcpyHtoDAsyncV2 {
-            dst,
-            count: bytes as u64,
-            stream: stream.id,
-            bulk: 0,
-            data,
-        });
-    }
-    let bulk = session.new_id();
-    stream.issue(&CuMemcpyHtoDAsyncV2 {
+    let is_inline = bytes <= INLINE_BYTES_MAX;
+    let bulk = if is_inline { 0 } else { session.new_id() };
+    let record = CuMemcpyHtoDAsyncV2 {
         dst,
         count: bytes as u64,
         stream: stream.id,
         bulk,
-        data: &[],
-    })?;
+        data: if is_inline { data } else { &[] },
+    };
+    if is_only_seen_by_devices {
+        stream.issue_unseen(&record)?;
+    } else {
+        stream.issue(&record)?;
+    }
+    if is_inline {
+        return Ok(());
+    }
     session
         .endpoint
         .bulk_send(bulk, &[IoSlice::new(data)])

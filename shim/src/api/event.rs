@@ -38,6 +38,7 @@ pub(crate) fn cuEventCreate(place: Out<u64>, flags: u32) -> CuResult {
 
 pub(crate) fn cuEventDestroy_v2(handle: u64) -> CuResult {
     let event = process()?.events.remove(handle)?;
+    event.context.session().timings.forget(event.id);
     if !event.context.is_alive() {
         return Ok(());
     }

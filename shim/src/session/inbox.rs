@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use farcall_marshal::record::{self, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
+use farcall_marshal::wire::{CuModuleLoadData, ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::{Mutex, RwLock};
 
@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::crossing::Gate;
 use crate::hooks::{Callback, Runner};
 use crate::observe;
+use crate::offers::Offers;
 use crate::steps;
 use crate::ticket::Tickets;
 
@@ -31,6 +32,8 @@ pub(crate) struct Inbox {
     /// Points of streams that others of other servers wait for.
     gates: Mutex<HashMap<u64, Gate>>,
     runner: Runner,
+    /// Modules that the server has yet to say whether it has.
+    pub(super) offers: Offers,
     /// As the configuration names it.
     server: String,
 }
@@ -64,6 +67,11 @@ impl Inbox {
     /// Whether waiting for one context is waiting for all.
     pub(crate) fn has_one_context(&self) -> bool {
         self.contexts.read().len() == 1
+    }
+
+    /// Whether a context has not ended.
+    pub(crate) fn has_context(&self, id: u32) -> bool {
+        self.contexts.read().contains_key(&id)
     }
 
     /// Remembers what happens when the server says that a stream has got there. Fails once the session has ended.
@@ -140,6 +148,9 @@ impl Inbox {
                         head.ticket
                     );
                 }
+                if head.number == CuModuleLoadData::NUMBER {
+                    self.offer_answered(head, body);
+                }
                 continue;
             }
             match head.number {
@@ -153,6 +164,14 @@ impl Inbox {
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn offer_answered(&self, head: record::Head, body: &[u8]) {
+        let status = CuStatus(head.context);
+        if let Some(status) = self.offers.answered(head.ticket, status, body) {
+            self.defer(status);
+        }
     }
 
     fn notice(&self, context: u32, notice: &ErrorNotice<'_>) {
@@ -187,6 +206,7 @@ impl Inbox {
             .lost
             .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
         self.tickets.end(status);
+        self.offers.end();
         // Streams of other servers do not wait for this one any more.
         let gates: Vec<Gate> = self.gates.lock().drain().map(|(_, gate)| gate).collect();
         for gate in gates {

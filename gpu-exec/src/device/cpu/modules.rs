@@ -22,7 +22,7 @@ use super::work::Work;
 use crate::cache::Cache;
 use crate::device::cpu_limits::SHARED_BYTES_OPTIN;
 use crate::device::handles::HandleTable;
-use crate::device::loading::{Image, Loader, answer_global, answer_load};
+use crate::device::loading::{Image, Loader, Waiting, answer_global, answer_load};
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::{FUNCTIONS_MAX, MODULES_MAX, STACK_BYTES};
 
@@ -60,7 +60,7 @@ enum Question {
 
 #[derive(Debug)]
 enum Entry {
-    Loading(ContextKey, Vec<Question>),
+    Loading(ContextKey, Waiting<Question>),
     Loaded(ContextKey, Loaded, Vec<u64>),
 }
 
@@ -123,22 +123,17 @@ impl Modules {
 
     /// Hands a load to the loader, which answers it.
     pub(crate) fn load(self: &Arc<Self>, load: Load) {
-        let reply = load.reply;
-        let entry = Entry::Loading(load.context, Vec::new());
-        let (module, inserted) = (
-            load.module,
-            self.tables.lock().modules.insert(load.module, entry),
-        );
-        let handed = inserted.map_err(Failure::from).and_then(|()| {
-            let this = self.clone();
-            self.loader
-                .hand_over(load, 32 * STACK_BYTES, move |loads| this.serve(&loads))
-        });
+        let begun = self.tables.lock().begin(&load);
+        if let Err(status) = begun {
+            return answer_load(&*self.outbox, load.reply, &status.into());
+        }
+        let (reply, module, context) = (load.reply, load.module, load.context);
+        let this = self.clone();
+        let handed = self
+            .loader
+            .hand_over(load, 32 * STACK_BYTES, move |loads| this.serve(&loads));
         if let Err(failure) = handed {
-            if inserted.is_ok() {
-                let _ = self.tables.lock().modules.remove(module);
-            }
-            answer_load(&*self.outbox, reply, &failure);
+            self.finish(reply, module, context, Err(failure));
         }
     }
 
@@ -147,10 +142,10 @@ impl Modules {
         let mut tables = self.tables.lock();
         // Where nothing is compiled the function is known already, and launches of it follow at once.
         if self.compile == Compile::Ptx
-            && let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
+            && let Ok(Entry::Loading(_, waiting)) = tables.modules.get_mut(module)
         {
-            if questions.len() < FUNCTIONS_MAX {
-                return questions.push(Question::Function {
+            if waiting.questions.len() < FUNCTIONS_MAX {
+                return waiting.questions.push(Question::Function {
                     handle,
                     name: name.to_owned(),
                     reply,
@@ -169,10 +164,10 @@ impl Modules {
     /// Answers where a variable is.
     pub(crate) fn find_global(&self, reply: Reply, module: u64, name: &str) {
         let mut tables = self.tables.lock();
-        if let Ok(Entry::Loading(_, questions)) = tables.modules.get_mut(module)
-            && questions.len() < FUNCTIONS_MAX
+        if let Ok(Entry::Loading(_, waiting)) = tables.modules.get_mut(module)
+            && waiting.questions.len() < FUNCTIONS_MAX
         {
-            return questions.push(Question::Global {
+            return waiting.questions.push(Question::Global {
                 name: name.to_owned(),
                 reply,
             });
@@ -223,8 +218,8 @@ impl Modules {
     pub(crate) fn unload(&self, reply: Reply, module: u64) {
         let mut tables = self.tables.lock();
         let removed = match tables.modules.get_mut(module) {
-            Ok(Entry::Loading(_, questions)) => {
-                return questions.push(Question::Unload { reply });
+            Ok(Entry::Loading(_, waiting)) => {
+                return waiting.questions.push(Question::Unload { reply });
             }
             Ok(Entry::Loaded(..)) => tables.modules.remove(module),
             Err(status) => Err(status),
@@ -254,28 +249,44 @@ impl Modules {
 
     fn serve(&self, loads: &Receiver<Load>) {
         for load in loads {
-            let outcome = self.load_now(&load);
-            let mut tables = self.tables.lock();
-            let questions = match tables.modules.remove(load.module) {
-                Ok(Entry::Loading(_, questions)) => questions,
-                // Its context has ended meanwhile, and the memory with it.
-                _ => Vec::new(),
-            };
-            let failure = match outcome {
-                Ok((module, globals)) => {
-                    let _ = tables
-                        .modules
-                        .insert(load.module, Entry::Loaded(load.context, module, globals));
-                    Failure::from(CuStatus::SUCCESS)
+            match self.load_now(&load) {
+                Err(failure)
+                    if load.image.is_missing(load.reply, &failure)
+                        && self.tables.lock().want(load.module) =>
+                {
+                    answer_load(&*self.outbox, load.reply, &failure);
                 }
-                Err(failure) => failure,
-            };
-            drop(tables);
-            answer_load(&*self.outbox, load.reply, &failure);
-            for question in questions {
-                self.answer(load.module, question);
+                outcome => self.finish(load.reply, load.module, load.context, outcome),
             }
             self.outbox.flush();
+        }
+    }
+
+    fn finish(
+        &self,
+        reply: Reply,
+        module: u64,
+        context: ContextKey,
+        outcome: Result<(Loaded, Vec<u64>), Failure>,
+    ) {
+        let mut tables = self.tables.lock();
+        let questions = match tables.modules.remove(module) {
+            Ok(Entry::Loading(_, waiting)) => waiting.questions,
+            // Its context has ended meanwhile, and the memory with it.
+            _ => Vec::new(),
+        };
+        let failure = match outcome {
+            Ok((loaded, globals)) => {
+                let entry = Entry::Loaded(context, loaded, globals);
+                let _ = tables.modules.insert(module, entry);
+                Failure::from(CuStatus::SUCCESS)
+            }
+            Err(failure) => failure,
+        };
+        drop(tables);
+        answer_load(&*self.outbox, reply, &failure);
+        for question in questions {
+            self.answer(module, question);
         }
     }
 
@@ -405,6 +416,28 @@ impl Modules {
 }
 
 impl Tables {
+    /// A load came: of a new module, or the image of one that waits for it.
+    fn begin(&mut self, load: &Load) -> CuResult {
+        if let Ok(Entry::Loading(_, waiting)) = self.modules.get_mut(load.module)
+            && waiting.take_wanted()
+        {
+            return Ok(());
+        }
+        let entry = Entry::Loading(load.context, Waiting::new());
+        self.modules.insert(load.module, entry)
+    }
+
+    /// The client is asked for a module's image; whether the module is still there.
+    fn want(&mut self, module: u64) -> bool {
+        match self.modules.get_mut(module) {
+            Ok(Entry::Loading(_, waiting)) => {
+                waiting.want();
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn name_function(&mut self, module: u64, handle: u64, name: &str) -> Result<(), Failure> {
         let (context, code) = match self.modules.get(module)? {
             Entry::Loading(context, _) => (context, Code::Nothing),

@@ -15,7 +15,7 @@ use super::op::{After, DropLater};
 use super::state::ContextKey;
 use crate::cache::Cache;
 use crate::device::handles::HandleTable;
-use crate::device::loading::{Image, Loader, answer_global, answer_load};
+use crate::device::loading::{Image, Loader, Waiting, answer_global, answer_load};
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::{FUNCTIONS_MAX, MODULES_MAX, STACK_BYTES};
 
@@ -111,7 +111,7 @@ enum Question {
 
 #[derive(Debug)]
 enum Entry {
-    Loading(Owner, Vec<Question>),
+    Loading(Owner, Waiting<Question>),
     Loaded(Owner, Arc<driver::Module>, Vec<u64>),
 }
 
@@ -150,23 +150,18 @@ impl Modules {
 
     /// Hands a load to the loader, which answers it.
     pub(crate) fn load(self: &Arc<Self>, load: Load) {
-        let (reply, module) = (load.reply, load.module);
-        let inserted = self
-            .tables
-            .lock()
-            .modules
-            .insert(module, Entry::Loading(load.owner.clone(), Vec::new()));
-        let handed = inserted.map_err(Failure::from).and_then(|()| {
-            let this = self.clone();
-            // The driver's compiler runs on it.
-            self.loader
-                .hand_over(load, 64 * STACK_BYTES, move |loads| this.serve(&loads))
-        });
+        let begun = self.tables.lock().begin(&load);
+        if let Err(status) = begun {
+            return answer_load(&*self.outbox, load.reply, &status.into());
+        }
+        let (reply, module, owner) = (load.reply, load.module, load.owner.clone());
+        let this = self.clone();
+        // The driver's compiler runs on it.
+        let handed = self
+            .loader
+            .hand_over(load, 64 * STACK_BYTES, move |loads| this.serve(&loads));
         if let Err(failure) = handed {
-            if inserted.is_ok() {
-                let _ = self.tables.lock().modules.remove(module);
-            }
-            answer_load(&*self.outbox, reply, &failure);
+            self.finish(reply, module, &owner, Err(failure));
         }
     }
 
@@ -189,8 +184,10 @@ impl Modules {
                 });
                 functions.insert(handle, function.clone())?;
                 match entry {
-                    Entry::Loading(_, questions) => {
-                        questions.push(Question::Function { function, reply });
+                    Entry::Loading(_, waiting) => {
+                        waiting
+                            .questions
+                            .push(Question::Function { function, reply });
                         Ok(None)
                     }
                     Entry::Loaded(_, module, _) => {
@@ -214,8 +211,8 @@ impl Modules {
     pub(crate) fn find_global(&self, reply: Reply, module: u64, name: &str) {
         let mut tables = self.tables.lock();
         let found = match tables.modules.get_mut(module) {
-            Ok(Entry::Loading(_, questions)) => {
-                return questions.push(Question::Global {
+            Ok(Entry::Loading(_, waiting)) => {
+                return waiting.questions.push(Question::Global {
                     name: name.to_owned(),
                     reply,
                 });
@@ -244,7 +241,9 @@ impl Modules {
     pub(crate) fn unload(&self, reply: Reply, module: u64) {
         let mut tables = self.tables.lock();
         let removed = match tables.modules.get_mut(module) {
-            Ok(Entry::Loading(_, questions)) => return questions.push(Question::Unload { reply }),
+            Ok(Entry::Loading(_, waiting)) => {
+                return waiting.questions.push(Question::Unload { reply });
+            }
             Ok(Entry::Loaded(..)) => tables.modules.remove(module),
             Err(status) => Err(status),
         };
@@ -291,31 +290,46 @@ impl Modules {
 
     fn serve(&self, loads: &Receiver<Load>) {
         for load in loads {
-            let outcome = self.load_now(&load);
-            let mut tables = self.tables.lock();
-            let questions = match tables.modules.remove(load.module) {
-                Ok(Entry::Loading(_, questions)) => questions,
-                // Its context has ended meanwhile.
-                _ => Vec::new(),
-            };
-            let (failure, module) = match outcome {
-                Ok(module) => (Failure::from(CuStatus::SUCCESS), Some(module)),
-                Err(failure) => (failure, None),
-            };
-            if let Some(module) = &module {
-                let _ = tables.modules.insert(
-                    load.module,
-                    Entry::Loaded(load.owner.clone(), module.clone(), Vec::new()),
-                );
+            match self.load_now(&load) {
+                Err(failure)
+                    if load.image.is_missing(load.reply, &failure)
+                        && self.tables.lock().want(load.module) =>
+                {
+                    answer_load(&*self.outbox, load.reply, &failure);
+                }
+                outcome => self.finish(load.reply, load.module, &load.owner, outcome),
             }
-            drop(tables);
-            answer_load(&*self.outbox, load.reply, &failure);
-            for question in questions {
-                self.answer(load.module, module.as_ref(), &failure, question);
-            }
-            self.shared.pump();
             self.outbox.flush();
         }
+    }
+
+    fn finish(
+        &self,
+        reply: Reply,
+        handle: u64,
+        owner: &Owner,
+        outcome: Result<Arc<driver::Module>, Failure>,
+    ) {
+        let mut tables = self.tables.lock();
+        let questions = match tables.modules.remove(handle) {
+            Ok(Entry::Loading(_, waiting)) => waiting.questions,
+            // Its context has ended meanwhile.
+            _ => Vec::new(),
+        };
+        let (failure, module) = match outcome {
+            Ok(module) => (Failure::from(CuStatus::SUCCESS), Some(module)),
+            Err(failure) => (failure, None),
+        };
+        if let Some(module) = &module {
+            let entry = Entry::Loaded(owner.clone(), module.clone(), Vec::new());
+            let _ = tables.modules.insert(handle, entry);
+        }
+        drop(tables);
+        answer_load(&*self.outbox, reply, &failure);
+        for question in questions {
+            self.answer(handle, module.as_ref(), &failure, question);
+        }
+        self.shared.pump();
     }
 
     fn answer(
@@ -343,6 +357,30 @@ impl Modules {
         let image = load.image.kept(sent, &self.cache)?;
         driver::Module::load(&load.owner.context, &image)
             .map_err(|(status, log)| Failure::new(status, log))
+    }
+}
+
+impl Tables {
+    /// A load came: of a new module, or the image of one that waits for it.
+    fn begin(&mut self, load: &Load) -> CuResult {
+        if let Ok(Entry::Loading(_, waiting)) = self.modules.get_mut(load.module)
+            && waiting.take_wanted()
+        {
+            return Ok(());
+        }
+        let entry = Entry::Loading(load.owner.clone(), Waiting::new());
+        self.modules.insert(load.module, entry)
+    }
+
+    /// The client is asked for a module's image; whether the module is still there.
+    fn want(&mut self, module: u64) -> bool {
+        match self.modules.get_mut(module) {
+            Ok(Entry::Loading(_, waiting)) => {
+                waiting.want();
+                true
+            }
+            _ => false,
+        }
     }
 }
 
