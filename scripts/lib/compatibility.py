@@ -36,7 +36,7 @@ def checks(results, stack):
         code = status.read_text().strip()
         outcome = status.with_suffix(".outcome")
         if outcome.exists():
-            answer = outcome.read_text().strip()
+            answer = outcome.read_text().strip().replace("\n", " ").replace(" )", ")")
         else:
             answer = "works" if code == "0" else f"exit code {code}: {last_line(status.with_suffix('.log'))}"
         total = stats(results, stack, name)
@@ -70,6 +70,10 @@ def main():
         print(f"## {title}\n\n{versions(requirements, stack)}\n")
         print("| program | result | driver calls | round trips | bytes of code sent |\n|---|---|---|---|---|")
         print("\n".join(rows) + "\n")
+        modules = results / f"{stack}-cupy_tests.modules"
+        if modules.exists():
+            print("| module of CuPy's tests | passed | failed | skipped | not reached | why failed |\n|---|---|---|---|---|---|")
+            print(modules.read_text())
         steps = list(phases(results, stack))
         if steps:
             print("| step | driver calls | round trips | bytes sent | us in calls |\n|---|---|---|---|---|")
