@@ -6,9 +6,16 @@ use std::thread;
 
 use farcall_gpu_exec::{DeviceChoice, ServeOptions, Server};
 
-/// Runs `work` with a `null` server whose executors are started by that command; ends the server before returning.
+/// How executors are started.
+pub(crate) struct Executors {
+    pub(crate) command: Vec<OsString>,
+    /// Whether they may make any system call: valgrind knows nothing of filters.
+    pub(crate) is_unconfined: bool,
+}
+
+/// Runs `work` with a `null` server whose executors are started like that; ends the server before returning.
 pub(crate) fn serving<T>(
-    executor: Vec<OsString>,
+    executors: Executors,
     work: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, String> {
     let options = ServeOptions {
@@ -16,7 +23,8 @@ pub(crate) fn serving<T>(
         device: DeviceChoice::Null,
         warm_executors: 1,
         cache_bytes_max: 0,
-        executor: Some(executor),
+        executor: Some(executors.command),
+        is_unconfined: executors.is_unconfined,
         ..ServeOptions::default()
     };
     let server = Server::bind(&options).map_err(|error| error.to_string())?;

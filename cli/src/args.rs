@@ -281,6 +281,9 @@ pub(crate) struct ServeArgs {
     /// Let something go wrong, to see what follows: gpu-lost-after=N loses device 0 after N kernels (soft alone)
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Option<Fault>,
+    /// Let executors make any system call: for debuggers and valgrind, never with clients that are not trusted
+    #[arg(long)]
+    pub(crate) unconfined: bool,
     #[command(flatten)]
     pub(crate) member: MemberArgs,
 }

@@ -111,6 +111,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         admission: None,
         measure: args.metrics.is_some() || (args.member.pool.is_some() && !args.member.no_measure),
         fault: args.fault,
+        is_unconfined: args.unconfined,
         executor: None,
     })
 }

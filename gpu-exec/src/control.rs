@@ -49,6 +49,8 @@ pub(crate) struct OpenOrder {
     pub(crate) grace_closed_ms: u64,
     /// For how long a driver call that waits for nothing may block.
     pub(crate) driver_patience_ms: u64,
+    /// It may make any system call.
+    pub(crate) is_unconfined: bool,
 }
 
 /// What a session has moved, and how.

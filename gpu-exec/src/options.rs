@@ -155,6 +155,8 @@ pub struct ServeOptions {
     pub measure: bool,
     /// What shall go wrong, to see what follows.
     pub fault: Option<Fault>,
+    /// Whether executors may make any system call: for debuggers and valgrind, which need some that no session does.
+    pub is_unconfined: bool,
     /// Program and arguments that start an executor; `None`: this program with
     /// [`crate::EXECUTOR_COMMAND`].
     pub executor: Option<Vec<OsString>>,
@@ -183,6 +185,7 @@ impl Default for ServeOptions {
             cache_bytes_max: 2 << 30,
             measure: false,
             fault: None,
+            is_unconfined: false,
             executor: None,
         }
     }

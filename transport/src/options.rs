@@ -137,6 +137,8 @@ pub struct Tuning {
     pub batch_bytes: u32,
     /// Delay added to every round trip, for tests and measurements.
     pub added_rtt: Duration,
+    /// For measurements: whoever appends a record waits until the peer has it, as if each were a call of its own.
+    pub call_by_call: bool,
     /// How long [`crate::Endpoint::close`] waits for the peer to acknowledge what is pending.
     pub close_timeout: Duration,
     /// How long a session outlives its connection, so that it can be resumed on another one: the client
@@ -175,6 +177,7 @@ impl Default for Tuning {
             gather: Duration::from_micros(10),
             batch_bytes: 32 << 10,
             added_rtt: Duration::ZERO,
+            call_by_call: false,
             close_timeout: Duration::from_secs(1),
             grace: Duration::ZERO,
             grace_closed: Duration::from_millis(700),

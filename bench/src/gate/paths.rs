@@ -9,7 +9,7 @@ use farcall_gpu_exec::EXECUTOR_COMMAND;
 
 use super::callgrind::{self, Counts};
 use super::work;
-use crate::serving::serving;
+use crate::serving::{Executors, serving};
 
 /// Launches, and calls of other kinds, of a counted run.
 const CALLS: u64 = 5000;
@@ -43,8 +43,10 @@ enum Kind {
     Issue,
     /// The sending alone, per time.
     Flush,
-    /// The executor's side of a launch: a frame's records decoded and handed to the device.
+    /// The executor's side of a launch: from a frame to its end on the device, which is `null`.
     Server,
+    /// The part of it before the device: the frame's records decoded and handed on.
+    Dispatch,
 }
 
 /// What sends, waits or receives within an append.
@@ -63,7 +65,7 @@ pub fn names() -> Vec<String> {
         .collect()
 }
 
-const DRIVER: [(&str, Kind); 7] = [
+const DRIVER: [(&str, Kind); 8] = [
     (
         "client/cuCtxGetDevice",
         Kind::Client {
@@ -94,7 +96,8 @@ const DRIVER: [(&str, Kind); 7] = [
     ),
     ("client/cuLaunchKernel_issue", Kind::Issue),
     ("client/batch_flush", Kind::Flush),
-    ("server/cuLaunchKernel_decode_dispatch", Kind::Server),
+    ("server/cuLaunchKernel_decode_dispatch", Kind::Dispatch),
+    ("server/cuLaunchKernel_whole", Kind::Server),
 ];
 
 /// Counts a path. `program` is `farcall-bench`, and the libraries lie beside it.
@@ -112,7 +115,8 @@ pub fn count(name: &str, program: &Path, scratch: &Path) -> Result<Count, String
         }
         Kind::Issue => issue(&client("launch", "cuLaunchKernel", program, &out)?),
         Kind::Flush => flush(&client("launch", "cuLaunchKernel", program, &out)?),
-        Kind::Server => server(program, &out),
+        Kind::Server => Ok(per(&server(program, &out)?, CALLS)),
+        Kind::Dispatch => dispatch(&server(program, &out)?),
     }
 }
 
@@ -138,7 +142,11 @@ fn in_process(name: &str, program: &Path, out: &Path) -> Result<Count, String> {
 /// A client's calls against a server that is not counted.
 fn client(call: &str, function: &str, program: &Path, out: &Path) -> Result<Counts, String> {
     let executor = vec![program.into(), EXECUTOR_COMMAND.into()];
-    serving(executor, |address| {
+    let with = Executors {
+        command: executor,
+        is_unconfined: false,
+    };
+    serving(with, |address| {
         let (calls, burst) = (CALLS.to_string(), BURST.to_string());
         let args = ["calls", call, &calls, "--burst", &burst];
         callgrind::count(
@@ -188,13 +196,17 @@ fn sending(counts: &Counts) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// A counted executor, and a client that is not.
-fn server(program: &Path, out: &Path) -> Result<Count, String> {
+fn server(program: &Path, out: &Path) -> Result<Counts, String> {
     // Each executor writes its own file: those that stand ready count nothing.
     let pattern = out.with_extension("%p.out");
     let function = "*Session*farcall_transport::endpoint::Handler>::on_frame";
     let mut executor = callgrind::prefix(function, &pattern);
     executor.extend([program.into(), EXECUTOR_COMMAND.into()]);
-    serving(executor, |address| {
+    let with = Executors {
+        command: executor,
+        is_unconfined: true,
+    };
+    serving(with, |address| {
         let (calls, burst) = (CALLS.to_string(), BURST.to_string());
         let mut command = Command::new(program);
         command.args(["calls", "launch", &calls, "--burst", &burst]);
@@ -212,7 +224,28 @@ fn server(program: &Path, out: &Path) -> Result<Count, String> {
             }
         }
     })?;
-    let counts = executors(out)?;
+    executors(out)
+}
+
+/// What a launch costs an executor from the frame until its device has the decoded record.
+fn dispatch(counts: &Counts) -> Result<Count, String> {
+    let is_of_device = |name: &str| name.contains("Dispatch for farcall_gpu_exec::device::");
+    let of_device = counts.calls.iter().filter(|(name, _)| is_of_device(name));
+    let taken: u64 = of_device.map(|(_, call)| call.total).sum();
+    if taken == 0 {
+        return Err("no device got a record: are its functions still called so?".to_owned());
+    }
+    let counts = Counts {
+        total: counts.total.saturating_sub(taken),
+        // The others are called by the device.
+        functions: counts
+            .functions
+            .iter()
+            .filter(|(name, _)| name.contains("::executor::session::"))
+            .map(|(name, own)| (name.clone(), *own))
+            .collect(),
+        calls: BTreeMap::new(),
+    };
     Ok(per(&counts, CALLS))
 }
 

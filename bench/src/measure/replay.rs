@@ -17,7 +17,7 @@ use farcall_marshal::calltrace;
 
 use crate::figure::{Figure, Target};
 use crate::net::Transport;
-use crate::serving::serving;
+use crate::serving::{Executors, serving};
 
 /// The step for which the promises are.
 const PROMISED: &str = "train_step";
@@ -29,6 +29,11 @@ const SLOWDOWN: (u32, f64) = (100, 1.05);
 /// What stands beside a step's time: the same if every call that the client cannot answer by itself waited, computed from
 /// the time at the shortest way and the number of those calls.
 pub const CALL_BY_CALL: &str = "call by call (computed)";
+/// The same, measured: with `FARCALL_CALL_BY_CALL`.
+pub const CALL_BY_CALL_MEASURED: &str = "call by call (measured)";
+
+/// Runs call by call, at most.
+const CALL_BY_CALL_RUNS: u32 = 2;
 
 /// How to measure.
 #[derive(Clone, Debug)]
@@ -71,18 +76,48 @@ pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, Str
 /// A run fails.
 pub fn replay(program: &Path, how: &Replay<'_>) -> Result<Vec<Figure>, String> {
     let counted = counts(program, how)?;
-    let hollow = least(how.runs, || one(program, how, None, &[]))?;
-    let mut by_rtt = Vec::new();
-    for rtt in how.added_rtt_us {
-        let added = [("FARCALL_ADDED_RTT_US", rtt.to_string())];
-        let run = || on_server(program, |address| one(program, how, Some(address), &added));
-        by_rtt.push((*rtt, least(how.runs, run)?));
+    let mut hollow = Phases::new();
+    for _ in 0..how.runs.max(1) {
+        take_least(&mut hollow, one(program, how, None, &[])?);
     }
+    let ways = ways(program, how)?;
     let mut figures = Vec::new();
     for (name, counts) in &counted {
-        figures.extend(of_phase(name, counts, &hollow, &by_rtt));
+        figures.extend(of_phase(name, counts, &hollow, &ways));
     }
     Ok(figures)
+}
+
+/// Runs over each way in turn, so that what else the machine does befalls all alike.
+fn ways(program: &Path, how: &Replay<'_>) -> Result<Vec<Way>, String> {
+    let way = |rtt: &u32| Way {
+        rtt_us: *rtt,
+        batched: Phases::new(),
+        call_by_call: Phases::new(),
+    };
+    let mut ways: Vec<Way> = how.added_rtt_us.iter().map(way).collect();
+    for round in 0..how.runs.max(1) {
+        for way in &mut ways {
+            let added = ("FARCALL_ADDED_RTT_US", way.rtt_us.to_string());
+            let run = |envs: &[(&str, String)]| {
+                on_server(program, |address| one(program, how, Some(address), envs))
+            };
+            take_least(&mut way.batched, run(std::slice::from_ref(&added))?);
+            // It takes long, and no other program makes it much longer.
+            if round < CALL_BY_CALL_RUNS {
+                let each_waits = ("FARCALL_CALL_BY_CALL", "1".to_owned());
+                take_least(&mut way.call_by_call, run(&[added, each_waits])?);
+            }
+        }
+    }
+    Ok(ways)
+}
+
+/// What was measured over a way.
+struct Way {
+    rtt_us: u32,
+    batched: Phases,
+    call_by_call: Phases,
 }
 
 /// Of a phase, the least of several runs.
@@ -98,7 +133,7 @@ struct Counts {
     bytes: u64,
 }
 
-fn of_phase(name: &str, counts: &Counts, hollow: &Phases, by_rtt: &[(u32, Phases)]) -> Vec<Figure> {
+fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<Figure> {
     let is_promised = name == PROMISED;
     let figure = |what: &str, unit: &str, value: f64| {
         Figure::new(format!("replay/{name}/{what}"), unit, value)
@@ -108,9 +143,9 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, by_rtt: &[(u32, Phases
         figure("trips", "trips", counts.trips as f64),
         figure("bytes", "bytes", counts.bytes as f64),
     ];
-    let Some((near, first)) = by_rtt
+    let Some((near, first)) = ways
         .first()
-        .and_then(|(rtt, phases)| Some((rtt, phases.get(name)?)))
+        .and_then(|way| Some((way.rtt_us, way.batched.get(name)?)))
     else {
         return figures;
     };
@@ -123,17 +158,21 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, by_rtt: &[(u32, Phases
     figures.push(client);
     figures.push(figure("server_cpu", "ms", first.server_cpu_ns as f64 / 1e6));
     let near_ms = first.wall_ns as f64 / 1e6;
-    for (rtt, phases) in by_rtt {
-        let Some(phase) = phases.get(name) else {
+    for way in ways {
+        let Some(phase) = way.batched.get(name) else {
             continue;
         };
+        let rtt = way.rtt_us;
         let mut wall = figure(&format!("wall@{rtt}us"), "ms", phase.wall_ns as f64 / 1e6);
         if rtt != near {
             wall = wall.beside(&format!("at {near} us"), near_ms);
         }
         let each_waits = near_ms + f64::from(rtt - near.min(rtt)) * counts.remote as f64 / 1e3;
         wall = wall.beside(CALL_BY_CALL, each_waits);
-        if is_promised && *rtt == SLOWDOWN.0 {
+        if let Some(measured) = way.call_by_call.get(name) {
+            wall = wall.beside(CALL_BY_CALL_MEASURED, measured.wall_ns as f64 / 1e6);
+        }
+        if is_promised && rtt == SLOWDOWN.0 {
             wall = wall.target(Target::Ratio(SLOWDOWN.1));
         }
         figures.push(wall);
@@ -166,21 +205,21 @@ fn counts(program: &Path, how: &Replay<'_>) -> Result<Vec<(String, Counts)>, Str
 }
 
 /// The least of each time of each phase.
-fn least(runs: u32, run: impl Fn() -> Result<Report, String>) -> Result<Phases, String> {
-    let mut all = Phases::new();
-    for _ in 0..runs.max(1) {
-        for phase in run()?.phases {
-            let least = all.entry(phase.name.clone()).or_insert(phase.clone());
-            least.wall_ns = least.wall_ns.min(phase.wall_ns);
-            least.client_cpu_ns = least.client_cpu_ns.min(phase.client_cpu_ns);
-            least.server_cpu_ns = least.server_cpu_ns.min(phase.server_cpu_ns);
-        }
+fn take_least(of: &mut Phases, report: Report) {
+    for phase in report.phases {
+        let least = of.entry(phase.name.clone()).or_insert(phase.clone());
+        least.wall_ns = least.wall_ns.min(phase.wall_ns);
+        least.client_cpu_ns = least.client_cpu_ns.min(phase.client_cpu_ns);
+        least.server_cpu_ns = least.server_cpu_ns.min(phase.server_cpu_ns);
     }
-    Ok(all)
 }
 
 fn on_server<T>(program: &Path, run: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
-    serving(vec![program.into(), EXECUTOR_COMMAND.into()], run)
+    let executors = Executors {
+        command: vec![program.into(), EXECUTOR_COMMAND.into()],
+        is_unconfined: false,
+    };
+    serving(executors, run)
 }
 
 /// One replay in a process of its own; without a server a hollow one.

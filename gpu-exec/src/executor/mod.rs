@@ -85,7 +85,11 @@ fn serve_one_session() -> io::Result<()> {
         return Err(io::Error::other("the first order is to open a session"));
     };
     // Before anything of the client's is looked at, and before there are threads.
-    confine::confine(order.kind)?;
+    if order.is_unconfined {
+        log::warn!("unconfined: this executor may make any system call");
+    } else {
+        confine::confine(order.kind)?;
+    }
     let [connection, ledger, board] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| io::Error::other("an order without its descriptors"))?;
     let watched = Arc::new(OnceLock::new());

@@ -373,6 +373,7 @@ impl Keeper {
             grace_closed_ms: self.plan.grace_closed_ms,
             driver_patience_ms: u64::try_from(self.plan.driver_patience.as_millis())
                 .unwrap_or(u64::MAX),
+            is_unconfined: self.plan.is_unconfined,
         };
         let shares = devices.iter();
         let shares = shares.map(|device| (device.ordinal as usize, device.share_permille));

@@ -43,6 +43,7 @@ pub(crate) struct Plan {
     pub(crate) cache_bytes_max: u64,
     pub(crate) measure: bool,
     pub(crate) fault: Option<Fault>,
+    pub(crate) is_unconfined: bool,
     pub(crate) program: OsString,
     pub(crate) arguments: Vec<OsString>,
 }
@@ -138,6 +139,7 @@ impl Plan {
             cache_bytes_max: options.cache_bytes_max,
             measure: options.measure,
             fault: options.fault,
+            is_unconfined: options.is_unconfined,
             program,
             arguments,
         })

@@ -53,6 +53,8 @@ pub struct ClientConfig {
     pub rdma: RdmaOptions,
     /// Delay added to every round trip.
     pub added_rtt: Duration,
+    /// Whether each call that goes to a server waits until the server has it.
+    pub call_by_call: bool,
     /// What is logged.
     pub log: LogLevel,
     /// Where statistics go at exit.
@@ -208,6 +210,7 @@ impl ClientConfig {
             )?,
             rdma,
             added_rtt,
+            call_by_call: env(vars::CALL_BY_CALL).is_some_and(|text| text != "0"),
             log: read
                 .value(vars::LOG, "log", file.log, parse_log)?
                 .unwrap_or_default(),

@@ -41,6 +41,7 @@ impl ClientConfig {
             options.tuning.spin = spin;
         }
         options.tuning.added_rtt = self.added_rtt;
+        options.tuning.call_by_call = self.call_by_call;
         options
     }
 }

@@ -37,6 +37,8 @@ pub const GID_INDEX: &str = "FARCALL_GID_INDEX";
 pub const RDMA_MODE: &str = "FARCALL_RDMA_MODE";
 /// Delay added to every round trip, in microseconds: to try a program over a longer way.
 pub const ADDED_RTT_US: &str = "FARCALL_ADDED_RTT_US";
+/// Anything but `0`: each call that goes to a server waits until the server has it, for measurements.
+pub const CALL_BY_CALL: &str = "FARCALL_CALL_BY_CALL";
 /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
 pub const LOG: &str = "FARCALL_LOG";
 /// File that gets the statistics, as JSON, at exit.

@@ -103,7 +103,8 @@ pub(crate) fn cuCtxGetDevice_v2(place: Out<i32>, handle: u64) -> CuResult {
 
 #[inline]
 fn ordinal(context: &Context) -> i32 {
-    i32::try_from(context.device.ordinal).unwrap_or(0)
+    // As few devices as no i32 is too small for.
+    context.device.ordinal.cast_signed()
 }
 
 pub(crate) fn cuCtxGetFlags(flags: Out<u32>) -> CuResult {

@@ -179,9 +179,22 @@ impl Endpoint {
         match leave {
             Leave::Gather { first: false } => {}
             Leave::Gather { first: true } => self.trailing_edge(),
-            Leave::Now(why) => self.transmit(why),
+            Leave::Now(why) => {
+                self.transmit(why);
+                if self.shared.tuning.call_by_call {
+                    self.await_taken();
+                }
+            }
         }
         Ok(Seq(end))
+    }
+
+    /// Waits until the peer has everything. Where the session ends meanwhile, the next call says so.
+    #[cold]
+    fn await_taken(&self) {
+        if !self.shared.rx.is_mine() {
+            let _ = self.wait_core(&mut || self.shared.is_drained(), false, None);
+        }
     }
 
     /// As [`Endpoint::append`], and everything appended leaves now: for a record whose reply is waited
@@ -517,6 +530,11 @@ impl Shared {
 
     /// Sends due control frames; the stream stands at a frame boundary.
     fn push_control(&self, wire: &mut Wire, sealed: u64) -> io::Result<bool> {
+        // Mostly nothing is, and a look costs less than an exchange. Who makes something due transmits next: that is seen
+        // by this round or by the one behind it.
+        if self.control.load(Relaxed) == 0 {
+            return Ok(false);
+        }
         let due = self.control.swap(0, AcqRel);
         for bit in [CTL_ACK, CTL_PONG, CTL_PING, CTL_CLOSE] {
             if due & bit == 0 {
