@@ -54,8 +54,7 @@ def phases(results, stack):
     for name in STEPS:
         if name in found:
             phase = found[name]
-            yield (f"| {name.replace('_', ' ')} | {phase['calls']} | {phase['blocking_round_trips']} | {phase['bytes_out']}"
-                   f" | {phase['ns_in_calls'] / 1000:.0f} |")
+            yield f"| {name.replace('_', ' ')} | {phase['calls']} | {phase['blocking_round_trips']} | {phase['bytes_out']} |"
 
 
 def main():
@@ -76,7 +75,7 @@ def main():
             print(modules.read_text())
         steps = list(phases(results, stack))
         if steps:
-            print("| step | driver calls | round trips | bytes sent | us in calls |\n|---|---|---|---|---|")
+            print("| step | driver calls | round trips | bytes sent |\n|---|---|---|---|")
             print("\n".join(steps) + "\n")
 
 

@@ -77,9 +77,11 @@ impl Stream {
         self.session().send(self.context.id, record)
     }
 
-    /// Sends an operation of which only the device sees the effect, such as an upload to device memory, on a stream that
-    /// captures nothing.
+    /// As [`Self::issue`], an operation of which only the device sees the effect, such as an upload to device memory.
     pub(crate) fn issue_unseen<'a, R: Record<'a>>(&self, record: &R) -> CuResult {
+        if self.capturing()?.is_some() {
+            return self.issue(record);
+        }
         self.context.check()?;
         let session = self.session();
         let behind_all = || {
@@ -96,6 +98,15 @@ impl Stream {
             })?;
         }
         session.send(self.context.id, record)
+    }
+
+    /// As [`Self::issue_unseen`] if that is so, else as [`Self::issue`].
+    pub(crate) fn issue_for<'a, R: Record<'a>>(&self, only_devices: bool, record: &R) -> CuResult {
+        if only_devices {
+            self.issue_unseen(record)
+        } else {
+            self.issue(record)
+        }
     }
 
     /// Sends a stream operation that was encoded before.

@@ -1,5 +1,5 @@
 //! What only the device sees, at the end of a stream: uploads, whose bytes have left the program's memory when the call
-//! returns, and records of events without a time. A synchronization has nothing to wait for behind the last other operation.
+//! returns, memsets and copies of device memory, and records of events without a time. A synchronization has nothing to wait for behind the last other operation.
 #![forbid(unsafe_code)]
 
 use parking_lot::Mutex;

@@ -64,7 +64,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     if let Some(owner) = crossing::abroad(stream, dst)? {
         return crossing::run_at(owner, stream, |lane| to_device(lane, dst, src, bytes));
     }
-    let is_only_seen_by_devices = check_device_range(stream, dst, bytes as u64)?;
+    let only_devices = check_device_range(stream, dst, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
         return capture.add(
             stream.id,
@@ -88,11 +88,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
         bulk,
         data: if is_inline { data } else { &[] },
     };
-    if is_only_seen_by_devices {
-        stream.issue_unseen(&record)?;
-    } else {
-        stream.issue(&record)?;
-    }
+    stream.issue_for(only_devices, &record)?;
     if is_inline {
         return Ok(());
     }
@@ -192,16 +188,15 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
             return crossing::run_at(to, stream, |lane| device_to_device(lane, dst, src, bytes));
         }
     }
-    check_device_range(stream, dst, bytes as u64)?;
-    check_device_range(stream, src, bytes as u64)?;
-    crossing::run_between([dst, src], stream, || {
-        stream.issue(&CuMemcpyDtoDAsyncV2 {
-            dst,
-            src,
-            count: bytes as u64,
-            stream: stream.id,
-        })
-    })
+    let to = check_device_range(stream, dst, bytes as u64)?;
+    let from = check_device_range(stream, src, bytes as u64)?;
+    let record = CuMemcpyDtoDAsyncV2 {
+        dst,
+        src,
+        count: bytes as u64,
+        stream: stream.id,
+    };
+    crossing::run_between([dst, src], stream, || stream.issue_for(to && from, &record))
 }
 
 /// A copy whose ends are of any kind (`cuMemcpy`).

@@ -23,14 +23,15 @@ fn fill(mode: StreamMode, dst: u64, count: usize, handle: u64, value: u32, width
         return Ok(());
     }
     at_owner(&stream, dst, |stream| {
-        super::check_device_range(stream, dst, count as u64 * u64::from(width))?;
-        stream.issue(&CuMemsetD8Async {
+        let only_devices = super::check_device_range(stream, dst, count as u64 * u64::from(width))?;
+        let record = CuMemsetD8Async {
             dst,
             count: count as u64,
             stream: stream.id,
             value,
             width,
-        })
+        };
+        stream.issue_for(only_devices, &record)
     })
 }
 
@@ -68,8 +69,8 @@ fn fill_rows(
         .and_then(|rows| rows.checked_add(row_bytes as u64));
     let span = span.ok_or(CuStatus::INVALID_VALUE)?;
     at_owner(&stream, dst, |stream| {
-        super::check_device_range(stream, dst, span)?;
-        stream.issue(&CuMemsetD2D8Async {
+        let only_devices = super::check_device_range(stream, dst, span)?;
+        let record = CuMemsetD2D8Async {
             dst,
             pitch: pitch as u64,
             row_count: height as u64,
@@ -77,7 +78,8 @@ fn fill_rows(
             stream: stream.id,
             value,
             width: element,
-        })
+        };
+        stream.issue_for(only_devices, &record)
     })
 }
 
