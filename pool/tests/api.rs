@@ -195,6 +195,80 @@ fn bad_input_is_refused_and_the_field_is_named() {
     assert_eq!((status, &problem["field"]), (422, &json!("lease")));
 }
 
+/// Of every operation that the document has: a field or option of the wrong kind, and one that does not exist, is named.
+#[test]
+fn every_malformed_field_of_every_operation_is_named() {
+    let world = World::new();
+    let (_, registered) = world.join("s0");
+    let credential = registered.credential.unwrap();
+    let (_, document) = routes();
+    let document: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+    let named = |text: &str, problem: &Value, field: &str| {
+        let found = problem["field"].as_str().unwrap_or_default();
+        let rest = found.strip_prefix(field);
+        let is_named = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']));
+        assert!(is_named, "{text}: {field} is not named by {problem}");
+    };
+    let mut tried = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        // Servers' own operations.
+        let token = match path.as_str() {
+            "/v1/register" | "/v1/renew" => &credential,
+            _ => &world.admin,
+        };
+        let place = path.replace("{lease}", "L1").replace("{name}", "admin");
+        for (method, operation) in item.as_object().unwrap() {
+            let method = method.to_uppercase();
+            let body = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+            for field in fields(&document, body)
+                .into_iter()
+                .chain(body.is_string().then(|| "colour".to_owned()))
+            {
+                let text = json!({ field.as_str(): [[7]] }).to_string();
+                let (status, problem) = world.raw(&method, &place, Some(token), text.as_bytes());
+                assert_eq!(status, 422, "{method} {place} {text}: {problem}");
+                named(&format!("{method} {place}"), &problem, &field);
+                tried += 1;
+            }
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                let name = parameter["name"].as_str().unwrap();
+                let is_text = parameter["schema"]["type"] == "string" && name != "range";
+                if parameter["in"] != "query" || is_text {
+                    continue;
+                }
+                let place = format!("{place}?of=cluster&{name}=wrong");
+                let place = if name == "range" {
+                    place
+                } else {
+                    place.replace("of=cluster&", "")
+                };
+                let (status, problem) = world.raw(&method, &place, Some(token), b"{\"gpus\": 1}");
+                assert_eq!(status, 422, "{method} {place}: {problem}");
+                named(&place, &problem, name);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 40, "{tried}");
+    for (place, field) in [
+        ("/v1/leases?al=true", "al"),
+        ("/v1/history", "of"),
+        ("/v1/leases/%ff", "path"),
+    ] {
+        let (status, problem) = world.raw("GET", place, Some(&world.admin), b"");
+        assert_eq!(status, 422, "{place}: {problem}");
+        named(place, &problem, field);
+    }
+}
+
+/// Names of the fields of a schema that the document refers to; none if there is no such reference.
+fn fields(document: &Value, reference: &Value) -> Vec<String> {
+    let pointer = reference.as_str().map(|it| it.trim_start_matches('#'));
+    let schema = pointer.and_then(|pointer| document.pointer(pointer));
+    let properties = schema.and_then(|schema| schema["properties"].as_object());
+    properties.map_or_else(Vec::new, |it| it.keys().cloned().collect())
+}
+
 #[test]
 fn each_token_is_good_for_its_own() {
     let world = World::new();

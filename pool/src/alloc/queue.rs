@@ -2,7 +2,7 @@
 //! none of it does.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -68,8 +68,8 @@ pub(crate) struct Queue {
     pub(crate) lines: FxHashMap<Arc<Shape>, Line>,
     /// Requests over their client's or group's quota, by client: they wait for their own.
     pub(crate) over_quota: FxHashMap<ClientId, BTreeSet<Entry>>,
-    /// Everyone, in order.
-    order: Vec<Entry>,
+    /// Everyone, in order. Who is granted stands near the front, who comes near the end: either moves few.
+    order: VecDeque<Entry>,
 }
 
 impl Queue {

@@ -2,14 +2,14 @@
 #![forbid(unsafe_code)]
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::extract::{Caller, Sent};
+use super::extract::{Caller, Named, Options, Sent};
 use super::problem::Refused;
 use crate::model::Settings;
 use crate::secrets::{SecretKind, generate, hash};
@@ -78,7 +78,7 @@ pub(crate) async fn create_token(
 pub(crate) async fn change_token(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     Sent(change): Sent<TokenChange>,
 ) -> Result<StatusCode, Refused> {
     caller.admin()?;
@@ -98,7 +98,7 @@ pub(crate) async fn change_token(
 pub(crate) async fn set_password(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     Sent(new): Sent<NewPassword>,
 ) -> Result<StatusCode, Refused> {
     // Whose own it is may set it, but not who can only ask for GPUs: they have no use for it.
@@ -130,7 +130,7 @@ pub(crate) async fn set_password(
 pub(crate) async fn revoke_token(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<StatusCode, Refused> {
     caller.admin()?;
     let done = app
@@ -163,7 +163,7 @@ pub(crate) async fn groups(
 pub(crate) async fn group_quota(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     Sent(body): Sent<GroupQuota>,
 ) -> Result<StatusCode, Refused> {
     caller.admin()?;
@@ -235,6 +235,7 @@ pub(crate) async fn set_settings(
 
 /// Which part of the log.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct LogOptions {
     /// Only entries with a greater `seq`.
     after: Option<u64>,
@@ -248,7 +249,7 @@ pub(crate) struct LogOptions {
 pub(crate) async fn log(
     State(app): State<App>,
     caller: Caller,
-    Query(options): Query<LogOptions>,
+    Options(options): Options<LogOptions>,
 ) -> Result<Json<Vec<LogEntry>>, Refused> {
     caller.sees_all()?;
     let entries = app

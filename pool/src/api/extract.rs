@@ -3,7 +3,7 @@
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ fn field_of(path: &str, message: &str) -> String {
     let quoted = message.split('`').nth(1);
     match quoted {
         Some(name) if message.starts_with("missing field") => {
-            if path == "." {
+            if path == "." || path == "?" {
                 name.to_owned()
             } else {
                 format!("{path}.{name}")
@@ -65,6 +65,42 @@ fn too_much(rejection: BytesRejection) -> Refused {
         "The body cannot be read",
         rejection.body_text(),
     )
+}
+
+/// What stands behind the `?`.
+#[derive(Debug)]
+pub(crate) struct Options<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Options<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Refused> {
+        let Query(value) = Query::<T>::try_from_uri(&parts.uri).map_err(|rejection| {
+            // "What failed: option: why", or "What failed: missing field `option`".
+            let text = rejection.body_text();
+            let text = text.split_once(": ").map_or(text.as_str(), |it| it.1);
+            match text.split_once(": ") {
+                Some((option, why)) => Refused::field(option, why.to_owned()),
+                None => Refused::field(field_of("?", text), text.to_owned()),
+            }
+        })?;
+        Ok(Self(value))
+    }
+}
+
+/// The name, or number, in the path.
+#[derive(Debug)]
+pub(crate) struct Named(pub(crate) String);
+
+impl FromRequestParts<App> for Named {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refused> {
+        let Path(name) = Path::<String>::from_request_parts(parts, app)
+            .await
+            .map_err(|rejection| Refused::field("path", rejection.body_text()))?;
+        Ok(Self(name))
+    }
 }
 
 /// Someone with a token.

@@ -2,19 +2,20 @@
 #![forbid(unsafe_code)]
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::App;
-use super::extract::Caller;
+use super::extract::{Caller, Options};
 use super::problem::Refused;
 use crate::history::{Range, Series};
 use crate::wire::Problem;
 
 /// Of what, and how far back.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct HistoryOptions {
     /// `cluster`, `server/NAME`, `gpu/SERVER/UUID` or `client/NAME`.
     of: String,
@@ -32,7 +33,7 @@ pub(crate) struct HistoryOptions {
 pub(crate) async fn history(
     State(app): State<App>,
     caller: Caller,
-    Query(options): Query<HistoryOptions>,
+    Options(options): Options<HistoryOptions>,
 ) -> Result<Json<Series>, Refused> {
     if options.of != format!("client/{}", caller.name) {
         caller.sees_all()?;

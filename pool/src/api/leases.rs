@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Caller, Sent};
+use super::extract::{Caller, Named, Options, Sent};
 use super::problem::Refused;
 use super::{App, wait};
 use crate::core::Look;
@@ -24,6 +24,7 @@ const RENEWALS: u64 = 3;
 
 /// How a request waits.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct AskOptions {
     /// Whether it waits in the queue if it does not fit now.
     #[serde(default)]
@@ -32,6 +33,7 @@ pub(crate) struct AskOptions {
 
 /// Which leases.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ListOptions {
     /// Everyone's; needs more than a client's token.
     #[serde(default)]
@@ -50,7 +52,7 @@ pub(crate) struct ListOptions {
 pub(crate) async fn ask(
     State(app): State<App>,
     caller: Caller,
-    Query(options): Query<AskOptions>,
+    Options(options): Options<AskOptions>,
     Sent(ask): Sent<Ask>,
 ) -> Result<(StatusCode, Json<LeaseAnswer>), Refused> {
     caller.may_ask()?;
@@ -75,7 +77,7 @@ pub(crate) async fn ask(
 pub(crate) async fn list(
     State(app): State<App>,
     caller: Caller,
-    Query(options): Query<ListOptions>,
+    Options(options): Options<ListOptions>,
 ) -> Result<Json<Vec<LeaseView>>, Refused> {
     if options.all {
         caller.sees_all()?;
@@ -95,7 +97,7 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     State(app): State<App>,
     caller: Caller,
-    Path(lease): Path<String>,
+    Named(lease): Named,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
     let seen = app.core.call(move |pool, _| {
@@ -118,7 +120,7 @@ pub(crate) async fn show(
 pub(crate) async fn renew(
     State(app): State<App>,
     caller: Caller,
-    Path(lease): Path<String>,
+    Named(lease): Named,
     Sent(renewal): Sent<RenewLease>,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
@@ -148,7 +150,7 @@ pub(crate) async fn renew(
 pub(crate) async fn release(
     State(app): State<App>,
     caller: Caller,
-    Path(lease): Path<String>,
+    Named(lease): Named,
 ) -> Result<StatusCode, Refused> {
     caller.may_ask()?;
     let id = lease_id(&lease)?;

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::extract::{Caller, Joining, Member, Sent};
+use super::extract::{Caller, Joining, Member, Named, Sent};
 use super::problem::Refused;
 use super::{App, wait};
 use crate::core::Look;
@@ -77,7 +77,7 @@ pub(crate) async fn list(
 pub(crate) async fn remove(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<StatusCode, Refused> {
     caller.admin()?;
     let done = app
@@ -95,7 +95,7 @@ pub(crate) async fn remove(
 pub(crate) async fn drain(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<StatusCode, Refused> {
     set_draining(&app, caller, name, true).await
 }
@@ -108,7 +108,7 @@ pub(crate) async fn drain(
 pub(crate) async fn undrain(
     State(app): State<App>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<StatusCode, Refused> {
     set_draining(&app, caller, name, false).await
 }
