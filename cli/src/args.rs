@@ -262,6 +262,10 @@ pub(crate) struct ServeArgs {
     /// or a firewall between closes connections and cannot be passed again at once
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) grace_closed: Option<Duration>,
+    /// Open no connections to other servers for copies between their devices, and take none: such copies then pass
+    /// through the client
+    #[arg(long)]
+    pub(crate) no_peer_links: bool,
     /// After how many seconds a call into the CUDA driver that has nothing to wait for counts as hanging, which ends its
     /// session [default: 30]. Compilers get twenty times as long, and what may wait for kernels any time
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]

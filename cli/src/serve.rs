@@ -82,6 +82,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
             dscp: args.dscp,
             local: args.interface.clone().map(LocalEnd::Interface),
             busy_poll_us: args.busy_poll_us.filter(|us| *us > 0),
+            dialer: None,
         },
         rdma: Some(RdmaOptions {
             device: args.rdma_device,
@@ -109,6 +110,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         cache_dir: args.cache_dir.clone(),
         cache_bytes_max: args.cache_size.unwrap_or(defaults.cache_bytes_max),
         admission: None,
+        peer_links: !args.no_peer_links,
         measure: args.metrics.is_some() || (args.member.pool.is_some() && !args.member.no_measure),
         fault: args.fault,
         is_unconfined: args.unconfined,

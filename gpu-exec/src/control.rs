@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -26,7 +27,15 @@ pub(crate) enum Order {
     Count,
     /// End the session, and tell its client why.
     Close { reason: String },
-    /// The session's bulk connection. `state`: its handover; descriptor: the connection.
+    /// Another server's session opens a link. `state`: the handover, `payload`: its hello; descriptor: the connection.
+    Peer,
+    /// What became of a connection that was asked for: descriptor, or why there is none.
+    Dialed {
+        number: u64,
+        failure: Option<String>,
+    },
+    /// The session's bulk connection. `state`: its handover; `payload`: the name of the link that it belongs to, if it is one's;
+    /// descriptor: the connection.
     Bulk,
     /// The session's next connection after it lost the last one. As `Bulk`.
     Resume,
@@ -47,6 +56,8 @@ pub(crate) struct OpenOrder {
     /// How long the session outlives its connection.
     pub(crate) grace_ms: u64,
     pub(crate) grace_closed_ms: u64,
+    /// Whether it may have links to other servers.
+    pub(crate) peer_links: bool,
     /// For how long a driver call that waits for nothing may block.
     pub(crate) driver_patience_ms: u64,
     /// It may make any system call.
@@ -99,6 +110,8 @@ pub(crate) enum Report {
     Counted(Counts),
     /// A call into the driver has not come back for long.
     Stuck(Stuck),
+    /// It needs a connection to this address.
+    Dial { number: u64, address: SocketAddr },
     /// The session is over; the process ends.
     Closed {
         reason: String,

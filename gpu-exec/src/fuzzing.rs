@@ -11,7 +11,8 @@ use crate::cache::Cache;
 use crate::device::Device as _;
 use crate::device::cpu::memory::Memory;
 use crate::device::cpu::{CpuDevice, CpuParts};
-use crate::executor::outbox::Discard;
+use crate::executor::outbox::{Discard, Outbox};
+use crate::executor::peers::Peers;
 use crate::executor::session::take;
 use crate::ledger::{Account, Allowance, Ledger, Slot};
 use crate::share::board::{Board, Member};
@@ -57,9 +58,11 @@ pub fn session(frames: &[u8]) {
         &retain,
     );
     let mut taken = 0;
-    let _ = take(&mut device, &first, &mut taken);
+    let (peers, outbox): (Peers, Arc<dyn Outbox>) = (Peers::new(None, true), Arc::new(Discard));
+    let mut aside = |head: &Head, body: &[u8]| peers.take(head, body, &outbox);
+    let _ = take(&mut device, &mut aside, &first, &mut taken);
     // Refused bytes end a real session; here the device must bear what comes after them, too.
-    let _ = take(&mut device, frames, &mut taken);
+    let _ = take(&mut device, &mut aside, frames, &mut taken);
     assert!(ledger.used(0) <= LIMIT_BYTES, "allocated more than it may");
     device.close();
 }

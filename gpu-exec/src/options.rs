@@ -139,6 +139,8 @@ pub struct ServeOptions {
     /// The same where the client's system has closed the connection, as it does when the client is killed;
     /// a client that lives is back at once.
     pub grace_closed: Duration,
+    /// Whether executors open and take links to other servers, for copies that do not pass through the client.
+    pub peer_links: bool,
     /// After how long a call into the CUDA driver that has nothing to wait for counts as hanging: its session is ended and
     /// the GPU checked. Compilers get twenty times as long; launches and copies may wait for kernels for ever.
     pub driver_patience: Duration,
@@ -178,6 +180,7 @@ impl Default for ServeOptions {
             lease_sessions_max: 48,
             grace: Duration::from_secs(60),
             grace_closed: Duration::from_millis(700),
+            peer_links: true,
             driver_patience: Duration::from_secs(30),
             warm_executors: 2,
             server_name: host_name(),

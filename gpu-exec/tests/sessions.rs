@@ -368,3 +368,85 @@ fn the_inventory_names_the_devices() {
     );
     assert!(device.attributes.len() >= 150 * 4);
 }
+
+/// Memory of the three kinds that a client can place: 8 MiB each.
+fn fill_or_look(client: &Client, fill: Option<u8>) {
+    const BYTES: u64 = 8 * MIB;
+    let base = client.base();
+    assert_eq!(client.alloc(0, BYTES), 0);
+    let (addr, bytes) = (base + BYTES, BYTES);
+    let in_order = CuMemAllocAsync {
+        addr,
+        bytes,
+        stream: 0,
+    };
+    assert_eq!(client.call(&in_order).0, 0);
+    let create = CuMemCreate {
+        handle: 3,
+        bytes,
+        device: 0,
+    };
+    assert_eq!(client.call(&create).0, 0);
+    let map = CuMemMap {
+        addr: base + 2 * BYTES,
+        bytes,
+        offset: 0,
+        handle: 3,
+        access: 3,
+    };
+    assert_eq!(client.call(&map).0, 0);
+    for block in 0..3 {
+        let at = base + block * BYTES;
+        let len = usize::try_from(BYTES).unwrap();
+        match fill {
+            // Over the bulk plane, so that the server's buffers have held it, too.
+            Some(byte) => assert_eq!(client.upload(at, &vec![byte; len]), 0),
+            None => {
+                let got = client.download(at, len).unwrap();
+                assert!(got.iter().all(|byte| *byte == 0), "block {block}");
+            }
+        }
+    }
+}
+
+/// Whether a process has a page full of this byte anywhere in its memory.
+fn holds(pid: u32, byte: u8) -> bool {
+    use std::os::unix::fs::FileExt as _;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut page = vec![0; 4096];
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        // Pages that are reserved for a session and never touched are not in the list.
+        for at in (number(start)..number(end).min(number(start) + (256 << 20))).step_by(4096) {
+            if memory.read_exact_at(&mut page, at).is_ok() && page.iter().all(|b| *b == byte) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn what_a_session_left_is_nowhere_whatever_ended_it() {
+    const LEFT: u8 = 0xa5;
+    for is_killed in [false, true] {
+        let server = ServerProcess::start(&["soft", "1", "67108864"]);
+        let first = Client::connect(&server.address);
+        fill_or_look(&first, Some(LEFT));
+        let own = server.executors().into_iter().find(|pid| holds(*pid, LEFT));
+        let own = own.expect("the look finds what is there");
+        if is_killed {
+            let pid = nix::unistd::Pid::from_raw(own.try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        drop(first);
+        eventually("the memory is free", || used(&server) == (0, 0));
+        let second = Client::connect(&server.address);
+        fill_or_look(&second, None);
+        for pid in server.executors() {
+            assert!(!holds(pid, LEFT), "in a buffer of another executor");
+        }
+    }
+}

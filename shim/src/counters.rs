@@ -19,6 +19,9 @@ static WAITS: PerCall = [const { AtomicU64::new(0) }; CALLS.len() + 1];
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 /// Bytes of code that went to servers, as they travelled.
 static MODULE_BYTES: AtomicU64 = AtomicU64::new(0);
+/// Bytes of copies between servers: from one to the other, and through this process.
+static DIRECT_BYTES: AtomicU64 = AtomicU64::new(0);
+static CARRIED_BYTES: AtomicU64 = AtomicU64::new(0);
 /// The phases so far.
 static MARKS: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
 
@@ -65,6 +68,16 @@ pub(crate) fn module_sent(bytes: usize) {
     MODULE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
+/// So many bytes were copied from one server to another.
+pub(crate) fn crossed(bytes: usize, is_direct: bool) {
+    let counter = if is_direct {
+        &DIRECT_BYTES
+    } else {
+        &CARRIED_BYTES
+    };
+    counter.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 fn add(per_call: &PerCall, number: u16) {
     if let Some(count) = per_call.get(usize::from(number)) {
         count.fetch_add(1, Ordering::Relaxed);
@@ -74,7 +87,9 @@ fn add(per_call: &PerCall, number: u16) {
 /// The child of a fork counts from nothing. Atomic stores only.
 pub(crate) fn reset() {
     NANOSECONDS.store(0, Ordering::Relaxed);
-    MODULE_BYTES.store(0, Ordering::Relaxed);
+    for bytes in [&MODULE_BYTES, &DIRECT_BYTES, &CARRIED_BYTES] {
+        bytes.store(0, Ordering::Relaxed);
+    }
     for count in COUNTS.iter().chain(&WAITS) {
         count.store(0, Ordering::Relaxed);
     }
@@ -96,6 +111,8 @@ struct Snapshot {
     waits: Vec<u64>,
     ns: u64,
     module_bytes: u64,
+    direct_bytes: u64,
+    carried_bytes: u64,
     frames: u64,
     bytes_out: u64,
     bytes_in: u64,
@@ -114,6 +131,8 @@ impl Snapshot {
             waits: load(&WAITS),
             ns: NANOSECONDS.load(Ordering::Relaxed),
             module_bytes: MODULE_BYTES.load(Ordering::Relaxed),
+            direct_bytes: DIRECT_BYTES.load(Ordering::Relaxed),
+            carried_bytes: CARRIED_BYTES.load(Ordering::Relaxed),
             frames: sum(|s| s.frames_out) + sum(|s| s.frames_in),
             bytes_out: sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
             bytes_in: sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
@@ -133,6 +152,8 @@ impl Snapshot {
             waits: less(&self.waits, &earlier.waits),
             ns: self.ns.saturating_sub(earlier.ns),
             module_bytes: self.module_bytes.saturating_sub(earlier.module_bytes),
+            direct_bytes: self.direct_bytes.saturating_sub(earlier.direct_bytes),
+            carried_bytes: self.carried_bytes.saturating_sub(earlier.carried_bytes),
             frames: self.frames.saturating_sub(earlier.frames),
             bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
             bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
@@ -168,6 +189,16 @@ impl Snapshot {
         object.insert("bytes_out".to_owned(), self.bytes_out.into());
         object.insert("bytes_in".to_owned(), self.bytes_in.into());
         object.insert("module_bytes_out".to_owned(), self.module_bytes.into());
+        if self.direct_bytes + self.carried_bytes > 0 {
+            object.insert(
+                "server_to_server_bytes".to_owned(),
+                self.direct_bytes.into(),
+            );
+            object.insert(
+                "server_to_server_bytes_through_client".to_owned(),
+                self.carried_bytes.into(),
+            );
+        }
         object.insert("ns_in_calls".to_owned(), self.ns.into());
         object
     }

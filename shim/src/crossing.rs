@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod boxes;
+mod direct;
 mod ferry;
 mod gate;
 
@@ -27,6 +28,7 @@ use crate::session::EVENT_DISABLE_TIMING;
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
 
 pub(crate) use boxes::{copy_box, is_abroad};
+pub(crate) use direct::Ways;
 pub(crate) use ferry::{Ferry, await_copies, copy};
 pub(crate) use gate::{Crossings, Gate};
 

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 pub(crate) use self::inbox::Inbox;
 
 use crate::coherent::Coherent;
-use crate::crossing::Ferry;
+use crate::crossing::{Ferry, Ways};
 use crate::landing;
 use crate::memory::DeviceRange;
 use crate::observe;
@@ -97,6 +97,8 @@ pub(crate) struct Session {
     pub(crate) timings: Timings,
     /// Brings bytes of other servers here.
     pub(crate) ferry: Ferry,
+    /// How bytes get from here to other servers.
+    pub(crate) ways: Ways,
 }
 
 /// What streams are made to wait for instead of the program.
@@ -149,6 +151,7 @@ impl Session {
             unseen: Unseen::default(),
             timings: Timings::default(),
             ferry: Ferry::default(),
+            ways: Ways::default(),
         }
     }
 

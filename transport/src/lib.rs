@@ -31,13 +31,14 @@ pub use error::{
 pub use handshake::{SessionId, constant_time_eq};
 pub use listener::{Incoming, IncomingKind, Listener};
 pub use options::{
-    ConnectOptions, DeviceName, Limits, ListenOptions, LocalEnd, RdmaMode, RdmaOptions,
+    ConnectOptions, DeviceName, Dialer, Limits, ListenOptions, LocalEnd, RdmaMode, RdmaOptions,
     SILENCE_KEEPALIVES, SocketOptions, TransportChoice, Tuning,
 };
 
 pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};
 pub use stream::PathInfo;
 pub use stream::verbs::{RdmaPort, rdma_ports};
+pub use sys::random::random16;
 
 /// Version of the handshake and of the frames.
 pub const PROTOCOL_VERSION: u16 = 2;

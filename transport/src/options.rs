@@ -1,7 +1,11 @@
 //! What the two sides can choose, and the limits that they negotiate.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::CloseReason;
@@ -18,6 +22,8 @@ pub enum TransportChoice {
     Shm,
     /// RDMA only.
     Verbs,
+    /// RDMA if both sides have it, else TCP, on the one connection that is opened: no probe, no shared memory.
+    Network,
 }
 
 /// How data are found to have arrived over RDMA.
@@ -206,7 +212,40 @@ pub struct SocketOptions {
     /// How long a system call polls the network card's queue, in microseconds (`SO_BUSY_POLL`).
     /// A system that does not allow it is no error: it is logged.
     pub busy_poll_us: Option<u32>,
+    /// Who opens connections instead of this process, which may not.
+    pub dialer: Option<Dialer>,
 }
+
+/// Opens TCP connections for a process that may not do so itself.
+#[derive(Clone)]
+pub struct Dialer(Arc<Dial>);
+
+type Dial = dyn Fn(SocketAddr) -> io::Result<OwnedFd> + Send + Sync;
+
+impl Dialer {
+    /// `dial` blocks until it has a connected socket, or a reason why there is none.
+    pub fn new(dial: impl Fn(SocketAddr) -> io::Result<OwnedFd> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(dial))
+    }
+
+    pub(crate) fn dial(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+        (self.0)(address)
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer").finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Dialer {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Dialer {}
 
 impl SocketOptions {
     /// Checks that the numbers are possible.

@@ -25,6 +25,7 @@ impl Transport {
             TransportChoice::Tcp => "tcp",
             TransportChoice::Shm => "shm",
             TransportChoice::Verbs => "verbs",
+            TransportChoice::Network => "network",
         }
     }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{SessionOpen, SessionWelcome};
-use farcall_transport::{Endpoint, Tuning};
+use farcall_transport::{Endpoint, SessionId, Tuning};
 
 use self::outbox::Connection;
+use self::peers::{Dials, Peers};
 use self::session::{Live, Session};
 use self::watchdog::Watchdog;
 use crate::DeviceKind;
@@ -30,6 +31,7 @@ use crate::sys::env;
 
 mod confine;
 pub(crate) mod outbox;
+pub(crate) mod peers;
 pub(crate) mod session;
 mod watchdog;
 
@@ -99,15 +101,29 @@ fn serve_one_session() -> io::Result<()> {
         grace: Duration::from_millis(order.grace_ms),
         endpoint: watched.clone(),
     };
-    let shared = (ledger, board);
-    let (endpoint, session) = open(&order, connection, shared, &state, &payload, watchdog)?;
+    let dials = dials(&control, &order)?;
+    let peers = Arc::new(Peers::new(dials.clone(), order.kind != DeviceKind::Cuda));
+    let parts = Parts {
+        connection,
+        ledger,
+        board,
+        watchdog,
+        peers: peers.clone(),
+    };
+    let (endpoint, session) = open(&order, parts, &state, &payload)?;
     let _ = watched.set(endpoint.clone());
     control::send(control.as_fd(), &Report::Opened, &[], &[], &[])?;
-    let watched = (control.try_clone()?, endpoint.clone(), session.clone());
+    let orders = Orders {
+        control: control.try_clone()?,
+        endpoint: endpoint.clone(),
+        session: session.clone(),
+        peers,
+        dials,
+    };
     let watcher = std::thread::Builder::new()
         .name("control".to_owned())
         .stack_size(STACK_BYTES);
-    watcher.spawn(move || follow_orders(&watched.0, &watched.1, &*watched.2))?;
+    watcher.spawn(move || orders.follow())?;
     let why = endpoint.run();
     session.close();
     let report = Report::Closed {
@@ -121,35 +137,73 @@ fn serve_one_session() -> io::Result<()> {
     std::process::exit(0);
 }
 
-/// Takes further connections; ends the session when the supervisor says so or is gone.
-fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
-    loop {
-        match control::receive::<Order>(control.as_fd(), true) {
-            Ok(Some(Message {
-                header: Order::Open(_),
-                ..
-            })) => log::error!("a second session for one executor"),
-            Ok(Some(Message {
-                header: Order::Count,
-                ..
-            })) => {
-                let counts = count(endpoint, session);
+/// How this process gets connections to other servers, where it may have any.
+fn dials(control: &OwnedFd, order: &OpenOrder) -> io::Result<Option<Arc<Dials>>> {
+    if !order.peer_links {
+        return Ok(None);
+    }
+    let control = control.try_clone()?;
+    Ok(Some(Dials::new(move |number, address| {
+        let report = Report::Dial { number, address };
+        control::send(control.as_fd(), &report, &[], &[], &[])
+    })))
+}
+
+/// What the supervisor's orders are about.
+struct Orders {
+    control: OwnedFd,
+    endpoint: Endpoint,
+    session: Arc<dyn Live>,
+    peers: Arc<Peers>,
+    dials: Option<Arc<Dials>>,
+}
+
+impl Orders {
+    /// Takes further connections; ends the session when the supervisor says so or is gone.
+    fn follow(&self) {
+        loop {
+            match control::receive::<Order>(self.control.as_fd(), true) {
+                Ok(Some(message)) => self.obey(message),
+                Ok(None) => return self.endpoint.close(),
+                Err(error) => {
+                    log::error!("control: {error}");
+                    return self.endpoint.close();
+                }
+            }
+        }
+    }
+
+    fn obey(&self, message: Message<Order>) {
+        let Message {
+            header,
+            state,
+            payload,
+            fds,
+        } = message;
+        let fd = fds.into_iter().next();
+        match (header, fd) {
+            (Order::Open(_), _) => log::error!("a second session for one executor"),
+            (Order::Count, _) => {
+                let counts = count(&self.endpoint, &*self.session);
                 // A supervisor that is gone is seen at the next order.
-                let _ = control::send(control.as_fd(), &Report::Counted(counts), &[], &[], &[]);
+                let report = Report::Counted(counts);
+                let _ = control::send(self.control.as_fd(), &report, &[], &[], &[]);
             }
-            Ok(Some(Message {
-                header: Order::Close { reason },
-                ..
-            })) => {
-                session.farewell(&reason);
-                endpoint.close();
+            (Order::Close { reason }, _) => {
+                self.session.farewell(&reason);
+                self.endpoint.close();
             }
-            Ok(Some(Message {
-                header, state, fds, ..
-            })) => {
-                let Some(fd) = fds.into_iter().next() else {
-                    log::error!("an order without its descriptor");
-                    continue;
+            (Order::Dialed { number, failure }, fd) => {
+                let why = || io::Error::other(failure.unwrap_or_default());
+                if let Some(dials) = &self.dials {
+                    dials.dialed(number, fd.ok_or_else(why));
+                }
+            }
+            (_, None) => log::error!("an order without its descriptor"),
+            (Order::Peer, Some(fd)) => self.peers.open(fd, &state, &payload),
+            (header @ (Order::Bulk | Order::Resume), Some(fd)) => {
+                let Some(endpoint) = self.meant(&payload) else {
+                    return;
                 };
                 let taken = match header {
                     Order::Resume => endpoint.resume(fd, &state),
@@ -159,12 +213,16 @@ fn follow_orders(control: &OwnedFd, endpoint: &Endpoint, session: &dyn Live) {
                     log::warn!("a connection was not taken: {error}");
                 }
             }
-            Ok(None) => return endpoint.close(),
-            Err(error) => {
-                log::error!("control: {error}");
-                return endpoint.close();
-            }
         }
+    }
+
+    /// The session itself, or the link that is named.
+    fn meant(&self, link: &[u8]) -> Option<Endpoint> {
+        if link.is_empty() {
+            return Some(self.endpoint.clone());
+        }
+        let session = link.try_into().map(SessionId).ok()?;
+        self.peers.link(session)
     }
 }
 
@@ -189,14 +247,23 @@ fn count(endpoint: &Endpoint, session: &dyn Live) -> Counts {
 
 type OpenSession = (Endpoint, Arc<dyn Live>);
 
-fn open(
-    order: &OpenOrder,
+/// What a session is opened with.
+struct Parts {
     connection: OwnedFd,
-    (ledger, board): (OwnedFd, OwnedFd),
-    state: &[u8],
-    payload: &[u8],
+    ledger: OwnedFd,
+    board: OwnedFd,
     watchdog: Watchdog,
-) -> io::Result<OpenSession> {
+    peers: Arc<Peers>,
+}
+
+fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Result<OpenSession> {
+    let Parts {
+        connection,
+        ledger,
+        board,
+        watchdog,
+        peers,
+    } = parts;
     let malformed =
         |error| io::Error::new(io::ErrorKind::InvalidData, format!("session_open: {error}"));
     let (_, body, _) = split(payload).map_err(malformed)?;
@@ -216,7 +283,7 @@ fn open(
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
     let (base, bytes) = (hello.range_base, hello.range_bytes);
     let cache = Cache::new(order.cache_directory.clone());
-    let outbox = Arc::new(Connection::new(ledger.clone(), order.slot));
+    let outbox = Arc::new(Connection::new(ledger.clone(), order.slot, peers));
     if order.kind == DeviceKind::Cuda {
         if let Some(percentage) = cuda::mps::percentage(&order.devices)
             && !env::set_while_alone(cuda::mps::PERCENTAGE, &percentage)

@@ -9,7 +9,9 @@ use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{BulkError, Endpoint, SendError};
 
+use super::peers::Peers;
 use crate::ledger::{Ledger, Slot};
+use crate::sys::raw;
 
 /// Longest message of a notice.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -46,8 +48,9 @@ pub(crate) trait Outbox: Send + Sync + std::fmt::Debug {
     fn flush(&self);
     /// A ticket has been answered.
     fn answered(&self) {}
-    /// Sends `data` over the bulk plane. Blocks until it is on its way.
-    fn bulk_send(&self, id: u64, data: &[u8]);
+    /// Sends `data` over the bulk plane, to whom the client said. Blocks until it is on its way. False: it was for another server,
+    /// and there is no way to that any more.
+    fn bulk_send(&self, id: u64, data: &[u8]) -> bool;
     /// Receives the transfer `id` at `dest`; `done` is told how many bytes came, `None` if it will never
     /// come. Does not block; `done` may be called before this returns.
     ///
@@ -60,6 +63,38 @@ pub(crate) trait Outbox: Send + Sync + std::fmt::Debug {
 
 /// Told when a posted transfer is over.
 pub(crate) type Posted = Box<dyn FnOnce(Option<usize>) + Send>;
+
+/// Memory for a transfer.
+pub(crate) struct Post {
+    /// Exposed address.
+    dest: u64,
+    len: usize,
+    done: Posted,
+}
+
+impl Post {
+    /// # Safety
+    /// As for [`Outbox::bulk_post`].
+    unsafe fn new(dest: *mut u8, len: usize, done: Posted) -> Self {
+        let dest = dest.expose_provenance() as u64;
+        Self { dest, len, done }
+    }
+
+    /// Receives the transfer `id` from a peer. Does not block.
+    pub(crate) fn receive(self, from: &Endpoint, id: u64) {
+        let Self { dest, len, done } = self;
+        let done = Box::new(move |came: Result<usize, BulkError>| done(came.ok()));
+        // SAFETY: who made this keeps the destination valid until `done` is called or dropped.
+        if let Err(error) = unsafe { from.bulk_post(id, raw::pointer(dest), len, done) } {
+            log::error!("bulk transfer {id} cannot be received: {error}");
+        }
+    }
+
+    /// Nothing will come.
+    pub(crate) fn give_up(self) {
+        (self.done)(None);
+    }
+}
 
 impl dyn Outbox + '_ {
     /// Ends a record: a status to who waits for it, a notice if it failed and nobody does.
@@ -169,12 +204,14 @@ pub(crate) struct Connection {
     ledger: Arc<Ledger>,
     slot: Slot,
     pending: AtomicBool,
+    peers: Arc<Peers>,
 }
 
 impl Connection {
     /// Of the session in `slot`, not attached yet.
-    pub(crate) fn new(ledger: Arc<Ledger>, slot: Slot) -> Self {
+    pub(crate) fn new(ledger: Arc<Ledger>, slot: Slot, peers: Arc<Peers>) -> Self {
         Self {
+            peers,
             endpoint: OnceLock::new(),
             ledger,
             slot,
@@ -185,6 +222,11 @@ impl Connection {
     /// From now on messages go to `endpoint`.
     pub(crate) fn attach(&self, endpoint: Endpoint) {
         let _ = self.endpoint.set(endpoint);
+    }
+
+    /// The session's links to other servers.
+    pub(crate) fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     fn sent<T>(what: Result<T, SendError>) {
@@ -222,20 +264,24 @@ impl Outbox for Connection {
         self.ledger.answered(self.slot);
     }
 
-    fn bulk_send(&self, id: u64, data: &[u8]) {
+    fn bulk_send(&self, id: u64, data: &[u8]) -> bool {
+        if let Some(is_sent) = self.peers.send(id, data) {
+            return is_sent;
+        }
         if let Some(endpoint) = self.endpoint.get() {
             Self::sent(endpoint.bulk_send(id, &[IoSlice::new(data)]));
         }
+        true
     }
 
     unsafe fn bulk_post(&self, id: u64, dest: *mut u8, len: usize, done: Posted) {
         let Some(endpoint) = self.endpoint.get() else {
             return done(None);
         };
-        let done = Box::new(move |came: Result<usize, BulkError>| done(came.ok()));
-        // SAFETY: the caller keeps the destination valid until `done` is called or dropped.
-        if let Err(error) = unsafe { endpoint.bulk_post(id, dest, len, done) } {
-            log::error!("bulk transfer {id} cannot be received: {error}");
+        // SAFETY: the caller promises what this one needs.
+        let post = unsafe { Post::new(dest, len, done) };
+        if let Some(post) = self.peers.offer(id, post) {
+            post.receive(endpoint, id);
         }
     }
 
@@ -271,7 +317,9 @@ impl Outbox for Discard {
 
     fn flush(&self) {}
 
-    fn bulk_send(&self, _id: u64, _data: &[u8]) {}
+    fn bulk_send(&self, _id: u64, _data: &[u8]) -> bool {
+        true
+    }
 
     unsafe fn bulk_post(&self, _id: u64, _dest: *mut u8, _len: usize, done: Posted) {
         done(None);
@@ -312,8 +360,9 @@ pub(crate) mod tests {
 
         fn flush(&self) {}
 
-        fn bulk_send(&self, id: u64, data: &[u8]) {
+        fn bulk_send(&self, id: u64, data: &[u8]) -> bool {
             self.bulk.lock().push((id, data.to_vec()));
+            true
         }
 
         unsafe fn bulk_post(&self, id: u64, dest: *mut u8, len: usize, done: Posted) {

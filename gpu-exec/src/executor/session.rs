@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use farcall_marshal::record::{Record, split};
+use farcall_marshal::record::{Head, Record, split};
 use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::{HostFuncDone, describe, dispatch};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::Mutex;
 
 use super::outbox::{Connection, Failure, Outbox, Reply};
+use super::peers::Peers;
 use crate::device::{Device, Violation};
 use crate::ledger::{Ledger, Slot};
 
@@ -25,6 +26,7 @@ pub(crate) struct Session<D> {
     records: AtomicU64,
     ledger: Arc<Ledger>,
     slot: Slot,
+    peers: Arc<Peers>,
 }
 
 /// A session, whatever its devices are.
@@ -42,6 +44,7 @@ pub(crate) trait Live: Send + Sync {
 impl<D: Device> Session<D> {
     /// A session on these devices.
     pub(crate) fn new(device: D, outbox: Arc<Connection>, ledger: Arc<Ledger>, slot: Slot) -> Self {
+        let peers = outbox.peers().clone();
         Self {
             device: Mutex::new(device),
             outbox,
@@ -49,6 +52,7 @@ impl<D: Device> Session<D> {
             records: AtomicU64::new(0),
             ledger,
             slot,
+            peers,
         }
     }
 }
@@ -85,7 +89,9 @@ impl<D: Device> Handler for Session<D> {
         let tickets = look_ahead(&*self.outbox, frame);
         self.ledger.received(self.slot, tickets);
         let mut taken = 0;
-        let outcome = take(&mut *self.device.lock(), frame, &mut taken);
+        let outbox: Arc<dyn Outbox> = self.outbox.clone();
+        let mut aside = |head: &Head, body: &[u8]| self.peers.take(head, body, &outbox);
+        let outcome = take(&mut *self.device.lock(), &mut aside, frame, &mut taken);
         self.records.fetch_add(taken, Ordering::Relaxed);
         if let Err(violation) = outcome {
             let mut first = self.violation.lock();
@@ -126,12 +132,16 @@ fn look_ahead(outbox: &dyn Outbox, frame: &[u8]) -> u64 {
     tickets
 }
 
+/// Takes records that are not the device's.
+pub(crate) type Aside<'a> = &'a mut dyn FnMut(&Head, &[u8]) -> Option<Result<(), Violation>>;
+
 /// Hands the records of a frame to a device, in order, and counts them.
 ///
 /// # Errors
 /// The first record that no correct client sends; those before it have been taken.
 pub(crate) fn take<D: Device>(
     device: &mut D,
+    aside: Aside<'_>,
     frame: &[u8],
     taken: &mut u64,
 ) -> Result<(), Violation> {
@@ -141,7 +151,9 @@ pub(crate) fn take<D: Device>(
         if head.is_reply() {
             return Err(Violation::Direction(head.number));
         }
-        if head.number == HostFuncDone::NUMBER {
+        if let Some(outcome) = aside(&head, body) {
+            outcome?;
+        } else if head.number == HostFuncDone::NUMBER {
             device.host_func_done(HostFuncDone::decode_body(body)?)?;
         } else {
             dispatch(device, &head, body)??;

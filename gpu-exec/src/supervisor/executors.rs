@@ -61,6 +61,8 @@ pub(crate) struct Serving {
     /// What its executor counted, the last time that somebody asked.
     pub(crate) counts: Counts,
     pub(crate) since: Instant,
+    /// Its links from other servers.
+    pub(crate) links: Vec<SessionId>,
     /// Its GPUs are to be checked when its process is gone.
     pub(crate) is_suspect: bool,
     /// What its executor said at the end, or was told.

@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use farcall_transport::Incoming;
+use farcall_transport::{Incoming, SessionId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
@@ -28,6 +28,10 @@ pub(crate) enum Event {
     Activity(ActivityAnswer),
     /// Somebody wants to know what sessions have had.
     Usage(UsageAnswer),
+    /// A link of another server's session to the session of this name.
+    Peer(Incoming, SessionId),
+    /// What became of an executor's wish for a connection: executor, number.
+    Dialed(u64, u64, io::Result<OwnedFd>),
     /// A GPU has been checked.
     Checked(u32, Result<(), Finding>),
     /// Time to stop.

@@ -188,6 +188,8 @@ impl Keeper {
             Event::Activity(answer) => drop(answer.try_send(self.activity())),
             Event::Usage(answer) => self.count(answer),
             Event::Reaped(id) => self.forget(id),
+            Event::Peer(incoming, session) => self.take_peer(incoming, session),
+            Event::Dialed(id, number, outcome) => self.pass_on(id, number, outcome),
             Event::Checked(device, found) => self.take_checked(device, found),
             Event::Stop => self.stop(),
         }
@@ -371,6 +373,7 @@ impl Keeper {
             client: name.clone(),
             grace_ms: self.plan.grace_ms,
             grace_closed_ms: self.plan.grace_closed_ms,
+            peer_links: self.plan.peer_links,
             driver_patience_ms: u64::try_from(self.plan.driver_patience.as_millis())
                 .unwrap_or(u64::MAX),
             is_unconfined: self.plan.is_unconfined,
@@ -403,6 +406,7 @@ impl Keeper {
             client: name,
             devices,
             since: Instant::now(),
+            links: Vec::new(),
             is_suspect: false,
             farewell: None,
         }));
@@ -421,15 +425,19 @@ impl Keeper {
             _ => return incoming.refuse(RefuseCode::INTERNAL, "unknown kind of connection"),
         };
         let executor = self.executors.values().find(|executor| {
-            executor
-                .serving()
-                .is_some_and(|serving| serving.session == session)
+            executor.serving().is_some_and(|serving| {
+                serving.session == session || serving.links.contains(&session)
+            })
         });
         let Some(control) = executor.and_then(Executor::socket) else {
             return incoming.refuse(RefuseCode::SESSION, "no such session");
         };
+        let is_link = executor
+            .and_then(Executor::serving)
+            .is_some_and(|serving| serving.session != session);
+        let link: &[u8] = if is_link { &session.0 } else { &[] };
         let (connection, state) = incoming.into_parts();
-        if let Err(error) = control::send(control, &order, &state, &[], &[connection.as_fd()]) {
+        if let Err(error) = control::send(control, &order, &state, link, &[connection.as_fd()]) {
             log::warn!("a connection is dropped: {error}");
         }
     }
@@ -453,6 +461,10 @@ impl Keeper {
                     header: Report::Stuck(stuck),
                     ..
                 })) => self.take_stuck(id, &stuck),
+                Ok(Some(Message {
+                    header: Report::Dial { number, address },
+                    ..
+                })) => self.dial(id, number, address),
                 Ok(Some(message)) => take_report(executor, message.header, &mut self.failed_starts),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Ok(None) | Err(_) => {

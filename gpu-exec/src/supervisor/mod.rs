@@ -29,6 +29,7 @@ mod health;
 mod inbox;
 mod keeper;
 mod leases;
+mod peers;
 mod plan;
 mod signals;
 pub(crate) mod usage;
@@ -210,6 +211,11 @@ fn accept_clients(listener: &Listener, inbox: &Inbox, guard: &Guard) {
         match listener.accept() {
             // The right of a further connection to its session is checked by its executor.
             Ok(incoming) if matches!(incoming.kind(), IncomingKind::New) => {
+                // The right to a link, too, is checked by the executor: its client drew the secret.
+                if let Some(session) = peers::session_of(&incoming) {
+                    inbox.send(Event::Peer(incoming, session));
+                    continue;
+                }
                 let Some((client, admitted)) = admit(incoming, guard) else {
                     continue;
                 };

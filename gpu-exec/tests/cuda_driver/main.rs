@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod memory;
+mod peers;
 #[path = "../support/mod.rs"]
 mod support;
 mod wedged;

@@ -298,3 +298,76 @@ fn kernels_use_pinned_memory_at_the_programs_address() {
         assert_eq!(client.download(addr, 4), Err(INVALID_VALUE));
     }
 }
+
+/// The driver gives memory with whatever was in it. Nothing of that is seen: not in memory that the client maps, in whole or in
+/// parts, and not by a kernel that reads beyond its block.
+#[test]
+fn what_others_left_is_nowhere_to_be_seen() {
+    const PEEK: u64 = 90;
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    let is_zero = |addr: u64, bytes: u64| {
+        let got = client.download(addr, usize::try_from(bytes).unwrap());
+        got.unwrap().iter().all(|byte| *byte == 0)
+    };
+    assert_eq!(client.load(91, ".version 8.0 // peek").0, 0);
+    client.send(&CuModuleGetFunction {
+        function: PEEK,
+        module: 91,
+        name: "peek",
+    });
+    // A small block: the rest of its granule is mapped with it.
+    assert_eq!(client.alloc(4096, 512), 0);
+    let beyond = base + 4096 + 512;
+    for from in [base, beyond, base + 2 * MIB - 512] {
+        let params = [
+            (base + 4096).to_le_bytes().to_vec(),
+            from.to_le_bytes().to_vec(),
+            128_u32.to_le_bytes().to_vec(),
+        ];
+        client.launch(PEEK, STREAM, 1, 1, &params.concat());
+        assert_eq!(client.synchronize(), 0);
+        assert!(is_zero(base + 4096, 512), "{from:#x}");
+    }
+    // Physical memory, mapped in two parts, the second without access at first.
+    let (handle, bytes, device) = (5, 6 * MIB, 0);
+    let create = CuMemCreate {
+        handle,
+        bytes,
+        device,
+    };
+    assert_eq!(client.call(&create).0, 0);
+    let map = |addr, bytes, offset, access| CuMemMap {
+        addr,
+        bytes,
+        offset,
+        handle,
+        access,
+    };
+    let (first, second) = (base + 8 * MIB, base + 16 * MIB);
+    assert_eq!(client.call(&map(first, 2 * MIB, 0, 3)).0, 0);
+    assert!(is_zero(first, 2 * MIB));
+    assert_eq!(client.call(&map(second, 4 * MIB, 2 * MIB, 0)).0, 0);
+    let access = CuMemSetAccess {
+        addr: second,
+        bytes: 4 * MIB,
+        device,
+        access: 3,
+    };
+    assert_eq!(client.call(&access).0, 0);
+    assert!(is_zero(second, 4 * MIB));
+    // Read-only from the start.
+    let create = CuMemCreate {
+        handle: 6,
+        bytes: 2 * MIB,
+        device,
+    };
+    assert_eq!(client.call(&create).0, 0);
+    let third = CuMemMap {
+        handle: 6,
+        ..map(base + 32 * MIB, 2 * MIB, 0, 1)
+    };
+    assert_eq!(client.call(&third).0, 0);
+    assert!(is_zero(base + 32 * MIB, 2 * MIB));
+}

@@ -6,6 +6,7 @@
  *   set    {u64 address, u32 value, u32 count}   writes words; an address outside of all memory is a fault
  *   hold   {}                                    its stream stands still until `release` runs on another one
  *   release {}
+ *   peek   {u64 to, u64 from, u32 count}         copies words from anywhere, as kernels can
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -41,7 +42,7 @@ static void hang_in(const char *call) {
 #define MAY_HANG hang_in(__func__)
 
 /* Memory: everything that operations may touch. */
-struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; };
+struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; int is_accessible; };
 enum { MAPPED = 1, PLAIN, PINNED, REGISTERED };
 static struct piece *pieces;
 static u64 physical_bytes, next_handle = 1, handle_bytes[4096];
@@ -49,7 +50,7 @@ static u32 fault;
 
 static void add_piece(u64 at, u64 bytes, int kind, u64 handle) {
     struct piece *p = malloc(sizeof *p);
-    *p = (struct piece){at, bytes, kind, handle, pieces};
+    *p = (struct piece){at, bytes, kind, handle, pieces, 0};
     pieces = p;
 }
 static int remove_piece(u64 at, u64 bytes, int kind, struct piece *out) {
@@ -86,6 +87,13 @@ static int released;
 static int run_kernel(struct op *op, int stream) {
     if (!strcmp(op->name, "hold")) return released > 0 ? (released--, 1) : 0;
     if (!strcmp(op->name, "release")) { (void)stream; released++; return 1; }
+    if (!strcmp(op->name, "peek")) {
+        u64 ends[2]; u32 words;
+        memcpy(ends, op->params, 16); memcpy(&words, op->params + 16, 4);
+        if (!is_memory(ends[0], words * 4ul) || !is_memory(ends[1], words * 4ul)) { fault = ILLEGAL_ADDRESS; return 1; }
+        memmove((void *)ends[0], (void *)ends[1], words * 4ul);
+        return 1;
+    }
     u64 at; u32 value, count;
     memcpy(&at, op->params, 8); memcpy(&value, op->params + 8, 4); memcpy(&count, op->params + 12, 4);
     if (!is_memory(at, count * 4ul)) { fault = ILLEGAL_ADDRESS; return 1; }
@@ -186,8 +194,8 @@ EXPORT u32 cuMemCreate(u64 *handle, size_t bytes, const void *prop, u64 flags) {
 }
 EXPORT u32 cuMemRelease(u64 handle) { LOCKED; CHECK(handle && handle < next_handle && handle_bytes[handle]); physical_bytes -= handle_bytes[handle]; handle_bytes[handle] = 0; return OK; }
 EXPORT u32 cuMemMap(u64 at, size_t bytes, size_t offset, u64 handle, u64 flags) {
-    LOCKED; (void)offset; (void)flags;
-    CHECK(handle_bytes[handle] == bytes && at % GRANULE == 0);
+    LOCKED; (void)flags;
+    CHECK(handle_bytes[handle] >= offset + bytes && offset % GRANULE == 0 && at % GRANULE == 0);
     for (struct piece *p = pieces; p; p = p->next) if (p->at < at + bytes && at < p->at + p->bytes) return INVALID_VALUE;
     add_piece(at, bytes, MAPPED, handle);
     return OK;
@@ -195,7 +203,8 @@ EXPORT u32 cuMemMap(u64 at, size_t bytes, size_t offset, u64 handle, u64 flags) 
 EXPORT u32 cuMemSetAccess(u64 at, size_t bytes, const void *desc, size_t count) {
     LOCKED; (void)desc; (void)count;
     CHECK(is_memory(at, bytes) && !mprotect((void *)at, bytes, PROT_READ | PROT_WRITE));
-    memset((void *)at, 0xaa, bytes);
+    for (struct piece *p = pieces; p; p = p->next)
+        if (p->at == at && !p->is_accessible) { p->is_accessible = 1; memset((void *)at, 0xaa, bytes); }
     return OK;
 }
 EXPORT u32 cuMemUnmap(u64 at, size_t bytes) {
@@ -272,8 +281,8 @@ EXPORT u32 cuModuleLoadDataEx(char **module, const char *image, u32 n, const u32
 }
 EXPORT u32 cuModuleUnload(char *module) { free(module); return OK; }
 EXPORT u32 cuModuleGetFunction(const char **f, const char *module, const char *name) {
-    const char *names[] = {"set", "hold", "release"};
-    for (int i = 0; i < 3; i++) if (!strcmp(name, names[i]) && strstr(module, name)) { *f = names[i]; return OK; }
+    const char *names[] = {"set", "hold", "release", "peek"};
+    for (int i = 0; i < 4; i++) if (!strcmp(name, names[i]) && strstr(module, name)) { *f = names[i]; return OK; }
     return NOT_FOUND;
 }
 EXPORT u32 cuModuleGetGlobal_v2(u64 *at, size_t *bytes, const char *module, const char *name) { (void)at; (void)bytes; (void)module; (void)name; return NOT_FOUND; }

@@ -176,6 +176,7 @@ pub(crate) fn socket_options(
         dscp,
         local,
         busy_poll_us: busy_poll_us.filter(|us| *us > 0),
+        dialer: None,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Copies between devices of different servers, in pieces through this process: while one piece goes to its server, the next comes
-//! from the other.
+//! Copies between devices of different servers: from server to server ([`super::direct`]), or else in pieces through this process:
+//! while one piece goes to its server, the next comes from the other.
 #![forbid(unsafe_code)]
 
 use std::io::IoSlice;
@@ -11,9 +11,11 @@ use farcall_marshal::record::INLINE_BYTES_MAX;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2, CuStreamSynchronize};
 
+use super::direct;
 use super::gate::{self, Gate, Meeting};
 use super::{ferry_of, owner, refuse_capture};
 use crate::api::check_device_range;
+use crate::counters;
 use crate::global;
 use crate::process::process;
 use crate::ptr::HostPtr;
@@ -181,7 +183,24 @@ impl Passage {
         meeting.open();
     }
 
+    /// From server to server where there is a way, else through here.
     fn run(&self) -> CuResult {
+        let copy = direct::Copy {
+            to: &self.to,
+            from: &self.from,
+            dst: self.dst,
+            src: self.src,
+            bytes: self.bytes,
+        };
+        let is_direct = copy.run()?;
+        if !is_direct {
+            self.carry()?;
+        }
+        counters::crossed(self.bytes, is_direct);
+        Ok(())
+    }
+
+    fn carry(&self) -> CuResult {
         let mut spare = Vec::new();
         let mut next = Some(self.fetch(0, &mut spare)?);
         while let Some(piece) = next.take() {

@@ -50,6 +50,10 @@ pub fn connect(
         TransportChoice::Shm => (local::over_shm(options, deadline)?, asked),
         TransportChoice::Auto => choice::best(options, deadline)?,
         TransportChoice::Verbs => (over_verbs(options, deadline)?, asked),
+        TransportChoice::Network => (
+            over_network(options, deadline, options.rdma.as_ref())?,
+            asked,
+        ),
     };
     let Link {
         call,

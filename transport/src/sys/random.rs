@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
-/// 16 random bytes, for session ids and keys. Blocks only while the machine has just been started and has no randomness.
-pub(crate) fn random16() -> io::Result<[u8; 16]> {
+/// 16 random bytes, for session ids, keys and other secrets. Blocks only while the machine has just been started and has no randomness.
+///
+/// # Errors
+/// The system has none.
+pub fn random16() -> io::Result<[u8; 16]> {
     let mut bytes = [0u8; 16];
     // The call itself: glibc has a function for it since 2.25 only.
     // SAFETY: 16 writable bytes. Up to 256 bytes come whole or not at all.

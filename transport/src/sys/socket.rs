@@ -152,6 +152,9 @@ pub(crate) fn abandon(fd: RawFd) {
 
 /// Starts connecting without waiting; the socket becomes writable when it is done.
 pub(crate) fn connect_start(address: &SocketAddr, options: &SocketOptions) -> io::Result<OwnedFd> {
+    if let Some(dialer) = &options.dialer {
+        return dialer.dial(*address);
+    }
     let fd = super::netopt::open(address, options)?;
     let (storage, size) = sockaddr(address);
     // SAFETY: `size` initialised bytes of a socket address of this family.

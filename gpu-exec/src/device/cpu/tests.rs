@@ -67,6 +67,7 @@ impl Rig {
     fn send<'a, R: Record<'a>>(&mut self, record: &R) {
         take(
             &mut self.device,
+            &mut |_, _| None,
             &to_vec(Head::request(R::NUMBER, CONTEXT, 0), record),
             &mut 0,
         )
@@ -78,6 +79,7 @@ impl Rig {
         self.ticket += 1;
         take(
             &mut self.device,
+            &mut |_, _| None,
             &to_vec(Head::request(R::NUMBER, CONTEXT, self.ticket), record),
             &mut 0,
         )

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
-use super::driver::{Event, Stream};
+use super::driver::{Event, Extent, Stream};
 use super::issue::{Progress, Shared};
-use super::memory::{BlockKind, Memory};
+use super::memory::BlockKind;
 use super::op::{After, Op};
-use super::state::{ContextKey, LaneKey, State};
+use super::state::{ContextKey, ContextState, LaneKey, State};
 use crate::executor::outbox::{Failure, Reply};
 
 const STREAM_NON_BLOCKING: u32 = 1;
@@ -20,7 +20,7 @@ impl Shared {
     /// order the memory will be used; `None`: anybody's from now on. Returns the address, if it is there now.
     ///
     /// # Errors
-    /// As [`Memory::insert`].
+    /// As `Memory::insert`.
     pub(crate) fn allocate(
         &self,
         reply: Reply,
@@ -111,31 +111,61 @@ fn insert(
 ) -> CuResult<u64> {
     let State {
         memory, contexts, ..
-    } = state;
+    } = &mut *state;
     let context = contexts.get_mut(&key).ok_or(CuStatus::INVALID_CONTEXT)?;
     let addr = memory.insert(&context.owner, addr, bytes, kind)?;
-    if !Memory::needs_zeros(kind) {
-        return Ok(addr);
+    let cleared = clear(state, key);
+    if cleared.is_err() {
+        drop(state.memory.take(addr));
     }
-    let zeroed = memory.extent(addr, bytes).and_then(|extent| {
-        let driver_context = &context.owner.context;
-        let zeroer = match context.zeroer.take() {
-            Some(stream) => stream,
-            None => Stream::create(driver_context, STREAM_NON_BLOCKING, 0)?,
+    cleared.map(|()| addr)
+}
+
+/// Has memory cleared that was mapped, before later work of its context.
+///
+/// # Errors
+/// `INVALID_CONTEXT`: there is no context of its device. Else as the driver.
+pub(super) fn clear(state: &mut State, key: ContextKey) -> CuResult {
+    for fresh in state.memory.take_fresh() {
+        let extent = state.memory.fresh_extent(&fresh)?;
+        let is_its = |context: &ContextState| context.owner.device == fresh.device;
+        let contexts = &mut state.contexts;
+        let key = match contexts.get(&key) {
+            Some(context) if is_its(context) => key,
+            _ => {
+                let other = contexts.iter().find(|(_, context)| is_its(context));
+                *other.ok_or(CuStatus::INVALID_CONTEXT)?.0
+            }
         };
-        let zeroer = context.zeroer.insert(zeroer);
-        zeroer.fill(extent, 0, 1)?;
-        let event = match context.zeroed.take() {
-            Some(event) => event,
-            None => Arc::new(Event::create(driver_context, EVENT_DISABLE_TIMING)?),
-        };
-        context.zeroings += 1;
-        zeroer.record(context.zeroed.insert(event))
-    });
-    if zeroed.is_err() {
-        drop(memory.take(addr));
+        let context = contexts.get_mut(&key).ok_or(CuStatus::INVALID_CONTEXT)?;
+        let event = zero(context, extent)?;
+        if let Some(access) = fresh.access {
+            // Rare: memory that its own device may not write to from its first mapping on.
+            while event.query() == Err(CuStatus::NOT_READY) {
+                std::thread::yield_now();
+            }
+            state.memory.restrict(fresh.addr, access)?;
+        }
     }
-    zeroed.map(|()| addr)
+    Ok(())
+}
+
+fn zero(context: &mut ContextState, extent: Extent) -> CuResult<Arc<Event>> {
+    let driver_context = &context.owner.context;
+    let zeroer = match context.zeroer.take() {
+        Some(stream) => stream,
+        None => Stream::create(driver_context, STREAM_NON_BLOCKING, 0)?,
+    };
+    let zeroer = context.zeroer.insert(zeroer);
+    zeroer.fill(extent, 0, 1)?;
+    let event = match context.zeroed.take() {
+        Some(event) => event,
+        None => Arc::new(Event::create(driver_context, EVENT_DISABLE_TIMING)?),
+    };
+    context.zeroings += 1;
+    let event = context.zeroed.insert(event);
+    zeroer.record(event)?;
+    Ok(event.clone())
 }
 
 fn refused_block(status: CuStatus, addr: u64, bytes: u64) -> Failure {

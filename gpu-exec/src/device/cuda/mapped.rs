@@ -11,12 +11,19 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemCreate, CuMemMap, CuMemRelease, CuMemSetAccess, CuMemUnmap};
 
 use super::CudaDevice;
+use super::alloc::clear;
 use super::driver::{Extent, Mapping, Physical};
-use super::memory::{Backing, Block, BlockKind, GRANULE, Memory};
+use super::memory::{Backing, Block, BlockKind, Fresh, GRANULE, Memory};
 use super::op::After;
 use crate::device::Violation;
 use crate::device::handles::HandleTable;
 use crate::limits::PHYSICALS_MAX;
+
+/// [`GRANULE`] as a step.
+const STEP: usize = 2 << 20;
+const _: () = assert!(STEP as u64 == GRANULE);
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
+const READ_WRITE: u32 = 3;
 
 /// All pieces of a session.
 #[derive(Debug)]
@@ -38,6 +45,26 @@ struct Piece {
     memory: Option<Arc<Physical>>,
     mapped: u32,
     is_released: bool,
+    /// Which granules this session has had cleared, once any was.
+    clean: Vec<bool>,
+}
+
+impl Piece {
+    /// The granules of a part that were not cleared yet, as offsets in the piece; they count as cleared from now on.
+    fn clean_up(&mut self, offset: u64, bytes: u64) -> Vec<u64> {
+        let count = usize::try_from(self.bytes / GRANULE).unwrap_or(0);
+        self.clean.resize(count, false);
+        let mut found = Vec::new();
+        for at in (offset..offset.saturating_add(bytes)).step_by(STEP) {
+            let granule = usize::try_from(at / GRANULE).unwrap_or(usize::MAX);
+            if let Some(clean) = self.clean.get_mut(granule)
+                && !std::mem::replace(clean, true)
+            {
+                found.push(at);
+            }
+        }
+        found
+    }
 }
 
 impl CudaDevice {
@@ -90,16 +117,17 @@ impl CudaDevice {
     /// `cuMemSetAccess`.
     pub(super) fn set_access(&self, head: &Head, record: &CuMemSetAccess) -> Result<(), Violation> {
         let ordinal = self.ordinals.get(record.device as usize).copied();
-        self.in_context(head, |state, _| {
+        self.in_context(head, |state, key| {
             let ordinal = ordinal.ok_or(CuStatus::INVALID_DEVICE)?;
             let memory = &mut state.memory;
-            memory.set_access(record.addr, record.bytes, ordinal, record.access)
+            memory.set_access(record.addr, record.bytes, ordinal, record.access)?;
+            clear(state, key)
         })
     }
 }
 
 impl Memory {
-    /// Makes a piece. Its contents are what the driver gives.
+    /// Makes a piece. Its contents are what the driver gives, until it is mapped.
     ///
     /// # Errors
     /// `NOT_SUPPORTED`: the driver cannot map memory where it is told to. `INVALID_VALUE`: no multiple of 2 MiB.
@@ -124,6 +152,7 @@ impl Memory {
             memory: None,
             mapped: 0,
             is_released: false,
+            clean: Vec::new(),
         };
         self.physicals.0.insert(handle, piece)?;
         self.back(handle);
@@ -140,10 +169,10 @@ impl Memory {
         Ok(())
     }
 
-    /// Sets what a device may do with the mappings that tile a range.
+    /// Sets what a device may do with the mappings that tile a range. What was not accessible before is to be cleared then.
     ///
     /// # Errors
-    /// `INVALID_VALUE`: they do not; else as the driver.
+    /// `INVALID_VALUE`: they do not. `NOT_SUPPORTED`: memory that its own device has not had access to. Else as the driver.
     pub(crate) fn set_access(
         &mut self,
         addr: u64,
@@ -151,13 +180,41 @@ impl Memory {
         ordinal: u32,
         access: u32,
     ) -> CuResult {
+        self.fresh.clear();
         for at in self.tiles(addr, bytes)? {
-            if let Some(Backing::Mapped(mapping)) = self.blocks.get(&at).map(|block| &block.backing)
-            {
-                mapping.allow(ordinal, access)?;
-            }
+            let Some(block) = self.blocks.get(&at) else {
+                continue;
+            };
+            let (
+                Backing::Mapped(mapping),
+                BlockKind::Mapped {
+                    physical, offset, ..
+                },
+            ) = (&block.backing, block.kind)
+            else {
+                continue;
+            };
+            let piece = self.physicals.0.get_mut(physical)?;
+            let fresh = &mut self.fresh;
+            grant(
+                piece,
+                mapping,
+                (at, offset, block.bytes),
+                ordinal,
+                access,
+                fresh,
+            )?;
         }
         Ok(())
+    }
+
+    /// Sets what a mapping's own device may do with it, once it is cleared.
+    pub(super) fn restrict(&self, addr: u64, access: u32) -> CuResult {
+        let before = self.blocks.range(..=addr).next_back();
+        match before.map(|(_, block)| &block.backing) {
+            Some(Backing::Mapped(mapping)) => mapping.allow(mapping.ordinal(), access),
+            _ => Ok(()),
+        }
     }
 
     /// Marks the mappings that tile a range as gone, so that nothing new uses them; their addresses.
@@ -227,10 +284,12 @@ impl Memory {
             return Err(CuStatus::INVALID_VALUE);
         };
         let range = self.range.clone().ok_or(CuStatus::NOT_SUPPORTED)?;
-        let piece = self.physicals.0.get(physical)?;
+        let piece = self.physicals.0.get_mut(physical)?;
         let memory = piece.memory.as_ref().ok_or(CuStatus::OUT_OF_MEMORY)?;
         let mapping = Mapping::of(&range, memory, addr, offset, bytes)?;
-        mapping.allow(mapping.ordinal(), access)?;
+        let place = (addr, offset, bytes);
+        let fresh = &mut self.fresh;
+        grant(piece, &mapping, place, mapping.ordinal(), access, fresh)?;
         Ok(mapping)
     }
 
@@ -282,6 +341,37 @@ impl Memory {
             Err(CuStatus::INVALID_VALUE)
         }
     }
+}
+
+/// Lets a device do something with a mapping, and notes what of it has to be cleared first. `place`: address, offset in the piece, size.
+fn grant(
+    piece: &mut Piece,
+    mapping: &Mapping,
+    (addr, offset, bytes): (u64, u64, u64),
+    ordinal: u32,
+    access: u32,
+    fresh: &mut Vec<Fresh>,
+) -> CuResult {
+    let dirty = match access {
+        0 => Vec::new(),
+        _ => piece.clean_up(offset, bytes),
+    };
+    if dirty.is_empty() {
+        return mapping.allow(ordinal, access);
+    }
+    if ordinal != mapping.ordinal() {
+        return Err(CuStatus::NOT_SUPPORTED);
+    }
+    mapping.allow(ordinal, READ_WRITE)?;
+    let last = dirty.len() - 1;
+    fresh.extend(dirty.iter().enumerate().map(|(n, at)| Fresh {
+        addr: addr + (at - offset),
+        bytes: GRANULE,
+        device: piece.device,
+        // With the last one all of it is cleared.
+        access: Some(access).filter(|access| *access != READ_WRITE && n == last),
+    }));
+    Ok(())
 }
 
 fn is_living_mapping(block: &Block) -> bool {

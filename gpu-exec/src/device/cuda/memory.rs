@@ -77,6 +77,17 @@ pub(crate) struct Block {
     pub(super) backing: Backing,
 }
 
+/// Memory that is new to this session and may hold what others left there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fresh {
+    pub(crate) addr: u64,
+    pub(crate) bytes: u64,
+    /// The client's ordinal of the device that it is of.
+    pub(crate) device: usize,
+    /// What that device may do with it once it is cleared, where that is not everything.
+    pub(crate) access: Option<u32>,
+}
+
 /// Who allocates.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
@@ -100,6 +111,8 @@ pub(crate) struct Memory {
     shared: BTreeMap<u64, (u32, Weak<Mapping>)>,
     pub(super) physicals: Physicals,
     pub(super) account: Account,
+    /// Mapped and not cleared yet.
+    pub(super) fresh: Vec<Fresh>,
     host_bytes_max: u64,
     host_bytes: u64,
 }
@@ -139,6 +152,7 @@ impl Memory {
             shared: BTreeMap::new(),
             physicals: Physicals::default(),
             account,
+            fresh: Vec::new(),
             host_bytes_max,
             host_bytes: 0,
         };
@@ -173,7 +187,7 @@ impl Memory {
         ]
     }
 
-    /// Makes a block; its contents are anything. Returns its address: `addr`, or where `addr` is 0 and the client does not
+    /// Makes a block; what of it has to be cleared is in [`Self::take_fresh`] then. Returns its address: `addr`, or where `addr` is 0 and the client does not
     /// choose, the driver's choice.
     ///
     /// # Errors
@@ -213,6 +227,7 @@ impl Memory {
         if self.blocks.len() >= BLOCKS_MAX || !self.charge(kind, owner.device, bytes) {
             return Err(CuStatus::OUT_OF_MEMORY);
         }
+        self.fresh.clear();
         let made = match (&self.host_range, on_host) {
             _ if matches!(kind, BlockKind::Mapped { .. }) => self
                 .map_physical(kind, addr, bytes)
@@ -222,7 +237,7 @@ impl Memory {
             (None, true) => Err(CuStatus::NOT_SUPPORTED),
             (_, false) if placed_here => PlainBlock::new(&owner.context, bytes)
                 .map(|block| (block.base(), Backing::Plain(block))),
-            (_, false) => self.map(owner.ordinal, addr, bytes).map(|mappings| {
+            (_, false) => self.map(owner, addr, bytes).map(|mappings| {
                 (
                     addr,
                     Backing::Virtual {
@@ -242,9 +257,18 @@ impl Memory {
                     backing,
                 };
                 self.blocks.insert(addr, block);
+                if kind == BlockKind::Device {
+                    self.fresh.push(Fresh {
+                        addr,
+                        bytes,
+                        device: owner.device,
+                        access: None,
+                    });
+                }
                 Ok(addr)
             }
             Err(status) => {
+                self.fresh.clear();
                 self.release(kind, owner.device, bytes);
                 Err(status)
             }
@@ -340,9 +364,22 @@ impl Memory {
         extent.ok_or(CuStatus::INVALID_VALUE)
     }
 
-    /// Whether a block must be zeroed by the device: fresh pages of the host are zeros.
-    pub(crate) fn needs_zeros(kind: BlockKind) -> bool {
-        kind == BlockKind::Device
+    /// What is to be cleared before anybody uses it: pages of the host are zeros already, and of granules at an edge
+    /// all is cleared, as kernels could read beyond the block.
+    pub(crate) fn take_fresh(&mut self) -> Vec<Fresh> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// The addresses of fresh memory.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`: nothing is there.
+    pub(crate) fn fresh_extent(&self, fresh: &Fresh) -> CuResult<Extent> {
+        match &self.range {
+            Some(range) => range.extent(fresh.addr, fresh.bytes),
+            None => Some(self.extent(fresh.addr, fresh.bytes)?),
+        }
+        .ok_or(CuStatus::INVALID_VALUE)
     }
 
     fn check_place(&self, addr: u64, bytes: u64, area: Area, align: u64) -> CuResult {
@@ -359,15 +396,15 @@ impl Memory {
     }
 
     /// The mappings for `addr..addr + bytes`: shared granules at the edges, one piece between them.
-    fn map(&mut self, ordinal: u32, addr: u64, bytes: u64) -> CuResult<Vec<Arc<Mapping>>> {
+    fn map(&mut self, owner: &Owner, addr: u64, bytes: u64) -> CuResult<Vec<Arc<Mapping>>> {
         let range = self.range.clone().ok_or(CuStatus::NOT_SUPPORTED)?;
         let mut mappings = Vec::with_capacity(3);
         for piece in pieces(addr, addr + bytes) {
             mappings.push(match piece {
                 Piece::Whole { start, end } => {
-                    Arc::new(Mapping::new(&range, ordinal, start, end - start)?)
+                    Arc::new(Mapping::new(&range, owner.ordinal, start, end - start)?)
                 }
-                Piece::Edge { start } => self.edge(&range, ordinal, start)?,
+                Piece::Edge { start } => self.edge(&range, owner, start)?,
             });
         }
         Ok(mappings)
@@ -376,13 +413,13 @@ impl Memory {
     fn edge(
         &mut self,
         range: &Arc<VirtualRange>,
-        ordinal: u32,
+        owner: &Owner,
         start: u64,
     ) -> CuResult<Arc<Mapping>> {
-        if let Some((owner, mapping)) = self.shared.get(&start)
+        if let Some((ordinal, mapping)) = self.shared.get(&start)
             && let Some(mapping) = mapping.upgrade()
         {
-            return if *owner == ordinal {
+            return if *ordinal == owner.ordinal {
                 Ok(mapping)
             } else {
                 Err(CuStatus::INVALID_VALUE)
@@ -390,9 +427,15 @@ impl Memory {
         }
         self.shared
             .retain(|_, (_, mapping)| mapping.strong_count() > 0);
-        let mapping = Arc::new(Mapping::new(range, ordinal, start, GRANULE)?);
+        let mapping = Arc::new(Mapping::new(range, owner.ordinal, start, GRANULE)?);
+        self.fresh.push(Fresh {
+            addr: start,
+            bytes: GRANULE,
+            device: owner.device,
+            access: None,
+        });
         self.shared
-            .insert(start, (ordinal, Arc::downgrade(&mapping)));
+            .insert(start, (owner.ordinal, Arc::downgrade(&mapping)));
         Ok(mapping)
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use farcall_marshal::record::{Head, encode, record_bytes};
+use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::CuMemcpyDtoHAsyncV2Reply;
 use parking_lot::Mutex;
 
@@ -82,8 +83,11 @@ impl Job {
             Payload::Landing(landing) => landing.bytes().unwrap_or_default(),
             Payload::Bytes(bytes) => bytes,
         };
-        outbox.bulk_send(self.id, bytes);
-        answer_read(outbox, self.reply, &[]);
+        if outbox.bulk_send(self.id, bytes) {
+            answer_read(outbox, self.reply, &[]);
+        } else {
+            outbox.status(self.reply, CuStatus::UNKNOWN);
+        }
         self.unanswered.fetch_sub(1, Ordering::Release);
         outbox.flush();
     }

@@ -237,8 +237,8 @@ impl Streams {
     fn read(&self, turn: &mut Turn, reply: Reply, src: u64, count: u64, bulk: u64) -> Progress {
         let sent = self.memory.with_bytes(turn, src, count, |bytes| {
             let inline = if bulk == 0 { bytes } else { &[] };
-            if bulk != 0 {
-                self.outbox.bulk_send(bulk, bytes);
+            if bulk != 0 && !self.outbox.bulk_send(bulk, bytes) {
+                return self.outbox.status(reply, CuStatus::UNKNOWN);
             }
             let record = CuMemcpyDtoHAsyncV2Reply { data: inline };
             let head = Head::reply(reply.call, 0, reply.ticket);

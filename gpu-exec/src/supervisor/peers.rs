@@ -1,0 +1,96 @@
+//! The keeper's part in links between executors of different servers: it opens and hands on connections.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use farcall_marshal::record::{Record, split};
+use farcall_marshal::wire::PeerHello;
+use farcall_transport::{Incoming, RefuseCode, SessionId};
+
+use super::executors::Executor;
+use super::inbox::Event;
+use super::keeper::Keeper;
+use crate::control::{self, Order};
+use crate::limits::STACK_BYTES;
+
+/// Longest that a connection may take.
+const CONNECT: Duration = Duration::from_secs(4);
+/// Links that are remembered of a session, for their further connections.
+const LINKS_MAX: usize = 16;
+
+/// The session that a link is meant for, if this is one.
+pub(super) fn session_of(incoming: &Incoming) -> Option<SessionId> {
+    let (head, body, _) = split(incoming.payload()).ok()?;
+    if head.number != PeerHello::NUMBER {
+        return None;
+    }
+    let hello = PeerHello::decode_body(body).ok()?;
+    hello.session.try_into().ok().map(SessionId)
+}
+
+impl Keeper {
+    /// Hands a link to the executor of its session, which checks its right to it.
+    pub(super) fn take_peer(&mut self, incoming: Incoming, session: SessionId) {
+        let mut executors = self.executors.values_mut();
+        let executor = executors.find(|executor| {
+            let serving = executor.serving();
+            serving.is_some_and(|serving| serving.session == session)
+        });
+        let Some(executor) = executor.filter(|_| self.plan.peer_links) else {
+            return incoming.refuse(RefuseCode::SESSION, "no such session");
+        };
+        if let Some(serving) = executor.serving_mut() {
+            if serving.links.len() >= LINKS_MAX {
+                serving.links.remove(0);
+            }
+            serving.links.push(incoming.session());
+        }
+        let payload = incoming.payload().to_vec();
+        let (connection, state) = incoming.into_parts();
+        let Some(control) = executor.socket() else {
+            return;
+        };
+        let fds = [connection.as_fd()];
+        if let Err(error) = control::send(control, &Order::Peer, &state, &payload, &fds) {
+            log::warn!("a link from another server is dropped: {error}");
+        }
+    }
+
+    /// Opens a connection for an executor, which may not. Does not block.
+    pub(super) fn dial(&self, id: u64, number: u64, address: SocketAddr) {
+        let inbox = self.inbox();
+        if !self.plan.peer_links {
+            let refused = Err(io::ErrorKind::PermissionDenied.into());
+            return inbox.send(Event::Dialed(id, number, refused));
+        }
+        let connect = move || {
+            let socket = TcpStream::connect_timeout(&address, CONNECT);
+            inbox.send(Event::Dialed(id, number, socket.map(OwnedFd::from)));
+        };
+        let builder = std::thread::Builder::new()
+            .name("dial".to_owned())
+            .stack_size(STACK_BYTES);
+        if let Err(error) = builder.spawn(connect) {
+            log::error!("no connection to {address} for an executor: {error}");
+        }
+    }
+
+    /// Tells an executor what became of its connection.
+    pub(super) fn pass_on(&self, id: u64, number: u64, outcome: io::Result<OwnedFd>) {
+        let Some(control) = self.executors.get(&id).and_then(Executor::socket) else {
+            return;
+        };
+        let (failure, socket) = match outcome {
+            Ok(socket) => (None, Some(socket)),
+            Err(error) => (Some(error.to_string()), None),
+        };
+        let order = Order::Dialed { number, failure };
+        let fds: Vec<_> = socket.iter().map(std::os::fd::AsFd::as_fd).collect();
+        if let Err(error) = control::send(control, &order, &[], &[], &fds) {
+            log::warn!("a connection for an executor is dropped: {error}");
+        }
+    }
+}
