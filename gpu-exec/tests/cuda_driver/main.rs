@@ -61,6 +61,23 @@ fn a_broken_gpu_is_not_served() {
     }
 }
 
+/// A driver that cannot be used is said to be so, and what to do.
+#[test]
+fn a_driver_that_does_not_do_is_told_with_advice() {
+    for (variable, value, why) in [
+        ("FAKE_VERSION", "11080", "for CUDA 11.8: 12.0 or later is needed"),
+        ("FAKE_INIT", "304", "may this user open /dev/nvidia*"),
+        ("FAKE_INIT", "100", "may this user open /dev/nvidia*"),
+    ] {
+        let folder = driver();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
+        command.arg("cuda").env("LD_LIBRARY_PATH", folder.path());
+        let output = command.env(variable, value).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(why), "{said}");
+    }
+}
+
 /// A server on the driver.
 fn server() -> (ServerProcess, tempfile::TempDir) {
     server_with(&[], |_| {})

@@ -143,8 +143,10 @@ static u32 submit(u64 stream, struct op value) {
 }
 
 /* The driver. */
-EXPORT u32 cuInit(u32 flags) { return flags ? INVALID_VALUE : OK; }
-EXPORT u32 cuDriverGetVersion(int *v) { *v = 12020; return OK; }
+/* FAKE_INIT: what the driver's start answers. FAKE_VERSION: for which CUDA it is. */
+static u32 number_of(const char *variable, u32 otherwise) { const char *text = getenv(variable); return text ? (u32)atoi(text) : otherwise; }
+EXPORT u32 cuInit(u32 flags) { return flags ? INVALID_VALUE : number_of("FAKE_INIT", OK); }
+EXPORT u32 cuDriverGetVersion(int *v) { *v = (int)number_of("FAKE_VERSION", 12020); return OK; }
 EXPORT u32 cuDeviceGetCount(int *n) { *n = 1; return OK; }
 EXPORT u32 cuDeviceGet(int *d, int n) { *d = n; return n ? 101 : OK; }
 EXPORT u32 cuDeviceGetName(char *name, int len, int d) { (void)d; snprintf(name, len, "fake GPU"); return OK; }

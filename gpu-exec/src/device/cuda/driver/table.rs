@@ -32,8 +32,21 @@ pub(crate) enum LoadError {
     #[error("the CUDA driver is for CUDA {}.{}: 12.0 or later is needed", .0 / 1000, .0 % 1000 / 10)]
     Version(c_int),
     /// The driver refuses to work.
-    #[error("the CUDA driver does not start: {0}")]
+    #[error("the CUDA driver does not start: {0}{advice}", advice = advice(*.0))]
     Init(CuStatus),
+}
+
+/// What to look at.
+fn advice(status: CuStatus) -> &'static str {
+    match status {
+        CuStatus::NO_DEVICE => {
+            "; does nvidia-smi list a GPU, and may this user open /dev/nvidia* (ls -l /dev/nvidia*)?"
+        }
+        CuStatus::OPERATING_SYSTEM | CuStatus::UNKNOWN => {
+            "; may this user open /dev/nvidia* (ls -l /dev/nvidia*), and is the kernel module loaded (lsmod | grep nvidia)?"
+        }
+        _ => "; the kernel's log may say more (dmesg | grep NVRM)",
+    }
 }
 
 macro_rules! entry_points {
