@@ -65,7 +65,11 @@ fn a_broken_gpu_is_not_served() {
 #[test]
 fn a_driver_that_does_not_do_is_told_with_advice() {
     for (variable, value, why) in [
-        ("FAKE_VERSION", "11080", "for CUDA 11.8: 12.0 or later is needed"),
+        (
+            "FAKE_VERSION",
+            "11080",
+            "for CUDA 11.8: 12.0 or later is needed",
+        ),
         ("FAKE_INIT", "304", "may this user open /dev/nvidia*"),
         ("FAKE_INIT", "100", "may this user open /dev/nvidia*"),
     ] {
