@@ -253,8 +253,16 @@ pub struct Settings {
     pub grant_ms: u64,
     /// After waiting so long the first in the queue gets GPUs set aside.
     pub patience_ms: u64,
+    /// Open pages of the dashboard ask for new figures that often; of changes they hear at once.
+    #[serde(default = "refresh_ms_default")]
+    pub refresh_ms: u64,
     /// Quota of a client that has none.
     pub default_quota: Quota,
+}
+
+/// As often as servers tell what they do.
+fn refresh_ms_default() -> u64 {
+    5000
 }
 
 impl Default for Settings {
@@ -265,6 +273,7 @@ impl Default for Settings {
             idle_ms: Some(60 * 60_000),
             grant_ms: 10 * 60_000,
             patience_ms: 10_000,
+            refresh_ms: refresh_ms_default(),
             default_quota: Quota::default(),
         }
     }

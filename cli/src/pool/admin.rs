@@ -175,6 +175,8 @@ fn settings(args: &SettingsArgs) -> Result<ExitCode, Failure> {
         (args.client_ttl, &mut settings.client_ttl_ms),
         (args.server_ttl, &mut settings.server_ttl_ms),
         (args.grant, &mut settings.grant_ms),
+        (args.patience, &mut settings.patience_ms),
+        (args.refresh, &mut settings.refresh_ms),
     ] {
         if let Some(time) = time {
             *setting = ms(time);

@@ -438,6 +438,12 @@ pub(crate) struct SettingsArgs {
     /// How long a signed grant opens sessions
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) grant: Option<Duration>,
+    /// Once the first in the queue has waited so long, GPUs are set aside for it
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) patience: Option<Duration>,
+    /// Open pages of the dashboard ask for new figures that often
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) refresh: Option<Duration>,
 }
 
 /// How `farcall serve` joins a pool.

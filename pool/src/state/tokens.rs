@@ -273,6 +273,10 @@ impl Pool {
                 ));
             }
         }
+        if !(1000..=60 * 60_000).contains(&settings.refresh_ms) {
+            let why = format!("{} is not 1000 ms to an hour", settings.refresh_ms);
+            return Err(Refusal::field("refresh_ms", why));
+        }
         if settings.idle_ms == Some(0) {
             return Err(Refusal::field("idle_ms", "all would be taken back at once"));
         }

@@ -221,6 +221,7 @@ pub(crate) async fn settings(State(app): State<App>, form: Form) -> Response {
             server_ttl_ms: needed("server_ttl_s", 1000.0)?,
             grant_ms: needed("grant_min", 60_000.0)?,
             patience_ms: needed("patience_s", 1000.0)?,
+            refresh_ms: needed("refresh_s", 1000.0)?,
             default_quota: quota(fields)?,
         };
         let done = run(&app, &form, move |pool, now_ms, actor| {

@@ -4,7 +4,8 @@
 use parking_lot::MutexGuard;
 
 use super::receive::Rx;
-use super::send::{Tx, Wire};
+use super::send::Tx;
+use super::wire::Wire;
 use super::{Endpoint, Shared};
 use crate::num::{align8, to_usize};
 use crate::session::{FRAME_HEADER_BYTES, FrameHeader};

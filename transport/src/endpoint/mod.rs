@@ -33,10 +33,12 @@ mod memory;
 mod pulse;
 mod receive;
 mod resume;
+mod rtt;
 mod send;
 mod spin;
 mod stats;
 mod wait;
+mod wire;
 
 pub use bulk_in::BulkDone;
 pub use stats::Stats;
@@ -46,8 +48,9 @@ use bulk_out::BulkOut;
 use lent::Lent;
 use link::Link;
 use receive::Rx;
-use send::{Tx, Wire};
+use send::Tx;
 use stats::Counters;
+use wire::Wire;
 
 /// Receives what the peer sends. Called by whichever thread receives, one call at a time per
 /// endpoint.

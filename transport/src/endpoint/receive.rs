@@ -307,7 +307,7 @@ impl Shared {
                     self.control.fetch_or(CTL_PONG, Release);
                 }
                 FrameKind::Ack => parsed.bulk = parsed.bulk.max(header.seq()),
-                FrameKind::Pong => {}
+                FrameKind::Pong => self.on_pong(),
             }
             parsed.any = true;
             parsed.ack = parsed.ack.max(header.ack());

@@ -2,20 +2,20 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::MutexGuard;
 
+use super::rtt::Rtt;
 use super::stats::Flush;
 use super::wait::How;
+use super::wire::{Wire, would_block};
 use super::{Endpoint, Seq, Shared};
 use crate::error::{CloseReason, SendError, Violation, WaitError};
 use crate::num::{to_u64, to_usize};
 use crate::session::{Claim, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Sender};
-use crate::stream::Stream;
 
 /// Send an acknowledgement alone.
 pub(super) const CTL_ACK: u32 = 1;
@@ -29,10 +29,6 @@ pub(super) const CTL_CLOSE: u32 = 8;
 /// peer's goodbye or the end of the connection at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// One frame of so many is timed, to estimate the round trip: reading the clock twice takes longer than sending and
-/// receiving a small frame over shared memory.
-const PROBE_EVERY: u64 = 16;
-
 /// A client that waited for room goes on when this part of the ring is free.
 const REFILL_PART: u64 = 4;
 
@@ -41,9 +37,7 @@ pub(super) struct Tx {
     pub(super) sender: Sender,
     pub(super) frames: u64,
     pub(super) bytes: u64,
-    /// When the frame that ends at this position left, to estimate the round trip.
-    probe: Option<(u64, Instant)>,
-    pub(super) rtt_ns: u64,
+    pub(super) rtt: Rtt,
 }
 
 impl Tx {
@@ -52,63 +46,8 @@ impl Tx {
             sender,
             frames: 0,
             bytes: 0,
-            probe: None,
-            rtt_ns: 0,
+            rtt: Rtt::default(),
         }
-    }
-}
-
-/// The sending half of the connection.
-pub(super) struct Wire {
-    stream: Arc<dyn Stream>,
-    /// Sending failed, or there is no connection: nothing is sent until there is another.
-    broken: bool,
-    /// Which connection this is, for reports of its loss.
-    epoch: u64,
-    /// Bytes of the stream that were sent.
-    pub(super) sent: u64,
-    /// A control frame that left in part: its bytes from `rest_at` on.
-    rest: [u8; FRAME_HEADER_BYTES],
-    rest_at: usize,
-}
-
-impl Wire {
-    pub(super) fn new(stream: Arc<dyn Stream>) -> Self {
-        Self {
-            stream,
-            broken: false,
-            epoch: 0,
-            sent: 0,
-            rest: [0; FRAME_HEADER_BYTES],
-            rest_at: FRAME_HEADER_BYTES,
-        }
-    }
-
-    /// Lets go of the connection.
-    pub(super) fn sever(&mut self, severed: Arc<dyn Stream>) {
-        self.stream = severed;
-        self.broken = true;
-        self.rest_at = FRAME_HEADER_BYTES;
-    }
-
-    /// Goes on at `sent` over another connection.
-    pub(super) fn connect(&mut self, stream: Arc<dyn Stream>, sent: u64, epoch: u64) {
-        self.stream = stream;
-        self.broken = false;
-        self.epoch = epoch;
-        self.sent = sent;
-    }
-
-    /// Sends what is left of a control frame; true when nothing is.
-    fn finish_control(&mut self) -> io::Result<bool> {
-        if self.rest_at < FRAME_HEADER_BYTES {
-            let sent = would_block(
-                self.stream
-                    .send(&[IoSlice::new(&self.rest[self.rest_at..])]),
-            )?;
-            self.rest_at += sent;
-        }
-        Ok(self.rest_at == FRAME_HEADER_BYTES)
     }
 }
 
@@ -480,7 +419,7 @@ impl Shared {
         let mut sender = tx.sender.clone();
         sender.resume(at, |boundary| self.retained_len(tx, boundary))?;
         tx.sender = sender;
-        tx.probe = None;
+        tx.rtt.forget();
         Ok(())
     }
 
@@ -509,11 +448,11 @@ impl Shared {
                 self.seal(&mut tx);
             }
             self.gathered.store(false, Release);
-            let is_probe = tx.frames % PROBE_EVERY == 1;
-            if is_probe && tx.probe.is_none() && wire.sent < tx.sender.sealed() {
-                tx.probe = Some((tx.sender.sealed(), Instant::now()));
+            let (frames, sealed) = (tx.frames, tx.sender.sealed());
+            if wire.sent < sealed {
+                tx.rtt.leaves(frames, sealed);
             }
-            tx.sender.sealed()
+            sealed
         };
         if wire.sent < sealed {
             let bytes = self.unsent(wire, sealed);
@@ -557,7 +496,10 @@ impl Shared {
                     self.told_bulk.store(bulk, Relaxed);
                     (FrameKind::Ack, bulk)
                 }
-                CTL_PING => (FrameKind::Ping, 0),
+                CTL_PING => {
+                    self.tx.lock().rtt.pinged();
+                    (FrameKind::Ping, 0)
+                }
                 CTL_PONG => (FrameKind::Pong, self.pong.load(Acquire)),
                 _ => (FrameKind::Close, sealed),
             };
@@ -572,14 +514,13 @@ impl Shared {
     pub(super) fn on_ack(&self, ack: u64, credit: u64) -> Result<bool, Violation> {
         let mut tx = self.tx.lock();
         let moved = tx.sender.on_ack(ack, credit)?;
-        if let Some((end, left)) = tx.probe
-            && ack >= end
-        {
-            let sample = u64::try_from(left.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            tx.rtt_ns = smooth_rtt(tx.rtt_ns, sample);
-            tx.probe = None;
-        }
+        tx.rtt.acknowledged(ack);
         Ok(moved)
+    }
+
+    /// A ping was answered.
+    pub(super) fn on_pong(&self) {
+        self.tx.lock().rtt.ponged();
     }
 
     /// Everything sealed has left and is acknowledged, and nothing is gathered.
@@ -597,22 +538,5 @@ impl Shared {
     pub(super) fn unacked_bytes(&self) -> usize {
         let tx = self.tx.lock();
         to_usize(tx.sender.tail() - tx.sender.acked())
-    }
-}
-
-/// Follows the fastest round trips: a late acknowledgement says little about the path.
-fn smooth_rtt(rtt_ns: u64, sample_ns: u64) -> u64 {
-    if rtt_ns == 0 || sample_ns < rtt_ns {
-        sample_ns
-    } else {
-        rtt_ns + (sample_ns - rtt_ns) / 64
-    }
-}
-
-/// "Nothing now" as a count.
-fn would_block(result: io::Result<usize>) -> io::Result<usize> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        other => other,
     }
 }

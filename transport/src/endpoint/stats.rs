@@ -108,7 +108,7 @@ impl Endpoint {
         let flushed = |why: Flush| counters.flushes[why as usize].load(Relaxed);
         let (frames_out, bytes_out, rtt_ns) = {
             let tx = self.shared.tx.lock();
-            (tx.frames, tx.bytes, tx.rtt_ns)
+            (tx.frames, tx.bytes, tx.rtt.ns())
         };
         Stats {
             frames_out,

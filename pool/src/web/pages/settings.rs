@@ -84,6 +84,15 @@ pub(crate) async fn settings(State(app): State<App>, visitor: Visitor) -> Result
             1000,
             false,
         ),
+        field(
+            "refresh_s",
+            "Refresh",
+            "seconds",
+            "Open pages ask for new figures that often; what changes they show at once.",
+            Some(settings.refresh_ms),
+            1000,
+            false,
+        ),
     ];
     draw(&SettingsPage {
         shell: Shell::new(&app, &visitor, "settings", "Settings"),
