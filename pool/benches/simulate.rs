@@ -31,6 +31,9 @@ struct Mix {
 }
 
 const MIXES: [Mix; 3] = [
+    // Coarse likenesses: the shares of the first were checked against excerpts of the public file only, those of the second
+    // are a third party's reading of the trace, and how long a job runs has nothing to do with its size.
+    //
     // What people asked for in a cluster where parts of GPUs could be asked for: tasks with GPUs of Alibaba's trace gpu-v2023
     // (Weng et al., Beware of Fragmentation, USENIX ATC 2023, table 1: 38 of 87 % ask for a part, 0.56 of a GPU on average); the parts are the
     // frequent ones of openb_pod_list_default.csv.
