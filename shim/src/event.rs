@@ -120,7 +120,11 @@ impl Event {
     pub(crate) fn query(&self) -> CuResult {
         self.unless_done(|stamp| match self.asked.look(stamp)? {
             Some(true) => Ok(()),
-            Some(false) => Err(CuStatus::NOT_READY),
+            Some(false) => {
+                // The question may still gather with what else the program issues.
+                let _ = self.context.session().endpoint.flush();
+                Err(CuStatus::NOT_READY)
+            }
             None => {
                 self.asked.poll();
                 let session = self.context.session();

@@ -9,6 +9,8 @@ mod ring;
 
 /// What the files name `super::sync`.
 mod sync {
+    /// So that one number more waits for being told of than fits otherwise.
+    pub(crate) const TOLD_PARTS: u64 = 2;
     pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }
 
@@ -42,16 +44,20 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
 use eventcount::EventCount;
-use ring::{Sides, WAITS_READ, WAITS_WRITE, Words};
+use ring::{Known, Sides, WAITS_READ, WAITS_WRITE, Words};
 
-const RING: u64 = 2;
+const RING: u64 = 4;
+/// More than fit.
+const NUMBERS: u64 = RING + 1;
 
 /// Both sides' words, the writer's ring, and a bell for each side.
 #[derive(Default)]
 struct Shared {
     writer: Words,
     reader: Words,
-    slots: [Slot; 2],
+    writer_knows: Known,
+    reader_knows: Known,
+    slots: [Slot; 4],
     reader_bell: Bell,
     writer_bell: Bell,
 }
@@ -94,6 +100,7 @@ impl Shared {
         Sides {
             near: &self.writer,
             far: &self.reader,
+            known: &self.writer_knows,
         }
     }
 
@@ -101,6 +108,7 @@ impl Shared {
         Sides {
             near: &self.reader,
             far: &self.writer,
+            known: &self.reader_knows,
         }
     }
 
@@ -111,7 +119,7 @@ impl Shared {
     /// Writes one number if there is room.
     fn try_send(&self, number: u64) -> bool {
         let sides = self.at_writer();
-        let (at, room) = sides.room(RING).unwrap();
+        let (at, room) = sides.room(RING, 1).unwrap();
         if room == 0 {
             return false;
         }
@@ -132,8 +140,7 @@ impl Shared {
         }
         // SAFETY: what loom checks.
         let number = self.slot(at).with(|slot| unsafe { *slot });
-        sides.consume(at + 1);
-        if sides.peer_sleeps(WAITS_WRITE) {
+        if sides.consume(at + 1, RING) && sides.peer_sleeps(WAITS_WRITE) {
             self.writer_bell.set();
         }
         Some(number)
@@ -142,7 +149,7 @@ impl Shared {
     fn send(&self, number: u64) {
         while !self.try_send(number) {
             self.at_writer().announce(WAITS_WRITE);
-            if self.at_writer().room(RING).unwrap().1 == 0 {
+            if self.at_writer().room(RING, 1).unwrap().1 == 0 {
                 self.writer_bell.wait();
             }
             self.at_writer().retract();
@@ -183,10 +190,10 @@ fn a_ring_delivers_in_order_and_loses_no_wake_up() {
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
         let writing = thread::spawn(move || {
-            (1..=3).for_each(|number| writer.send(number));
+            (1..=NUMBERS).for_each(|number| writer.send(number));
             writer.end();
         });
-        for number in 1..=3 {
+        for number in 1..=NUMBERS {
             assert_eq!(shared.recv(), Some(number));
         }
         assert_eq!(shared.recv(), None);

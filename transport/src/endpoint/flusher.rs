@@ -5,16 +5,18 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Endpoint;
+use super::ahead::GATHERS;
 use super::pulse::Pulse;
 use super::stats::Flush;
 use crate::sys::event::EventFd;
 use crate::sys::poll::{IN, PollSet, precise_timers};
+use crate::sys::sync::fence;
 
 /// While the program is active, how often to look for frames that nobody waits for.
 const TICK: Duration = Duration::from_millis(10);
@@ -172,15 +174,21 @@ impl Endpoint {
                 bulk_due = !self.reopen_bulk(BULK_TURN);
                 continue;
             }
-            if self.trailing_round() {
-                quiet_rounds = 0;
+            let is_ahead = shared.ahead.is_on() && !shared.want_write.load(SeqCst);
+            let worked = if is_ahead {
+                self.send_ahead()
+            } else {
+                self.trailing_round()
+            };
+            quiet_rounds = if worked { 0 } else { quiet_rounds + 1 };
+            if worked && !is_ahead {
                 continue;
             }
-            quiet_rounds += 1;
             if quiet_rounds < LINGER_ROUNDS && trailing.state.load(SeqCst) == AWAKE {
                 // A busy program that waits for its server is back before this is over.
                 let gathers = trailing.gathers.load(Relaxed);
-                self.nap(self.shared.tuning.gather * gathers, false);
+                let time = shared.tuning.gather * if is_ahead { GATHERS } else { gathers };
+                self.nap(time, false);
                 continue;
             }
             trailing.state.store(ASLEEP, SeqCst);
@@ -213,6 +221,18 @@ impl Endpoint {
             trailing.wake.clear();
         };
         self.reconnect(&|| trailing.stop.load(SeqCst), &nap)
+    }
+
+    /// Sends what a program that runs ahead has issued since the last look. Whether it has.
+    fn send_ahead(&self) -> bool {
+        let shared = &*self.shared;
+        let has_work = !shared.closed.load(Acquire) && shared.gathered.load(Acquire);
+        if has_work {
+            // What was sent before is most likely acknowledged, and the next record need not look.
+            let _ = self.poll();
+            self.flush_for(Flush::Timer);
+        }
+        has_work
     }
 
     fn has_trailing_work(&self) -> bool {

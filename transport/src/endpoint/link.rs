@@ -246,7 +246,7 @@ impl Endpoint {
         }
         let mut wire = shared.wire.lock();
         {
-            let mut tx = shared.tx.lock();
+            let mut tx = shared.tx();
             if let Err(violation) = shared.rewind(&mut tx, there.call) {
                 drop((tx, wire));
                 return self.fail(violation.into());
@@ -255,6 +255,7 @@ impl Endpoint {
             shared.sent.store(there.call, Release);
         }
         lead.with(|rx| rx.stream = Arc::clone(&call));
+        shared.costly.store(call.is_costly(), Relaxed);
         shared.bulk_in.lock().attach(shared, bulk, there.bulk);
         // The peer knows nothing of the credits since; the next header tells it.
         shared.told_ack.store(0, Relaxed);

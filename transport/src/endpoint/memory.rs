@@ -54,8 +54,8 @@ impl Shared {
     /// Payload length of the sealed frame at `at`, which is retained.
     pub(super) fn retained_len(&self, tx: &MutexGuard<'_, Tx>, at: u64) -> u32 {
         assert!((tx.sender.acked()..tx.sender.sealed()).contains(&at));
-        // SAFETY: `at .. at + header` is retained: sealed, not acknowledged, so nobody writes there while
-        // the guard keeps acknowledgements and appenders out.
+        // SAFETY: `at .. at + header` is retained: sealed, and not acknowledged as far as `tx` knows, whose guard keeps
+        // every appender out: so nobody writes there.
         let bytes = unsafe { self.tx_ring.slice(at, FRAME_HEADER_BYTES) };
         let mut header = [0; FRAME_HEADER_BYTES];
         header.copy_from_slice(bytes);

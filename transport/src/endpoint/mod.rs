@@ -1,9 +1,9 @@
 //! One session between two processes, from either side.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::{io, thread};
 
 use parking_lot::Mutex;
 
@@ -19,7 +19,9 @@ use crate::sys::eventcount::EventCount;
 use crate::sys::fork::ForkMark;
 use crate::sys::lead::LeadCell;
 use crate::sys::mirror::Mirror;
+use crate::sys::processors::Processors;
 
+mod ahead;
 mod bulk_beside;
 mod bulk_in;
 mod bulk_link;
@@ -27,6 +29,7 @@ mod bulk_out;
 pub(crate) mod bulk_wire;
 mod close;
 mod flusher;
+mod heard;
 mod lent;
 mod link;
 mod memory;
@@ -43,8 +46,10 @@ mod wire;
 pub use bulk_in::BulkDone;
 pub use stats::Stats;
 
+use ahead::Ahead;
 use bulk_in::BulkIn;
 use bulk_out::BulkOut;
+use heard::Heard;
 use lent::Lent;
 use link::Link;
 use receive::Rx;
@@ -89,7 +94,7 @@ pub struct Endpoint {
 pub(crate) struct Shared {
     mark: ForkMark,
     tuning: Tuning,
-    single_cpu: bool,
+    processors: Processors,
     /// Acknowledge as soon as nothing more is there, not only before sleeping.
     prompt_ack: bool,
     session: SessionId,
@@ -114,9 +119,13 @@ pub(crate) struct Shared {
     // Sending: `tx` is held for the length of a memory copy, `wire` during system calls.
     tx_ring: Mirror,
     tx: Mutex<Tx>,
+    heard: Heard,
     wire: Mutex<Wire>,
     /// Sent up to here: the kernel is done with the ring's bytes before.
     sent: AtomicU64,
+    ahead: Ahead,
+    /// Whether the connection takes a system call for each frame.
+    costly: AtomicBool,
     /// Records are gathered that nobody has sent.
     gathered: AtomicBool,
     /// Appenders that wait for room.
@@ -199,10 +208,11 @@ impl Endpoint {
         let ring_bytes = agreed.local.ring_bytes as usize;
         let rx_bytes = (to_usize(window_bytes) + CONTROL_RESERVE_BYTES).next_power_of_two();
         let credit = u64::from(agreed.remote.window_bytes);
+        let is_costly = stream.is_costly();
         let shared = Arc::new(Shared {
             mark: ForkMark::current(),
             tuning: *tuning,
-            single_cpu: thread::available_parallelism().is_ok_and(|n| n.get() == 1),
+            processors: Processors::of_this_thread(),
             prompt_ack: !client,
             session: agreed.session,
             key: agreed.key,
@@ -223,8 +233,11 @@ impl Endpoint {
                 credit,
                 frame_bytes_max,
             ))),
+            heard: Heard::new(credit),
             wire: Mutex::new(Wire::new(Arc::clone(&stream))),
             sent: AtomicU64::new(0),
+            ahead: Ahead::default(),
+            costly: AtomicBool::new(is_costly),
             gathered: AtomicBool::new(false),
             starved: AtomicU32::new(0),
             again: AtomicBool::new(false),
@@ -309,7 +322,7 @@ impl Endpoint {
         if !self.shared.mark.is_set() {
             return Seq(0);
         }
-        Seq(self.shared.tx.lock().sender.acked())
+        Seq(self.shared.heard.acked())
     }
 
     /// Which backend carries the session: `tcp`, `shm`, ...

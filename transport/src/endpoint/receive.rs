@@ -136,7 +136,8 @@ impl Endpoint {
     }
 
     /// One round of the leader: receive, check, deliver. Inside a handler (`nested`) frames
-    /// are received and acknowledged but not delivered.
+    /// are received and acknowledged but not delivered. Where it returns true, the caller advances the event count, at
+    /// the latest with [`Endpoint::release_lead`].
     pub(super) fn pump(&self, lead: &Lead<'_, Rx>) -> bool {
         let moved = self.pump_acks(lead);
         let delivered = !lead.is_nested() && self.deliver(lead);
@@ -182,8 +183,11 @@ impl Endpoint {
             Err(violation) => return self.fail(violation.into()),
             Ok(false) => {}
             Ok(true) => {
-                shared.events.advance();
-                if shared.gathered.load(Acquire) && !shared.tx.lock().sender.in_flight() {
+                // Everyone else is told once all that came is delivered.
+                if shared.starved.load(Relaxed) != 0 {
+                    shared.events.advance();
+                }
+                if shared.gathered.load(Acquire) && !shared.heard.in_flight() {
                     self.transmit(Flush::Ack);
                 }
             }
@@ -217,9 +221,6 @@ impl Endpoint {
             if shared.closed.load(Acquire) {
                 break;
             }
-        }
-        if any {
-            shared.events.advance();
         }
         any
     }

@@ -26,12 +26,14 @@ impl Rtt {
         self.ns
     }
 
-    /// A frame leaves, the how-manieth, which ends at this position.
+    /// A frame leaves, the how-manieth, which ends at this position. Whether it is timed.
     #[inline]
-    pub(super) fn leaves(&mut self, frame: u64, end: u64) {
-        if frame % PROBE_EVERY == 1 && self.probe.is_none() {
+    pub(super) fn leaves(&mut self, frame: u64, end: u64) -> bool {
+        let is_timed = frame % PROBE_EVERY == 1 && self.probe.is_none();
+        if is_timed {
             self.probe = Some((end, Instant::now()));
         }
+        is_timed
     }
 
     /// A ping leaves.

@@ -3,8 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::fence;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -16,6 +15,7 @@ use super::{Endpoint, Seq, Shared};
 use crate::error::{CloseReason, SendError, Violation, WaitError};
 use crate::num::{to_u64, to_usize};
 use crate::session::{Claim, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Sender};
+use crate::sys::sync::fence;
 
 /// Send an acknowledgement alone.
 pub(super) const CTL_ACK: u32 = 1;
@@ -38,6 +38,8 @@ pub(super) struct Tx {
     pub(super) frames: u64,
     pub(super) bytes: u64,
     pub(super) rtt: Rtt,
+    /// When a frame was last opened while nothing was in flight.
+    pub(super) opened: Option<Instant>,
 }
 
 impl Tx {
@@ -47,13 +49,18 @@ impl Tx {
             frames: 0,
             bytes: 0,
             rtt: Rtt::default(),
+            opened: None,
         }
     }
 }
 
 /// What an append leaves to do.
 enum Leave {
-    Gather { first: bool },
+    Gather {
+        first: bool,
+    },
+    /// With nothing in flight, as the program runs ahead.
+    GatherAhead,
     Now(Flush),
 }
 
@@ -114,12 +121,19 @@ impl Endpoint {
         len_max: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<Seq, E> {
-        let (end, leave) = self.commit(len_max, fill)?;
+        let (tx, end, leave) = self.commit(len_max, fill)?;
         match leave {
-            Leave::Gather { first: false } => {}
-            Leave::Gather { first: true } => self.trailing_edge(),
+            Leave::Gather { first: false } => drop(tx),
+            Leave::Gather { first: true } => {
+                drop(tx);
+                self.trailing_edge();
+            }
+            Leave::GatherAhead => {
+                drop(tx);
+                self.kick_trailing();
+            }
             Leave::Now(why) => {
-                self.transmit(why);
+                self.transmit_from(tx, why);
                 if self.shared.tuning.call_by_call {
                     self.await_taken();
                 }
@@ -144,14 +158,15 @@ impl Endpoint {
     /// As [`Endpoint::append`].
     #[inline]
     pub fn append_now(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Seq, SendError> {
-        let (end, leave) = self.commit(len, |bytes| {
+        let (tx, end, leave) = self.commit(len, |bytes| {
             fill(bytes);
             Ok::<_, SendError>(len)
         })?;
-        self.transmit(match leave {
+        let why = match leave {
             Leave::Now(why) => why,
-            Leave::Gather { .. } => Flush::Forced,
-        });
+            Leave::Gather { .. } | Leave::GatherAhead => Flush::Forced,
+        };
+        self.transmit_from(tx, why);
         Ok(Seq(end))
     }
 
@@ -163,7 +178,7 @@ impl Endpoint {
         &self,
         len_max: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
-    ) -> Result<(u64, Leave), E> {
+    ) -> Result<(MutexGuard<'_, Tx>, u64, Leave), E> {
         let shared = &*self.shared;
         let limit = shared.frame_bytes_max as usize;
         if len_max > limit {
@@ -182,9 +197,8 @@ impl Endpoint {
             let released = shared.released(&tx);
             tx.sender.opened(released);
         }
-        let leave = shared.leave(&tx, at, end, opened);
-        drop(tx);
-        Ok((end, leave))
+        let leave = shared.leave(&mut tx, at, end, opened);
+        Ok((tx, end, leave))
     }
 
     /// Makes everything appended leave now.
@@ -195,6 +209,7 @@ impl Endpoint {
     /// [`SendError::Closed`].
     pub fn flush(&self) -> Result<(), SendError> {
         self.check()?;
+        self.shared.ahead.ends();
         self.flush_for(Flush::Forced);
         Ok(())
     }
@@ -213,10 +228,11 @@ impl Endpoint {
     fn claim(&self, len: usize) -> Result<(MutexGuard<'_, Tx>, u64), SendError> {
         let shared = &*self.shared;
         self.check()?;
-        let tx = shared.tx.lock();
+        let mut tx = shared.tx.lock();
         if let Some(at) = tx.sender.claim_open(len) {
             return Ok((tx, at));
         }
+        shared.catch_up(&mut tx);
         match tx.sender.claim(len, shared.released(&tx)) {
             Claim::At(at) => Ok((tx, at)),
             Claim::SealFirst | Claim::Blocked => self.claim_slow(tx, len),
@@ -238,7 +254,7 @@ impl Endpoint {
             drop(tx);
             self.wait_for_room(len)?;
             self.check()?;
-            tx = shared.tx.lock();
+            tx = shared.tx();
         }
     }
 
@@ -249,7 +265,7 @@ impl Endpoint {
         shared.counters.add(&shared.counters.blocked, 1);
         self.transmit(Flush::Full);
         let mut has_room = || {
-            let mut tx = shared.tx.lock();
+            let mut tx = shared.tx();
             shared.try_claim(&mut tx, len).is_some() && shared.is_worth_waking(&tx)
         };
         // SYNC: Dekker with `transmit`: either it sees a starved appender, or the first look at
@@ -274,7 +290,13 @@ impl Endpoint {
     /// makes no further call.
     #[cold]
     fn trailing_edge(&self) {
-        // The acknowledgement may be here already, unread.
+        if self.shared.ahead.is_on() {
+            return self.kick_trailing();
+        }
+        // The acknowledgement may be here already: taken by a leader who did not see the record yet, or unread.
+        if !self.shared.heard.in_flight() {
+            return self.transmit(Flush::Ack);
+        }
         if let Some(lead) = self.shared.rx.try_lead() {
             self.pump_acks(&lead);
             drop(lead);
@@ -290,7 +312,7 @@ impl Endpoint {
     pub(super) fn transmit(&self, why: Flush) {
         let shared = &*self.shared;
         loop {
-            let Some(mut wire) = shared.wire.try_lock() else {
+            let Some(wire) = shared.wire.try_lock() else {
                 // SYNC: Dekker with the holder's unlock: either the fence there sees `again`,
                 // or `is_locked` here sees the unlocked mutex.
                 shared.again.store(true, SeqCst);
@@ -300,39 +322,63 @@ impl Endpoint {
                 }
                 continue;
             };
-            // Mostly it is not set, and a look costs less than a store that nobody may pass.
-            if shared.again.load(SeqCst) {
-                shared.again.store(false, SeqCst);
-            }
-            let result = shared.push(&mut wire, why);
-            // Under the lock, so that a later round's outcome is not overwritten.
-            let blocked = *result.as_ref().unwrap_or(&false);
-            let newly = shared.want_write.load(Relaxed) != blocked;
-            if newly {
-                shared.want_write.store(blocked, SeqCst);
-            }
-            if let Err(error) = result {
-                // Under the lock: what is found about this connection is not held against the next.
-                wire.broken = true;
-                shared.note_loss(wire.epoch, CloseReason::of_stream(error), GOODBYE_PATIENCE);
-                drop(wire);
-                shared.gathered.store(false, Release);
-                // Whoever receives finds out whether the peer closed in good order before.
-                return self.wake_receiver();
-            }
-            drop(wire);
-            if newly && blocked {
-                self.wake_writer();
-            }
-            fence(SeqCst);
-            if shared.starved.load(SeqCst) > 0 {
-                // `sent` may have been all that an appender waits for.
-                self.notify();
-            }
-            if !shared.again.load(SeqCst) {
+            if !self.transmit_round(wire, None, why) {
                 return;
             }
         }
+    }
+
+    /// The same for who has just appended, and seals without taking the lock once more.
+    fn transmit_from(&self, tx: MutexGuard<'_, Tx>, why: Flush) {
+        // The other order than a round's: but this one does not wait.
+        let Some(wire) = self.shared.wire.try_lock() else {
+            drop(tx);
+            return self.transmit(why);
+        };
+        if self.transmit_round(wire, Some(tx), why) {
+            self.transmit(why);
+        }
+    }
+
+    /// One round; true when somebody wants another.
+    fn transmit_round<'a>(
+        &'a self,
+        mut wire: MutexGuard<'a, Wire>,
+        tx: Option<MutexGuard<'a, Tx>>,
+        why: Flush,
+    ) -> bool {
+        let shared = &*self.shared;
+        // Mostly it is not set, and a look costs less than a store that nobody may pass.
+        if shared.again.load(SeqCst) {
+            shared.again.store(false, SeqCst);
+        }
+        let result = shared.push(&mut wire, tx, why);
+        // Under the lock, so that a later round's outcome is not overwritten.
+        let blocked = *result.as_ref().unwrap_or(&false);
+        let newly = shared.want_write.load(Relaxed) != blocked;
+        if newly {
+            shared.want_write.store(blocked, SeqCst);
+        }
+        if let Err(error) = result {
+            // Under the lock: what is found about this connection is not held against the next.
+            wire.broken = true;
+            shared.note_loss(wire.epoch, CloseReason::of_stream(error), GOODBYE_PATIENCE);
+            drop(wire);
+            shared.gathered.store(false, Release);
+            // Whoever receives finds out whether the peer closed in good order before.
+            self.wake_receiver();
+            return false;
+        }
+        drop(wire);
+        if newly && blocked {
+            self.wake_writer();
+        }
+        fence(SeqCst);
+        if shared.starved.load(SeqCst) > 0 {
+            // `sent` may have been all that an appender waits for.
+            self.notify();
+        }
+        shared.again.load(SeqCst)
     }
 
     /// Sends control frames of these kinds.
@@ -360,9 +406,9 @@ impl Shared {
     /// The flush policy: whether a record from `start` to `end` leaves now.
     #[allow(clippy::inline_always)]
     #[inline(always)]
-    fn leave(&self, tx: &MutexGuard<'_, Tx>, start: u64, end: u64, opened: bool) -> Leave {
-        if opened && !tx.sender.in_flight() {
-            return Leave::Now(Flush::Idle);
+    fn leave(&self, tx: &mut MutexGuard<'_, Tx>, start: u64, end: u64, opened: bool) -> Leave {
+        if opened && !self.heard.in_flight() {
+            return self.leave_idle(tx);
         }
         let unsent = end - self.sent.load(Relaxed);
         let batch = u64::from(self.tuning.batch_bytes);
@@ -377,6 +423,16 @@ impl Shared {
         }
     }
 
+    /// The same where nothing is in flight.
+    fn leave_idle(&self, tx: &mut MutexGuard<'_, Tx>) -> Leave {
+        if !self.runs_ahead(tx) {
+            return Leave::Now(Flush::Idle);
+        }
+        // SYNC: as in `leave`.
+        self.gathered.store(true, Release);
+        Leave::GatherAhead
+    }
+
     /// Up to where the ring's bytes are neither retained nor being sent.
     #[inline]
     fn released(&self, tx: &MutexGuard<'_, Tx>) -> u64 {
@@ -386,6 +442,7 @@ impl Shared {
 
     /// Room for a record, sealing the open frame if it has none.
     fn try_claim(&self, tx: &mut MutexGuard<'_, Tx>, len: usize) -> Option<u64> {
+        self.catch_up(tx);
         loop {
             match tx.sender.claim(len, self.released(tx)) {
                 Claim::At(at) => return Some(at),
@@ -409,6 +466,7 @@ impl Shared {
         let (ack, credit) = self.tell();
         if let Some((at, header)) = tx.sender.seal(ack, credit) {
             self.write_header(tx, at, &header);
+            self.heard.sealed(tx.sender.sealed());
             tx.frames += 1;
             tx.bytes += to_u64(FRAME_HEADER_BYTES) + u64::from(header.len());
         }
@@ -420,6 +478,7 @@ impl Shared {
         sender.resume(at, |boundary| self.retained_len(tx, boundary))?;
         tx.sender = sender;
         tx.rtt.forget();
+        self.heard.resume(at);
         Ok(())
     }
 
@@ -432,25 +491,34 @@ impl Shared {
         (ack, credit)
     }
 
-    /// One round of sending; true when the connection took less than there is.
-    fn push(&self, wire: &mut Wire, why: Flush) -> io::Result<bool> {
+    /// One round of sending, by who may have `tx` already; true when the connection took less than there is.
+    fn push(
+        &self,
+        wire: &mut Wire,
+        mut tx: Option<MutexGuard<'_, Tx>>,
+        why: Flush,
+    ) -> io::Result<bool> {
         if wire.broken {
             self.gathered.store(false, Release);
             return Ok(false);
         }
-        if !wire.finish_control()? {
-            return Ok(true);
+        if wire.has_control() {
+            // Nobody holds `tx` through a system call.
+            drop(tx.take());
+            if !wire.finish_control()? {
+                return Ok(true);
+            }
         }
         let sealed = {
-            let mut tx = self.tx.lock();
+            let mut tx = tx.unwrap_or_else(|| self.tx.lock());
             if tx.sender.is_open() {
                 self.counters.flushed(why);
                 self.seal(&mut tx);
             }
             self.gathered.store(false, Release);
             let (frames, sealed) = (tx.frames, tx.sender.sealed());
-            if wire.sent < sealed {
-                tx.rtt.leaves(frames, sealed);
+            if wire.sent < sealed && tx.rtt.leaves(frames, sealed) {
+                self.heard.time(sealed);
             }
             sealed
         };
@@ -510,14 +578,6 @@ impl Shared {
         Ok(!wire.finish_control()?)
     }
 
-    /// Takes over what the peer acknowledged and granted. Returns whether either moved.
-    pub(super) fn on_ack(&self, ack: u64, credit: u64) -> Result<bool, Violation> {
-        let mut tx = self.tx.lock();
-        let moved = tx.sender.on_ack(ack, credit)?;
-        tx.rtt.acknowledged(ack);
-        Ok(moved)
-    }
-
     /// A ping was answered.
     pub(super) fn on_pong(&self) {
         self.tx.lock().rtt.ponged();
@@ -525,7 +585,7 @@ impl Shared {
 
     /// Everything sealed has left and is acknowledged, and nothing is gathered.
     pub(super) fn is_drained(&self) -> bool {
-        let tx = self.tx.lock();
+        let tx = self.tx();
         !tx.sender.is_open() && !tx.sender.in_flight()
     }
 
@@ -536,7 +596,7 @@ impl Shared {
 
     /// Bytes that were appended and not acknowledged.
     pub(super) fn unacked_bytes(&self) -> usize {
-        let tx = self.tx.lock();
+        let tx = self.tx();
         to_usize(tx.sender.tail() - tx.sender.acked())
     }
 }

@@ -11,6 +11,8 @@ use super::stats::Flush;
 use crate::error::{CloseReason, WaitError};
 use crate::sys::lead::Lead;
 use crate::sys::poll::{IN, PollSet};
+use crate::sys::processors::Processors;
+use crate::sys::sync::fence;
 
 /// How long a thread that does not lead polls before it sleeps: the leader does the work.
 const FOLLOW_SPIN: Duration = Duration::from_micros(5);
@@ -24,6 +26,12 @@ const ACK_DELAY: Duration = Duration::from_micros(3);
 /// Looks at memory between two rounds of everything else that a polling leader does, for a backend that shows there
 /// whether something came.
 const LOOKS: u32 = 16;
+/// The same before the clock is looked at for the first time: about a microsecond.
+const BRIEF_LOOKS: u32 = 64;
+
+/// Rounds of looks, before a thread that may use one processor only lets others of its process have it between two: as
+/// long as an answer from the next processor takes.
+const LONE_ROUNDS: u32 = 4;
 
 /// The end of an added delay is polled for: a timer would come too late.
 const DELAY_SPIN: Duration = Duration::from_micros(120);
@@ -49,6 +57,17 @@ pub(super) struct How {
     /// Only what is there now counts.
     pub(super) is_glance: bool,
     pub(super) deadline: Option<Instant>,
+    /// The same from the first look at the clock on: a near peer's answer is here before.
+    pub(super) timeout: Option<Duration>,
+}
+
+impl How {
+    /// The clock is looked at.
+    fn begin(&mut self) {
+        if let Some(timeout) = self.timeout.take() {
+            self.deadline = Instant::now().checked_add(timeout);
+        }
+    }
 }
 
 /// How a turn at leading ended.
@@ -78,11 +97,11 @@ impl Endpoint {
         if self.shared.rx.is_mine() {
             return Err(WaitError::InHandler);
         }
+        self.shared.ahead.ends();
         self.flush_for(Flush::Forced);
-        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let how = How {
             is_glance: timeout.is_some_and(|timeout| timeout.is_zero()),
-            deadline,
+            timeout,
             ..How::default()
         };
         self.wait_as(&mut || done(), how)
@@ -137,21 +156,30 @@ impl Endpoint {
     pub(super) fn wait_as(
         &self,
         done: &mut dyn FnMut() -> bool,
-        how: How,
+        mut how: How,
     ) -> Result<(), WaitError> {
         let shared = &*self.shared;
         loop {
             let turn = if let Some(lead) = shared.rx.nested() {
-                self.lead(&lead, done, how)
+                how.begin();
+                let turn = self.lead(&lead, done, how);
+                shared.events.advance();
+                turn
             } else if let Some(lead) = shared.rx.try_lead() {
                 if let Some(trailing) = &shared.trailing {
                     trailing.note_activity();
                 }
-                let turn = self.lead(&lead, done, how);
+                let turn = if self.look_briefly(&lead, done, how) {
+                    Turn::Done
+                } else {
+                    how.begin();
+                    self.lead(&lead, done, how)
+                };
                 drop(lead);
                 self.release_lead();
                 turn
             } else {
+                how.begin();
                 match self.follow(done, how) {
                     Some(turn) => turn,
                     None => continue,
@@ -166,12 +194,44 @@ impl Endpoint {
         }
     }
 
+    /// Polls memory alone, where that shows what comes, for as long as a near peer takes to answer. Whether `done`.
+    fn look_briefly(&self, lead: &Lead<'_, Rx>, done: &mut dyn FnMut() -> bool, how: How) -> bool {
+        let shared = &*self.shared;
+        if how.is_glance || how.sleeps_at_once || self.expects_more(how) {
+            return false;
+        }
+        for _ in 0..BRIEF_LOOKS {
+            match lead.with(|rx| rx.stream.has_news()) {
+                None => return false,
+                Some(false) => std::hint::spin_loop(),
+                Some(true) => {
+                    self.pump(lead);
+                    if done() {
+                        shared.spin.hit();
+                        return true;
+                    }
+                    shared.events.advance();
+                    if shared.closed.load(Acquire) {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether something else than the stream has to be looked at, or who answers cannot while this side polls.
+    fn expects_more(&self, how: How) -> bool {
+        let shared = &*self.shared;
+        how.bulk != BulkWait::Nothing
+            || shared.bulk_posted.load(Relaxed) != 0
+            || !shared.tuning.added_rtt.is_zero()
+            || shared.processors == Processors::One
+    }
+
     fn lead(&self, lead: &Lead<'_, Rx>, done: &mut dyn FnMut() -> bool, how: How) -> Turn {
         let shared = &*self.shared;
         let mut idle = Idle::default();
-        if !how.is_glance && self.is_quiet(lead, how) {
-            self.look_out(lead, how);
-        }
         loop {
             if shared.closed.load(Acquire) {
                 return Turn::Closed;
@@ -184,6 +244,7 @@ impl Endpoint {
                 return Turn::Done;
             }
             if moved {
+                shared.events.advance();
                 if idle.since.is_some() {
                     shared.spin.hit();
                 }
@@ -198,14 +259,15 @@ impl Endpoint {
             let since = *idle.since.get_or_insert(now);
             self.tell_peer(&mut idle, now - since);
             if !how.sleeps_at_once && now - since < shared.spin.time() {
-                self.look_out(lead, how);
+                idle.rounds += 1;
+                self.look_out(lead, how, idle.rounds);
                 continue;
             }
             self.flush_for(Flush::Forced);
             self.acknowledge();
             let left = how.deadline.map(|at| at - now);
-            self.sleep_leading(lead, done, how.bulk, left);
-            if how.sleeps_at_once {
+            let slept = self.sleep_leading(lead, done, how.bulk, left);
+            if how.sleeps_at_once || !slept {
                 continue;
             }
             // Whatever it was that ended the sleep, poll a little for more of it.
@@ -228,7 +290,7 @@ impl Endpoint {
         if shared.prompt_ack {
             self.flush_for(Flush::Forced);
         }
-        self.look_out(lead, how);
+        self.look_out(lead, how, 0);
     }
 
     /// Whether memory shows that nothing has come.
@@ -238,13 +300,9 @@ impl Endpoint {
 
     /// Polls for a moment, before everything is looked at again: the stream alone where memory shows whether something
     /// came, and nothing else is expected.
-    fn look_out(&self, lead: &Lead<'_, Rx>, how: How) {
-        let shared = &*self.shared;
-        let expects_more = how.bulk != BulkWait::Nothing
-            || shared.bulk_posted.load(Relaxed) != 0
-            || !shared.tuning.added_rtt.is_zero();
-        if expects_more || shared.single_cpu {
-            return self.relax();
+    fn look_out(&self, lead: &Lead<'_, Rx>, how: How, round: u32) {
+        if self.expects_more(how) {
+            return self.relax(round);
         }
         let could_look = lead.with(|rx| {
             for _ in 0..LOOKS {
@@ -257,7 +315,9 @@ impl Endpoint {
             true
         });
         if !could_look {
-            self.relax();
+            self.relax(round);
+        } else if self.shared.processors == Processors::OneOfSeveral && round >= LONE_ROUNDS {
+            std::thread::yield_now();
         }
     }
 
@@ -295,23 +355,24 @@ impl Endpoint {
         }
     }
 
+    /// Sleeps until there may be something to do; false where an added delay ends too soon for that.
     fn sleep_leading(
         &self,
         lead: &Lead<'_, Rx>,
         done: &mut dyn FnMut() -> bool,
         bulk: BulkWait,
         timeout: Option<Duration>,
-    ) {
+    ) -> bool {
         let shared = &*self.shared;
         // SYNC: Dekker with `wake_leader`: either it sees that we sleep and wakes us, or we see
         // below what it announced.
         shared.leader_sleeps.store(true, SeqCst);
-        std::sync::atomic::fence(SeqCst);
+        fence(SeqCst);
         let delay = lead.with(|rx| rx.delay_left(shared.tuning.added_rtt));
         let room = lead.with(|rx| rx.room(shared.rx_ring.bytes()) > 0);
         if delay.is_some_and(|left| left < DELAY_SPIN) {
             shared.leader_sleeps.store(false, SeqCst);
-            return;
+            return false;
         }
         let timeout = match (timeout, delay.map(|left| left - DELAY_SPIN)) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -341,6 +402,7 @@ impl Endpoint {
         if set.ready(0) {
             shared.wake.clear();
         }
+        true
     }
 
     /// Waits while another thread leads. None: try to lead.
@@ -364,7 +426,7 @@ impl Endpoint {
                 break Some(Turn::TimedOut);
             }
             if now - start < FOLLOW_SPIN {
-                self.relax();
+                self.relax(LONE_ROUNDS);
                 continue;
             }
             let left = how.deadline.map(|at| at - now);
@@ -384,17 +446,18 @@ impl Endpoint {
         turn
     }
 
-    fn relax(&self) {
-        if self.shared.single_cpu {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
+    /// Between two looks, the how-manieth since something came.
+    fn relax(&self, round: u32) {
+        match self.shared.processors {
+            Processors::One => std::thread::yield_now(),
+            Processors::OneOfSeveral if round >= LONE_ROUNDS => std::thread::yield_now(),
+            _ => std::hint::spin_loop(),
         }
     }
 
     /// Wakes the leader if it sleeps.
     pub(super) fn wake_leader(&self) {
-        std::sync::atomic::fence(SeqCst);
+        fence(SeqCst);
         if self.shared.leader_sleeps.load(SeqCst) {
             self.shared.wake.set();
         }
@@ -419,6 +482,8 @@ impl Endpoint {
 #[derive(Default)]
 struct Idle {
     since: Option<Instant>,
+    /// Looks since then.
+    rounds: u32,
     gathering: Option<Instant>,
     /// Whether what arrived before has been acknowledged.
     acknowledged: bool,

@@ -48,9 +48,15 @@ impl Wire {
         self.sent = sent;
     }
 
+    /// Whether a control frame has left in part, or not at all.
+    #[inline]
+    pub(super) fn has_control(&self) -> bool {
+        self.rest_at < FRAME_HEADER_BYTES
+    }
+
     /// Sends what is left of a control frame; true when nothing is.
     pub(super) fn finish_control(&mut self) -> io::Result<bool> {
-        if self.rest_at < FRAME_HEADER_BYTES {
+        if self.has_control() {
             let sent = would_block(
                 self.stream
                     .send(&[IoSlice::new(&self.rest[self.rest_at..])]),

@@ -47,6 +47,11 @@ pub(crate) trait Stream: Send + Sync {
     /// The buffer must not be empty; as many of its bytes as returned are initialised.
     fn recv(&self, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
 
+    /// Whether `send` is a system call: some microseconds, be it for a few bytes.
+    fn is_costly(&self) -> bool {
+        false
+    }
+
     /// Whether `recv` has something to deliver, where memory shows it. Says nothing of the peer's end.
     fn has_news(&self) -> Option<bool> {
         None

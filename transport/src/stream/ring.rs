@@ -8,7 +8,7 @@
 use super::sync::{
     AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
-    fence,
+    TOLD_PARTS, fence,
 };
 
 /// In [`Words::waits`]: sleeps until something is produced.
@@ -38,22 +38,39 @@ struct Line<T>(T);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Impossible;
 
+/// What one side knows, in memory of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// How far this side has consumed of the opposite ring, be it that the peer was not told yet.
+    consumed: Line<AtomicU64>,
+    /// How far the peer was last seen to have consumed of this side's ring.
+    freed: Line<AtomicU64>,
+}
+
 /// Both sides' words, seen from one side. One thread at a time produces, one consumes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sides<'a> {
     pub(crate) near: &'a Words,
     pub(crate) far: &'a Words,
+    pub(crate) known: &'a Known,
 }
 
 impl Sides<'_> {
-    /// Where the next byte is produced, and how many fit from there in our ring of `ring_bytes`.
+    /// Where the next byte is produced, and how many fit from there in our ring of `ring_bytes`: as was last seen, where
+    /// that is at least `wanted`.
     #[inline]
-    pub(crate) fn room(self, ring_bytes: u64) -> Result<(u64, u64), Impossible> {
+    pub(crate) fn room(self, ring_bytes: u64, wanted: u64) -> Result<(u64, u64), Impossible> {
         // Our own word; nobody else writes it.
         let produced = self.near.produced.0.load(Relaxed);
+        // Ours, too, and checked when it was seen: no more than a ring behind.
+        let room = ring_bytes - (produced - self.known.freed.0.load(Relaxed));
+        if room >= wanted {
+            return Ok((produced, room));
+        }
         // SYNC: Acquire pairs with the Release in the peer's `consume`: it is done with the bytes.
         let consumed = self.far.consumed.0.load(Acquire);
         let used = between(consumed, produced, ring_bytes)?;
+        self.known.freed.0.store(consumed, Relaxed);
         Ok((produced, ring_bytes - used))
     }
 
@@ -72,8 +89,7 @@ impl Sides<'_> {
     /// Where the next byte is consumed, and how many are there in the peer's ring of `ring_bytes`.
     #[inline]
     pub(crate) fn available(self, ring_bytes: u64) -> Result<(u64, u64), Impossible> {
-        // Our own word; nobody else writes it.
-        let consumed = self.near.consumed.0.load(Relaxed);
+        let consumed = self.known.consumed.0.load(Relaxed);
         // SYNC: Acquire pairs with the Release in the peer's `produce`: its bytes are there.
         let produced = self.far.produced.0.load(Acquire);
         let there = between(consumed, produced, ring_bytes)?;
@@ -83,14 +99,26 @@ impl Sides<'_> {
     /// Whether the peer has produced more than was consumed: a hint, [`Self::available`] says what there is.
     #[inline]
     pub(crate) fn has_news(self) -> bool {
-        self.far.produced.0.load(Relaxed) != self.near.consumed.0.load(Relaxed)
+        self.far.produced.0.load(Relaxed) != self.known.consumed.0.load(Relaxed)
     }
 
-    /// We are done with everything before `position` of the peer's ring.
+    /// We are done with everything before `position` of the peer's ring of `ring_bytes`. Whether the peer is told: then
+    /// it may have to be woken.
+    ///
+    /// It is told of parts only: to tell it of every few bytes would move the word's line between the processors with
+    /// every message, for room that it has anyway. Where it finds the ring full, more than the last part has yet to be
+    /// consumed, so it is told before everything is.
     #[inline]
-    pub(crate) fn consume(self, position: u64) {
-        // SYNC: Release pairs with the Acquire in the peer's `room`: the copy is done.
-        self.near.consumed.0.store(position, Release);
+    pub(crate) fn consume(self, position: u64, ring_bytes: u64) -> bool {
+        self.known.consumed.0.store(position, Relaxed);
+        // Our own word; nobody else writes it.
+        let told = self.near.consumed.0.load(Relaxed);
+        let is_due = position.wrapping_sub(told) >= ring_bytes / TOLD_PARTS;
+        if is_due {
+            // SYNC: Release pairs with the Acquire in the peer's `room`: the copies are done.
+            self.near.consumed.0.store(position, Release);
+        }
+        is_due
     }
 
     /// After `produce` or `consume`: whether the peer sleeps for it and must be woken.

@@ -15,7 +15,7 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Stream;
-use super::ring::{Impossible, Sides, WAITS_READ, WAITS_WRITE};
+use super::ring::{Impossible, Known, Sides, WAITS_READ, WAITS_WRITE};
 use crate::error::Violation;
 use crate::num::{to_u64, to_usize};
 use crate::sys::event::EventFd;
@@ -147,6 +147,7 @@ struct Bells {
 pub(crate) struct Shm {
     near: SharedRing,
     far: SharedRing,
+    known: Known,
     bells: Bells,
     socket: Arc<OwnedFd>,
     /// Readable once the peer's process has ended, where the system can tell.
@@ -163,6 +164,7 @@ impl Shm {
         Self {
             near,
             far,
+            known: Known::default(),
             bells,
             socket: Arc::clone(socket),
             process: None,
@@ -177,6 +179,7 @@ impl Shm {
         Sides {
             near: self.near.words(),
             far: self.far.words(),
+            known: &self.known,
         }
     }
 
@@ -191,11 +194,25 @@ impl Shm {
     }
 
     /// Where to write, and how many bytes fit: from a position that the peer wrote and that is
-    /// checked.
+    /// checked. With room for `wanted` bytes as last seen it is not looked at again.
     #[inline]
-    fn room(&self) -> io::Result<(u64, usize)> {
-        let (at, room) = self.sides().room(to_u64(self.near.bytes())).map_err(lie)?;
+    fn room(&self, wanted: usize) -> io::Result<(u64, usize)> {
+        let (at, room) = self
+            .sides()
+            .room(to_u64(self.near.bytes()), to_u64(wanted))
+            .map_err(lie)?;
         Ok((at, to_usize(room)))
+    }
+
+    /// Writes where there is room, and tells the peer; returns how much.
+    #[inline]
+    fn put(&self, at: u64, bytes: &[u8]) -> usize {
+        self.near.write(at, bytes);
+        let end = at + to_u64(bytes.len());
+        self.sides().produce(end);
+        self.ring_bell(WAITS_READ);
+        self.near.prefetch(end);
+        bytes.len()
     }
 
     /// Wakes the peer if it waits for this.
@@ -247,18 +264,25 @@ impl Stream for Shm {
         if self.dead.load(Relaxed) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let (start, mut room) = self.room()?;
+        // A small message, mostly: one copy.
+        if let [part] = parts
+            && part.len() <= CHUNK_BYTES
+        {
+            let (at, room) = self.room(part.len())?;
+            return match part.len().min(room) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                take => Ok(self.put(at, &part[..take])),
+            };
+        }
+        let (start, mut room) = self.room(self.near.bytes())?;
         let mut at = start;
         for chunk in parts.iter().flat_map(|part| part.chunks(CHUNK_BYTES)) {
             let take = chunk.len().min(room);
             if take == 0 {
                 break;
             }
-            self.near.write(at, &chunk[..take]);
-            at += to_u64(take);
+            at += to_u64(self.put(at, &chunk[..take]));
             room -= take;
-            self.sides().produce(at);
-            self.ring_bell(WAITS_READ);
         }
         if at == start {
             Err(io::ErrorKind::WouldBlock.into())
@@ -274,8 +298,10 @@ impl Stream for Shm {
             return self.nothing();
         }
         self.far.read(at, &mut buffer[..got]);
-        self.sides().consume(at + to_u64(got));
-        self.ring_bell(WAITS_WRITE);
+        let consumed = at + to_u64(got);
+        if self.sides().consume(consumed, to_u64(self.far.bytes())) {
+            self.ring_bell(WAITS_WRITE);
+        }
         Ok(got)
     }
 
@@ -302,7 +328,7 @@ impl Stream for Shm {
         set.add(self.socket.as_raw_fd(), if read { IN } else { 0 });
         let idle = |result: io::Result<(u64, usize)>| matches!(result, Ok((_, 0)));
         let over = self.sides().peer_ended();
-        !(read && (over || !idle(self.available())) || write && !idle(self.room()))
+        !(read && (over || !idle(self.available())) || write && !idle(self.room(1)))
     }
 
     fn disarm(&self) {

@@ -59,6 +59,10 @@ impl Stream for TcpStream {
         netopt::path_info(&self.fd)
     }
 
+    fn is_costly(&self) -> bool {
+        true
+    }
+
     fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
             match socket::send(self.fd.as_raw_fd(), parts) {

@@ -1,5 +1,6 @@
 //! Fences around system calls: what they need `unsafe` for ends here.
 
+pub(crate) mod barrier;
 pub(crate) mod event;
 pub(crate) mod eventcount;
 pub(crate) mod fdpass;
@@ -10,6 +11,7 @@ pub(crate) mod lead;
 pub(crate) mod mirror;
 pub(crate) mod netopt;
 pub(crate) mod poll;
+pub(crate) mod processors;
 pub(crate) mod random;
 pub(crate) mod sharedring;
 pub(crate) mod socket;

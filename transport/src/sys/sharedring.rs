@@ -14,6 +14,10 @@ use std::ptr;
 use super::mirror::{Mirror, memfd};
 use crate::stream::ring::Words;
 
+/// Of a cache.
+const LINE_BYTES: u64 = 64;
+/// What most messages take.
+const PREFETCHED_LINES: u64 = 3;
 /// The page before a ring.
 pub(crate) const WORDS_BYTES: usize = 4096;
 /// What keeps a file from shrinking under a mapping, which would kill the process that reads.
@@ -111,6 +115,21 @@ impl SharedRing {
         // SAFETY: mapped for a whole ring from `pos` on, and writable; one thread at a time
         // sends, so no other writer here. The peer's mapping is read-only (sealed).
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.ring.at(pos), bytes.len()) };
+    }
+
+    /// Fetches the lines at `pos` of our own ring, to be written: they were the reader's, a lap ago, and to have them
+    /// back takes as long as to hand them over.
+    #[inline]
+    pub(crate) fn prefetch(&self, pos: u64) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..PREFETCHED_LINES {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let at = self.ring.at(pos + line * LINE_BYTES).cast_const();
+            // SAFETY: a hint, which cannot fault; the address is mapped anyway (`Mirror::at`).
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = pos;
     }
 
     /// Copies out of the peer's ring, once. The peer may write there meanwhile: then the copy
