@@ -36,7 +36,9 @@ pub fn limit_of_verbs(figure: Figure, bytes: usize) -> io::Result<Figure> {
     } else {
         (What::Bulk, 1 << 20)
     };
-    let tool = TOOLS.iter().find(|tool| tool.is_for("verbs", what));
+    let tool = TOOLS
+        .iter()
+        .find(|tool| tool.is_for("verbs", what) && tool.is_limit());
     let value = tool.map_or(Ok(None), |tool| tool.measure(bytes))?;
     match (tool, value) {
         (Some(tool), Some(value)) => Ok(figure.beside(tool.name, value)),

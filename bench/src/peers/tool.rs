@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,6 +52,9 @@ pub(super) const TOOLS: &[Tool] = &[
     ucx("shm", UCX_SHM, What::Bulk),
     libfabric("tcp", "-p tcp -e msg -S BYTES -I TIMES"),
     libfabric("shm", "-p shm -e rdm -S BYTES -I TIMES"),
+    library("iceoryx2", "farcall-peer-iceoryx2", "shm"),
+    library("tonic, unary call", "farcall-peer-tonic", "tcp"),
+    library("ibverbs crate, SEND", "farcall-peer-ibverbs", "verbs"),
     perftest(
         "2 x ib_write_lat",
         "ib_write_lat",
@@ -105,6 +109,22 @@ const fn libfabric(transport: &'static str, both: &'static str) -> Tool {
     }
 }
 
+/// A program of ours around a library (`bench/peers`): it prints the whole round trip.
+const fn library(name: &'static str, program: &'static str, transport: &'static str) -> Tool {
+    Tool {
+        name,
+        program,
+        transport,
+        what: What::Rtt,
+        env: &[],
+        both: "PORT BYTES TIMES",
+        server: "",
+        client: "client",
+        column: 0,
+        factor: 1.0,
+    }
+}
+
 const fn perftest(
     name: &'static str,
     program: &'static str,
@@ -135,6 +155,11 @@ const LOOK: Duration = Duration::from_millis(2);
 impl Tool {
     pub(super) fn is_for(&self, transport: &str, what: What) -> bool {
         self.transport == transport && self.what == what
+    }
+
+    /// Whether it measures what the device can do, rather than what a library makes of it.
+    pub(super) fn is_limit(&self) -> bool {
+        self.program.starts_with("ib_")
     }
 
     /// The figure; None if the tool is not installed.
@@ -187,7 +212,7 @@ impl Tool {
                 .replace("DEVICE", &device)
                 .replace("GID", &gid)
         };
-        let mut command = Command::new(self.program);
+        let mut command = Command::new(built(self.program));
         command.args(
             self.both
                 .split_whitespace()
@@ -201,6 +226,17 @@ impl Tool {
             .stderr(Stdio::null());
         command
     }
+}
+
+/// Where `scripts/peers` has built a program, beside this one; else its name, for the search path.
+fn built(program: &str) -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| {
+        let target = exe.parent()?.parent()?;
+        Some(target.join("peers/release").join(program))
+    });
+    beside
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| program.into())
 }
 
 /// A process that does not outlive the measurement.
