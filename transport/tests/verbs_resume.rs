@@ -2,120 +2,18 @@
 //! RDMA device: run it in a VM that has one (`scripts/rdma-test`).
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../fixtures/src/proxy.rs"]
-#[allow(dead_code, unreachable_pub, clippy::missing_panics_doc)]
-mod proxy;
 mod support;
+#[path = "support/verbs_session.rs"]
+mod verbs_session;
 
-use std::mem::MaybeUninit;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 
-use farcall_transport::{
-    ConnectOptions, DeviceName, Endpoint, IncomingKind, ListenOptions, Listener, RdmaMode,
-    RdmaOptions, TransportChoice, Tuning, connect,
-};
-use proxy::{Cut, Proxy};
-use support::suite::fill;
+use farcall_transport::RdmaMode;
 use support::suite_bulk::LentMemory;
-use support::{PATIENCE, Tap, rdma_options, serve, wait_for};
-
-/// RDMA on a device by its name: the TCP connection may go another way then.
-fn on_device(variable: &str, mode: RdmaMode) -> RdmaOptions {
-    let name = std::env::var(variable).or_else(|_| std::env::var("RDMA_VM_DEV"));
-    RdmaOptions {
-        device: Some(DeviceName::new(&name.unwrap()).unwrap()),
-        ..rdma_options(variable, mode)
-    }
-}
-
-/// A session over RDMA whose TCP connections go over loopback, through a proxy.
-struct Session {
-    client: Endpoint,
-    server: Endpoint,
-    running: thread::JoinHandle<farcall_transport::CloseReason>,
-    proxy: Proxy,
-    listener: Arc<Listener>,
-}
-
-fn session(mode: RdmaMode) -> Session {
-    let tuning = Tuning {
-        grace: PATIENCE,
-        grace_closed: PATIENCE,
-        ..Tuning::default()
-    };
-    let listen = ListenOptions {
-        rdma: Some(on_device("RDMA_VM_DEV2", mode)),
-        ..ListenOptions::default()
-    };
-    let listener = Arc::new(Listener::bind("127.0.0.1:0", listen).unwrap());
-    let proxy = Proxy::start(listener.local_addr(), Cut::Never, 0);
-    let (made, maker) = std::sync::mpsc::channel();
-    let door = Arc::clone(&listener);
-    thread::spawn(move || {
-        let mut known: Option<Endpoint> = None;
-        while let Ok(incoming) = door.accept() {
-            let kind = incoming.kind();
-            let (fd, state) = incoming.into_parts();
-            match (kind, &known) {
-                (IncomingKind::New, _) => {
-                    let new = Endpoint::adopt(fd, &state, b"", &tuning, Tap::echo()).unwrap();
-                    made.send(new.clone()).unwrap();
-                    known = Some(new);
-                }
-                (IncomingKind::Resume { .. }, Some(known)) => drop(known.resume(fd, &state)),
-                (_, Some(known)) => drop(known.attach_bulk(fd, &state)),
-                (kind, None) => panic!("{kind:?} without a session"),
-            }
-        }
-    });
-    let options = ConnectOptions {
-        tuning,
-        transport: TransportChoice::Verbs,
-        rdma: Some(on_device("RDMA_VM_DEV", mode)),
-        connect_timeout: PATIENCE,
-        ..ConnectOptions::new(proxy.addr().to_string())
-    };
-    let (client, _) = connect(&options, Tap::ignore()).unwrap();
-    let server = maker.recv().unwrap();
-    Session {
-        running: serve(server.clone()),
-        client,
-        server,
-        proxy,
-        listener,
-    }
-}
-
-impl Session {
-    fn end(self) {
-        self.client.close();
-        self.running.join().unwrap();
-        self.listener.close();
-    }
-
-    /// Waits until the session goes on after its `n`-th loss.
-    fn await_resume(&self, n: u64) {
-        let resumed = || self.client.stats().resumes >= n && self.server.stats().resumes >= n;
-        wait_for(resumed);
-    }
-}
-
-fn content(id: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    fill(&mut bytes, id);
-    bytes
-}
-
-fn receive(endpoint: &Endpoint, id: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![MaybeUninit::new(0u8); len];
-    let got = endpoint.bulk_recv(id, &mut bytes).unwrap();
-    // SAFETY: initialised above with zeros already.
-    let byte = |byte: &MaybeUninit<u8>| unsafe { byte.assume_init() };
-    bytes[..got].iter().map(byte).collect()
-}
+use support::wait_for;
+use verbs_session::{content, receive, session};
 
 /// Sizes below and above what goes beside the stream.
 fn sizes() -> impl Iterator<Item = (u64, usize)> {

@@ -12,6 +12,8 @@ use crate::sys::verbs::preload;
 
 mod cache;
 pub(crate) mod error;
+#[cfg(test)]
+mod failures;
 mod flow;
 mod line;
 mod offer;

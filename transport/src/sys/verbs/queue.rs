@@ -237,8 +237,8 @@ pub(crate) struct Work {
 
 /// 4.096 us * 2^14 = 67 ms before a packet is sent again.
 const TIMEOUT: u8 = 14;
-/// Then the peer counts as gone: about half a second.
-const RETRIES: u8 = 7;
+/// Then the peer counts as gone: about half a second. The software device takes 7, the most that can be said, for ever.
+const RETRIES: u8 = 6;
 /// Waits of `MIN_RNR_TIMER` for a peer that has no receive posted. Credits see to it that this
 /// does not happen to peers that keep the rules; 7 would mean for ever.
 const RNR_RETRIES: u8 = 6;
