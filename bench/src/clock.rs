@@ -1,4 +1,4 @@
-//! Processor time of the calling thread: what a call costs the program, whoever else uses the machine.
+//! Processor time: what a call costs the program, whoever else uses the machine.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -30,8 +30,21 @@ pub fn timed(work: impl FnOnce()) -> Elapsed {
     }
 }
 
+/// Processor time of this process so far, all of its threads.
+///
+/// # Panics
+/// As [`timed`].
+#[must_use]
+pub fn process_cpu() -> Duration {
+    read(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+}
+
 fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock of thread time");
+    read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock).expect("a clock of processor time");
     Duration::from_nanos(time.num_nanoseconds().unsigned_abs())
 }
 

@@ -271,6 +271,33 @@ fn bulk_transfers_survive_cuts_though_their_memory_is_reused() {
     }
 }
 
+/// The bytes lie in the client's system when their connection ends, and the server never had that connection: only the
+/// client can notice.
+#[test]
+fn a_bulk_connection_that_ends_in_its_handshake_is_missed() {
+    const BYTES: usize = 30_000;
+    for seed in 0..12u64 {
+        let cut = Cut::AfterBytes { most: 400, seed };
+        let (answered, grace) = (Tap::ignore(), tuning(Duration::from_secs(60)));
+        let (client, server, _proxy) = session(cut, 12, grace, answered.clone(), Tap::ignore());
+        let endpoint = &server.endpoint;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(receive(endpoint, 7, BYTES) == content(7, BYTES), "{seed}");
+                endpoint.append_now(8, |out| out.fill(1)).unwrap();
+            });
+            let bytes = content(7, BYTES);
+            client.bulk_send(7, &[IoSlice::new(&bytes)]).unwrap();
+            let done = || answered.bytes() == 8;
+            client
+                .wait_until(&done, Some(PATIENCE))
+                .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        });
+        client.close();
+        server.finish();
+    }
+}
+
 /// The server sends before the client has opened the bulk connection.
 #[test]
 fn a_bulk_send_before_there_is_a_connection() {

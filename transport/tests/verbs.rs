@@ -11,6 +11,7 @@ use farcall_transport::{
     CloseReason, ConnectError, ConnectOptions, Endpoint, Limits, ListenOptions, Listener, RdmaMode,
     RdmaOptions, TransportChoice, Tuning, VerbsError, WaitError, connect,
 };
+use support::suite_bulk::LentMemory;
 use support::{Backend, PATIENCE, Tap, Verbs, rdma_address, rdma_options, serve};
 
 mod completions {
@@ -161,6 +162,49 @@ fn a_killed_server_ends_waits() {
     });
     program.wait().unwrap();
     assert!(client.append(8, |_| ()).is_err());
+}
+
+#[test]
+fn an_idle_session_uses_no_processor_time() {
+    support::idle::uses_no_processor_time::<Verbs<false>>();
+    support::idle::uses_no_processor_time::<Verbs<true>>();
+}
+
+/// What is registered beside the rings comes with transfers that need it, and goes with the memory.
+#[test]
+fn registered_memory_is_bounded_at_rest_and_grows_on_demand() {
+    const REST_MAX: u64 = 4_000_000;
+    const BYTES: usize = 8 << 20;
+    let tap = Tap::ignore();
+    let (client, server) =
+        Verbs::<false>::pair(Limits::default(), Tuning::default(), tap, Tap::ignore());
+    let running = serve(server.clone());
+    let registered = |endpoint: &Endpoint| endpoint.stats().registered_bytes;
+    let at_first = registered(&client);
+    assert!(at_first > 1 << 20, "the rings are registered: {at_first}");
+    assert!(at_first <= REST_MAX && registered(&server) <= REST_MAX);
+    // The server has not lent its memory: its side goes through staging, both ways.
+    let mut lent = LentMemory::new(&client, vec![7; BYTES]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut bytes = vec![std::mem::MaybeUninit::uninit(); BYTES];
+            assert_eq!(server.bulk_recv(1, &mut bytes).unwrap(), BYTES);
+            server
+                .bulk_send(2, &[std::io::IoSlice::new(&vec![9; BYTES])])
+                .unwrap();
+        });
+        lent.send(1, 0, BYTES);
+        assert_eq!(lent.receive(2, 0), BYTES);
+    });
+    assert!(client.stats().bulk_bytes_direct >= BYTES as u64);
+    assert!(registered(&client) >= at_first + BYTES as u64);
+    assert!(registered(&server) > at_first, "staging");
+    assert!(registered(&server) <= REST_MAX, "{}", registered(&server));
+    let bytes = lent.take_back();
+    assert!(bytes.iter().all(|byte| *byte == 9));
+    assert_eq!(registered(&client), at_first);
+    client.close();
+    running.join().unwrap();
 }
 
 #[test]

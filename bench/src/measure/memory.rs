@@ -28,7 +28,7 @@ pub struct IdleMemory {
 #[must_use]
 pub fn idle_memory(farcall_bench: &Path) -> Vec<Figure> {
     let server = Server::start("soft", &[]);
-    let mut session = server.client().start(farcall_bench, &["idle"]);
+    let mut session = server.client().start(farcall_bench, &["rest"]);
     assert_eq!(
         session.process.line(),
         "idle",

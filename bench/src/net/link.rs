@@ -70,6 +70,12 @@ impl Link {
         self.endpoint.transport_name()
     }
 
+    /// The session itself, which ends with this link all the same.
+    #[must_use]
+    pub fn session(&self) -> Endpoint {
+        self.endpoint.clone()
+    }
+
     /// What the far host said about itself.
     #[must_use]
     pub fn welcome(&self) -> &Welcome {

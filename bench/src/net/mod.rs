@@ -5,6 +5,7 @@
 
 mod bulk;
 mod flood;
+mod idle;
 pub mod link;
 mod mix;
 mod options;
@@ -14,6 +15,7 @@ mod turns;
 
 pub use bulk::{Direction, Memory, bulk};
 pub use flood::flood;
+pub use idle::idle;
 pub use mix::mix;
 pub use options::{Load, Transport};
 pub use rtt::rtt;

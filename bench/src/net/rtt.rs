@@ -70,7 +70,7 @@ mod tests {
 
     use super::{Load, Transport, rtt};
     use crate::net::service::Service;
-    use crate::net::{Direction, Memory, bulk, flood, mix};
+    use crate::net::{Direction, Memory, bulk, flood, idle, mix};
 
     fn load(rate: Option<f64>) -> Load {
         Load {
@@ -109,6 +109,8 @@ mod tests {
             }
             let figure = flood(&server, transport, 64, 1000, &load(None), true).expect("a session");
             assert!(figure.value > 0.0 && figure.ratio().is_some(), "{figure:?}");
+            let figures = idle(&server, transport, Duration::from_millis(100)).expect("a session");
+            assert_eq!(figures.len(), 1, "{figures:?}");
             let figures =
                 mix(&server, transport, 3, 600.0, Duration::from_millis(100)).expect("sessions");
             assert!(

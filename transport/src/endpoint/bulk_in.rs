@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::Endpoint;
 use super::bulk_beside::Beside;
 use super::bulk_link::{BulkLink, refused};
 use super::bulk_wire::{BULK_HEADER_BYTES, BulkHeader};
 use super::send::CTL_ACK;
+use super::{Endpoint, Shared};
 use crate::error::{BulkError, CloseReason, Violation, WaitError};
 use crate::handshake::{SERVER_HEAD_BYTES, ServerHead};
 use crate::num::{to_u64, to_usize};
@@ -228,7 +228,7 @@ impl Endpoint {
     pub(super) fn pump_bulk(&self) -> bool {
         let shared = &*self.shared;
         self.freshen_bulk();
-        if shared.bulk_posted.load(Acquire) == 0 || shared.bulk_stalled.load(Relaxed) {
+        if !shared.expects_bulk() {
             return false;
         }
         let mut moved = 0;
@@ -272,7 +272,12 @@ impl Endpoint {
             return Ok(Step::Idle);
         };
         if bulk.welcome_left > 0 {
-            return bulk.read_welcome(&*stream);
+            let step = bulk.read_welcome(&*stream)?;
+            shared.bulk_unanswered.store(bulk.welcome_left > 0, SeqCst);
+            return Ok(step);
+        }
+        if shared.bulk_posted.load(Acquire) == 0 {
+            return Ok(Step::Idle);
         }
         if bulk.current.is_none() {
             if bulk.header_len == 0
@@ -352,6 +357,15 @@ impl Endpoint {
     }
 }
 
+impl Shared {
+    /// Whether there is something to read: for a destination, or the answer to a new connection, whose end before the server has
+    /// it nobody else would notice.
+    pub(super) fn expects_bulk(&self) -> bool {
+        let is_wanted = self.bulk_posted.load(SeqCst) > 0 || self.bulk_unanswered.load(SeqCst);
+        is_wanted && !self.bulk_stalled.load(SeqCst)
+    }
+}
+
 impl BulkIn {
     /// Where the stream stands, in bytes of all transfers.
     pub(super) fn received(&self) -> u64 {
@@ -393,7 +407,7 @@ impl BulkIn {
         self.received
     }
 
-    /// The server's answer comes first.
+    /// So many bytes of the server's answer come first.
     pub(super) fn expect_welcome(&mut self, bytes: usize) {
         self.welcome.clear();
         self.welcome_left = bytes;
@@ -402,18 +416,19 @@ impl BulkIn {
     /// Reads the server's answer to the bulk hello.
     fn read_welcome(&mut self, stream: &dyn Stream) -> Result<Step, CloseReason> {
         let mut bytes = [0; SERVER_HEAD_BYTES];
-        let got = read_some(stream, &mut bytes[..self.welcome_left])?;
+        let missing = SERVER_HEAD_BYTES - self.welcome.len();
+        let got = read_some(stream, &mut bytes[..missing])?;
         self.welcome.extend_from_slice(&bytes[..got]);
         self.welcome_left -= got;
-        if self.welcome_left > 0 {
+        if got < missing {
             return Ok(if got == 0 {
                 Step::Idle
             } else {
                 Step::Moved(got)
             });
         }
-        let welcome = std::mem::take(&mut self.welcome);
-        bytes.copy_from_slice(&welcome);
+        bytes.copy_from_slice(&self.welcome);
+        self.welcome.clear();
         match ServerHead::decode(&bytes) {
             Ok(head) if head.refused().is_none() && head.payload_len() == 0 => Ok(Step::Moved(got)),
             _ => Err(refused()),

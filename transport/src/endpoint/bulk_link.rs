@@ -106,7 +106,7 @@ impl Endpoint {
     /// Adds what the leader waits for on the bulk plane, and says whether it may sleep.
     pub(super) fn arm_bulk(&self, set: &mut PollSet, wait: BulkWait) -> (bool, Armed) {
         let shared = &*self.shared;
-        let read = shared.bulk_posted.load(SeqCst) > 0 && !shared.bulk_stalled.load(SeqCst);
+        let read = shared.expects_bulk();
         let write = wait == BulkWait::Room || shared.bulk_fresh.load(SeqCst);
         if !(read || write || wait == BulkWait::Beside) {
             return (true, Armed(None));
@@ -143,6 +143,7 @@ impl BulkIn {
         self.link.prelude = prelude;
         self.link.used = true;
         shared.bulk_fresh.store(true, SeqCst);
+        shared.bulk_unanswered.store(answer > 0, SeqCst);
         shared.bulk_stalled.store(false, SeqCst);
         shared.bulk_version.fetch_add(1, SeqCst);
     }
@@ -155,6 +156,7 @@ impl BulkIn {
         self.link.prelude = Vec::new();
         self.link.severed = true;
         shared.bulk_fresh.store(false, SeqCst);
+        shared.bulk_unanswered.store(false, SeqCst);
         shared.bulk_version.fetch_add(1, SeqCst);
         old
     }

@@ -164,6 +164,8 @@ pub(crate) struct Shared {
     bulk_stalled: AtomicBool,
     /// A new bulk connection has not taken what must go first on it; written under `bulk_in`.
     bulk_fresh: AtomicBool,
+    /// Client: the server has not answered a new bulk connection; written under `bulk_in`.
+    bulk_unanswered: AtomicBool,
     /// Changes of the bulk connection so far; written under `bulk_in`.
     bulk_version: AtomicU64,
     /// What has arrived on the bulk plane, what the peer was told of it, and what it said.
@@ -269,6 +271,7 @@ impl Endpoint {
             bulk_posted: AtomicUsize::new(0),
             bulk_stalled: AtomicBool::new(false),
             bulk_fresh: AtomicBool::new(false),
+            bulk_unanswered: AtomicBool::new(false),
             bulk_version: AtomicU64::new(0),
             bulk_received: AtomicU64::new(0),
             told_bulk: AtomicU64::new(0),

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Endpoint;
+use crate::num::to_u64;
 
 /// Counts since the session began, and the present round-trip estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,9 @@ pub struct Stats {
     pub losses: u64,
     /// Times that it went on over another connection.
     pub resumes: u64,
+    /// Bytes that are registered with an RDMA device: the rings, and what transfers have needed. Memory that is mapped twice
+    /// counts twice.
+    pub registered_bytes: u64,
     /// Estimated round trip, biased to the fastest; 0 before the first acknowledgement.
     pub rtt_ns: u64,
 }
@@ -130,6 +134,7 @@ impl Endpoint {
             sleeps: get(&counters.sleeps),
             losses: get(&counters.losses),
             resumes: get(&counters.resumes),
+            registered_bytes: to_u64(self.shared.link.stream().registered_bytes()),
             rtt_ns,
         }
     }

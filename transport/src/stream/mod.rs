@@ -89,6 +89,11 @@ pub(crate) trait Stream: Send + Sync {
         None
     }
 
+    /// Bytes of memory that this session has registered with a device.
+    fn registered_bytes(&self) -> usize {
+        0
+    }
+
     /// Transfers beside the bytes, where both ends can do that.
     fn direct(&self) -> Option<&dyn Direct> {
         None

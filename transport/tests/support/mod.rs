@@ -7,6 +7,7 @@
     unreachable_pub
 )]
 
+pub mod idle;
 pub mod suite;
 pub mod suite_bulk;
 

@@ -1,4 +1,4 @@
-//! Programs of driver calls, for profilers and for counts: `calls` and `idle`.
+//! Programs of driver calls, for profilers and for counts: `calls` and `rest`.
 #![forbid(unsafe_code)]
 
 use std::hint::black_box;
@@ -67,7 +67,7 @@ pub(crate) fn calls(call: Call, count: u64, burst: u64, server: SocketAddr, tran
 }
 
 /// Runs a kernel, prints `idle` and waits until standard input ends.
-pub(crate) fn idle(server: SocketAddr, transport: Transport) {
+pub(crate) fn rest(server: SocketAddr, transport: Transport) {
     let driver = Driver::open(server, transport);
     driver.launch();
     driver.synchronize();

@@ -19,7 +19,7 @@ use farcall_bench::net::Transport;
 use farcall_gpu_exec::{EXECUTOR_COMMAND, executor_main};
 
 use self::calls::Call;
-use self::net::{Common, Pace, Way, size};
+use self::net::{Common, Pace, Transfers, size};
 use self::output::Output;
 
 /// Measures the call path and the transport, each figure beside its limit from the same run.
@@ -49,12 +49,8 @@ enum Command {
         /// Sizes, in bytes or with a unit.
         #[arg(long, value_delimiter = ',', value_parser = size, default_value = "1MiB,64MiB")]
         size: Vec<usize>,
-        /// Which way.
-        #[arg(long, value_enum, default_value_t = Way::Both)]
-        way: Way,
-        /// The client's memory is lent to the session, as pinned memory is; both sides' otherwise only the server's.
-        #[arg(long)]
-        pinned: bool,
+        #[command(flatten)]
+        transfers: Transfers,
     },
     /// Records one way, as many as go.
     Flood {
@@ -178,8 +174,14 @@ enum Command {
         #[arg(long)]
         hollow: bool,
     },
-    /// Opens a session, runs a kernel, prints `idle` and waits until standard input ends.
+    /// A session that does nothing any more: processor time of both sides, and over verbs the memory that it has registered.
     Idle {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Opens a session, runs a kernel, prints `idle` and waits until standard input ends.
+    #[command(hide = true)]
+    Rest {
         /// Where the server is.
         #[arg(long, env = "FARCALL_SERVER")]
         server: SocketAddr,
@@ -202,9 +204,8 @@ fn main() -> ExitCode {
         Command::Bulk {
             common,
             size,
-            way,
-            pinned,
-        } => net::bulk(&common, &size, way, pinned),
+            transfers,
+        } => net::bulk(&common, &size, &transfers),
         Command::Flood {
             common,
             size,
@@ -239,8 +240,9 @@ fn main() -> ExitCode {
         Command::Gate { accept, only } => gate::gate(accept.as_deref(), &only),
         Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),
         Command::Count { name, times } => work::run(&name, times).map(|()| true),
-        Command::Idle { server, transport } => {
-            calls::idle(server, transport);
+        Command::Idle { common } => net::idle(&common),
+        Command::Rest { server, transport } => {
+            calls::rest(server, transport);
             Ok(true)
         }
     };

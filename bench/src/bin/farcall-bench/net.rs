@@ -1,4 +1,4 @@
-//! `rtt`, `bulk`, `flood`, `mix`, `server` and `client`.
+//! `rtt`, `bulk`, `flood`, `idle`, `mix`, `server` and `client`.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -70,6 +70,17 @@ pub(crate) enum Way {
     Down,
     /// One after the other.
     Both,
+}
+
+/// What bulk transfers are like.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Transfers {
+    /// Which way.
+    #[arg(long, value_enum, default_value_t = Way::Both)]
+    way: Way,
+    /// The client's memory is lent to the session, as pinned memory is; both sides' otherwise only the server's.
+    #[arg(long)]
+    pinned: bool,
 }
 
 /// Where the far side is: a service of this process, or another host's.
@@ -162,12 +173,13 @@ pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
     common.output.print(figures, place.machine)
 }
 
-pub(crate) fn bulk(common: &Common, sizes: &[usize], way: Way, pinned: bool) -> Done {
-    let memory = if pinned {
+pub(crate) fn bulk(common: &Common, sizes: &[usize], transfers: &Transfers) -> Done {
+    let memory = if transfers.pinned {
         Memory::Pinned
     } else {
         Memory::Pageable
     };
+    let way = transfers.way;
     let place = common.place()?;
     let mut figures = Vec::new();
     for &bytes in sizes {
@@ -218,6 +230,16 @@ pub(crate) fn flood(common: &Common, sizes: &[usize], records: u64) -> Done {
     };
     let figures: Result<Vec<Figure>, _> = sizes.iter().map(one).collect();
     common.output.print(figures.map_err(text)?, place.machine)
+}
+
+pub(crate) fn idle(common: &Common) -> Done {
+    let place = common.place()?;
+    if !place.is_local() {
+        return Err("both sides are of this process: --server does not go with it".to_owned());
+    }
+    let rest = Duration::from_secs_f64(common.duration);
+    let figures = net::idle(&place.address, common.transport, rest).map_err(text)?;
+    common.output.print(figures, None)
 }
 
 pub(crate) fn mix(common: &Common, clients: usize, rate: f64) -> Done {

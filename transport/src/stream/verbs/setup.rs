@@ -13,7 +13,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use super::error::VerbsError;
 use super::flow::{CREDIT_RESERVE, ring_bytes};
 use super::offer::{Half, Offer, PLANES, PlaneOffer};
-use super::plane::{Link, Parts, Peer, Plane};
+use super::plane::{Link, Parts, Peer, Plane, STAGING_BYTES};
 use super::select::{self, Candidate, SYSFS, Way};
 use crate::connect::exchange;
 use crate::options::{RdmaMode, RdmaOptions};
@@ -23,8 +23,13 @@ use crate::sys::interfaces;
 use crate::sys::random::random16;
 use crate::sys::verbs::{Bounds, Cq, Device, Domain, Qp, QpPath, Region, preload};
 
-/// Inboxes of calls and bulk. With as much staging, 1.5 MiB of registered memory for a session.
+/// Inboxes of calls and bulk.
 const INBOX_BYTES: [usize; PLANES] = [256 << 10, 512 << 10];
+/// What a session at rest has registered: inboxes and as much to send from, each mapped twice; pages of words; and the staging of both
+/// ways once there was use for it. Memory that was lent to transfers comes on top, for as long as it is lent.
+const REST_BYTES: usize =
+    2 * 2 * (INBOX_BYTES[0] + INBOX_BYTES[1]) + PLANES * 2 * STATUS_BYTES + 2 * STAGING_BYTES;
+const _: () = assert!(REST_BYTES <= 4_000_000);
 /// Messages that the peer may send ahead, per plane.
 const MESSAGES_MAX: usize = 256;
 /// Work requests of each queue: receives for every message and credit, and as many sends.

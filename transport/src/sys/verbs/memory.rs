@@ -4,6 +4,8 @@ use std::ffi::c_int;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::device::Device;
 use super::{abi, last_error};
@@ -14,6 +16,7 @@ use crate::sys::mirror::Mirror;
 pub(crate) struct Domain {
     pub(super) pd: NonNull<abi::ProtectionDomain>,
     pub(crate) device: Arc<Device>,
+    registered_bytes: AtomicUsize,
 }
 
 // SAFETY: libibverbs' objects may be used from every thread; freed once, by the last owner.
@@ -26,7 +29,16 @@ impl Domain {
         // SAFETY: an open context.
         let pd = unsafe { (device.library.ibv_alloc_pd)(device.context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(|| last_error("ibv_alloc_pd"))?;
-        Ok(Arc::new(Self { pd, device }))
+        Ok(Arc::new(Self {
+            pd,
+            device,
+            registered_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Bytes of addresses that are registered. Memory that is mapped twice counts twice, as it does for the limit of locked memory.
+    pub(crate) fn registered_bytes(&self) -> usize {
+        self.registered_bytes.load(Relaxed)
     }
 }
 
@@ -42,6 +54,7 @@ impl Drop for Domain {
 /// Memory of somebody else's that is registered.
 pub(crate) struct Registration {
     mr: NonNull<abi::MemoryRegion>,
+    bytes: usize,
     domain: Arc<Domain>,
 }
 
@@ -67,8 +80,32 @@ impl Registration {
             0
         };
         let at = std::ptr::with_exposed_provenance_mut(range.start);
+        Self::with(domain, at, range.len(), access)
+    }
+
+    /// Registers memory, whether it is mapped or not: the kernel looks.
+    fn with(
+        domain: &Arc<Domain>,
+        at: *mut u8,
+        bytes: usize,
+        access: c_int,
+    ) -> Result<Self, VerbsError> {
+        let access = abi::ACCESS_LOCAL_WRITE | access;
+        // SAFETY: a live domain. The call itself touches no byte there; the kernel checks the range. Who may let
+        // the device write there is the business of those who make registrations.
+        let mr = unsafe {
+            (domain.device.library.ibv_reg_mr)(domain.pd.as_ptr(), at.cast(), bytes, access)
+        };
+        let mr = NonNull::new(mr).ok_or_else(|| match last_error("ibv_reg_mr") {
+            VerbsError::Verb { errno, .. } if errno == libc::ENOMEM => {
+                VerbsError::MemoryLock { bytes }
+            }
+            other => other,
+        })?;
+        domain.registered_bytes.fetch_add(bytes, Relaxed);
         Ok(Self {
-            mr: register(domain, at, range.len(), access)?,
+            mr,
+            bytes,
             domain: Arc::clone(domain),
         })
     }
@@ -87,42 +124,19 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if self.domain.device.is_ours() {
-            // SAFETY: registered in `new`, once; the device refuses its keys from then on.
+            // SAFETY: registered in `with`, once; the device refuses its keys from then on.
             unsafe { (self.domain.device.library.ibv_dereg_mr)(self.mr.as_ptr()) };
         }
+        self.domain.registered_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
-/// Registers memory, whether it is mapped or not: the kernel looks.
-fn register(
-    domain: &Domain,
-    at: *mut u8,
-    bytes: usize,
-    access: c_int,
-) -> Result<NonNull<abi::MemoryRegion>, VerbsError> {
-    let access = abi::ACCESS_LOCAL_WRITE | access;
-    // SAFETY: a live domain. The call itself touches no byte there; the kernel checks the range. Who may let
-    // the device write there is the business of those who make registrations.
-    let mr =
-        unsafe { (domain.device.library.ibv_reg_mr)(domain.pd.as_ptr(), at.cast(), bytes, access) };
-    NonNull::new(mr).ok_or_else(|| match last_error("ibv_reg_mr") {
-        VerbsError::Verb { errno, .. } if errno == libc::ENOMEM => VerbsError::MemoryLock { bytes },
-        other => other,
-    })
-}
-
 /// A ring that the device reads and writes, both of its mappings, so that runs across its end
-/// are contiguous for the device too.
+/// are contiguous for the device too. Fields are dropped in order: the registration before what it is of.
 pub(crate) struct Region {
-    mr: NonNull<abi::MemoryRegion>,
+    registration: Registration,
     ring: Mirror,
-    domain: Arc<Domain>,
 }
-
-// SAFETY: the registration is freed once; the ring says the same of itself.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
 
 impl Region {
     /// Allocates and registers a ring of `bytes`. `remote`: the peer may write to it.
@@ -154,14 +168,9 @@ impl Region {
         access: c_int,
     ) -> Result<Self, VerbsError> {
         let ring = Mirror::new(bytes).map_err(|error| VerbsError::System(error.to_string()))?;
-        // Both mappings of the ring at most, which stay mapped as long as the registration: the
-        // ring is dropped after it.
-        let mr = register(domain, ring.at(0), registered, access)?;
-        Ok(Self {
-            mr,
-            ring,
-            domain: Arc::clone(domain),
-        })
+        // Both mappings of the ring at most, which stay mapped as long as the registration.
+        let registration = Registration::with(domain, ring.at(0), registered, access)?;
+        Ok(Self { registration, ring })
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -174,13 +183,11 @@ impl Region {
     }
 
     pub(crate) fn lkey(&self) -> u32 {
-        // SAFETY: registered as long as self lives; the field never changes.
-        unsafe { (*self.mr.as_ptr()).lkey }
+        self.registration.lkey()
     }
 
     pub(crate) fn rkey(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.mr.as_ptr()).rkey }
+        self.registration.rkey()
     }
 
     /// Copies bytes in, to be sent from here. One thread at a time, and not over bytes that the
@@ -204,15 +211,5 @@ impl Region {
         // SAFETY: mapped for a whole ring from `pos` on; `to` is ours. No reference into the
         // shared bytes is formed; every bit pattern is a valid byte.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        if self.domain.device.is_ours() {
-            // SAFETY: registered in `new`; the queue pairs that use it are gone or idle, and the
-            // device checks keys itself.
-            unsafe { (self.domain.device.library.ibv_dereg_mr)(self.mr.as_ptr()) };
-        }
     }
 }

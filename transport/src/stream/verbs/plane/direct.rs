@@ -41,8 +41,9 @@ const _: () = assert!(GRANTS_AT + GRANTS as u64 * LINE_BYTES as u64 <= OWN_AT);
 const CHUNK_BYTES: usize = 1 << 20;
 /// Work under way per transfer, in one chain where it starts at once.
 const CHUNKS_MAX: usize = 8;
-/// Staging for memory that is not registered, each way; allocated when first needed.
-const STAGING_BYTES: usize = 1 << 20;
+/// Staging for memory that is not registered, each way; allocated when first needed. The rest of what a session that did
+/// something may keep registered at rest.
+pub(in crate::stream::verbs) const STAGING_BYTES: usize = 256 << 10;
 const STAGED_CHUNK_BYTES: usize = STAGING_BYTES / 4;
 /// Most memory that is kept registered for a session: bounds what a device must keep tables for.
 const REGISTERED_BYTES_MAX: usize = 64 << 30;
@@ -109,6 +110,11 @@ impl State {
             last: AtomicU64::new(0),
             halted: AtomicBool::new(false),
         }
+    }
+
+    /// Of the whole session.
+    pub(super) fn registered_bytes(&self) -> usize {
+        self.domain.registered_bytes()
     }
 
     /// None: it cannot be registered, or not now.

@@ -29,6 +29,7 @@ mod direct;
 mod receive;
 mod send;
 
+pub(super) use direct::STAGING_BYTES;
 use receive::Rx;
 use send::Tx;
 
@@ -285,6 +286,11 @@ impl Stream for Plane {
     fn has_hung_up(&self) -> bool {
         let tcp = self.link.tcp.lock();
         tcp.as_ref().is_some_and(|tcp| tcp.has_hung_up())
+    }
+
+    fn registered_bytes(&self) -> usize {
+        // Both planes are of one domain.
+        self.direct.registered_bytes()
     }
 
     fn direct(&self) -> Option<&dyn Direct> {
