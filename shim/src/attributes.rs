@@ -61,6 +61,18 @@ impl LaunchLimits {
     }
 }
 
+/// `CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`.
+const HOST_POINTER_FOR_REGISTERED: usize = 91;
+
+/// The attributes of a device at a distance: what memory the program registers has an address of its own there.
+pub(crate) fn at_a_distance(attributes: &[i32]) -> Vec<i32> {
+    let mut attributes = attributes.to_vec();
+    if let Some(value) = attributes.get_mut(HOST_POINTER_FOR_REGISTERED) {
+        *value = 0;
+    }
+    attributes
+}
+
 impl Device {
     /// An attribute by its number; `INVALID_VALUE` if the device does not know it.
     pub(crate) fn attribute_number(&self, number: usize) -> CuResult<i32> {

@@ -1,6 +1,8 @@
-//! Host memory that the device uses itself: managed memory, and pinned memory whose address a kernel was given.
+//! Host memory that the device uses itself: managed memory, and pinned or registered memory whose address a kernel was
+//! given.
 //!
-//! Both sides have the pages at the same address. Before the device works with them, what the program changed since
+//! Both sides have the pages at the same address; registered memory lies where the program has it, so the device has it
+//! at another, its alias. Before the device works with them, what the program changed since
 //! the last time goes there; after the program has waited for the device, what the device changed comes back. A
 //! shadow of the server's bytes tells the changes apart, so neither side's writes are lost to the other's copy.
 #![forbid(unsafe_code)]
@@ -39,7 +41,10 @@ pub(crate) struct Coherent {
 }
 
 struct Region {
+    /// Where the device has it.
     start: u64,
+    /// Where the program has it.
+    host: u64,
     /// The server's bytes, as last known.
     shadow: Vec<u8>,
     /// Counts what the program changed, so that bytes which were asked for before are not taken for the device's.
@@ -79,26 +84,22 @@ impl Fetch {
     }
 }
 
-/// Makes host memory usable by kernels at its own address.
+/// Makes host memory usable by kernels: at its own address, or at its alias.
 pub(crate) fn share(allocation: &Allocation) -> CuResult {
     let session = allocation.context.session();
-    if allocation.kind == AllocationKind::Registered {
-        log::error!(
-            "registered host memory cannot be used by kernels yet; allocate it with cuMemHostAlloc"
-        );
-        return Err(CuStatus::NOT_SUPPORTED);
-    }
+    let (start, host) = match allocation.kind {
+        AllocationKind::Registered => return share(&memory::twin(allocation)?),
+        AllocationKind::Alias => (allocation.start, allocation.twin),
+        _ => (allocation.start, allocation.start),
+    };
     let mut regions = session.coherent.regions.lock();
-    if regions
-        .iter()
-        .any(|region| region.start == allocation.start)
-    {
+    if regions.iter().any(|region| region.start == start) {
         return Ok(());
     }
     // Managed memory was announced when it was made.
-    if allocation.kind == AllocationKind::Host {
+    if allocation.kind != AllocationKind::Managed {
         let record = CuMemHostAlloc {
-            addr: allocation.start,
+            addr: memory::page_of(start),
             bytes: allocation.reserved_bytes,
             flags: allocation.flags,
         };
@@ -106,7 +107,8 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
     }
     let bytes = usize::try_from(allocation.bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
     regions.push(Region {
-        start: allocation.start,
+        start,
+        host,
         shadow: vec![0; bytes],
         version: 0,
         context: allocation.context,
@@ -115,28 +117,22 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
     Ok(())
 }
 
-/// Ends what [`share`] began. The caller frees managed memory on the server itself.
-pub(crate) fn unshare(allocation: &Allocation) -> CuResult {
+/// Ends what [`share`] began; whether it had. The caller frees managed memory on the server itself.
+pub(crate) fn unshare(allocation: &Allocation) -> CuResult<bool> {
     let session = allocation.context.session();
     let mut regions = session.coherent.regions.lock();
     let before = regions.len();
     regions.retain(|region| region.start != allocation.start);
-    if regions.len() != before
-        && allocation.kind == AllocationKind::Host
-        && allocation.context.is_alive()
-    {
-        session.send(
-            allocation.context.id,
-            &CuMemFreeHost {
-                addr: allocation.start,
-            },
-        )?;
+    let was_shared = regions.len() != before;
+    if was_shared && allocation.kind != AllocationKind::Managed && allocation.context.is_alive() {
+        let addr = memory::page_of(allocation.start);
+        session.send(allocation.context.id, &CuMemFreeHost { addr })?;
     }
     session
         .coherent
         .is_used
         .store(!regions.is_empty(), Ordering::Release);
-    Ok(())
+    Ok(was_shared)
 }
 
 /// Whether kernels use any host memory of the session.
@@ -179,6 +175,10 @@ pub(crate) fn share_pointers(session: &Session, params: &[u8]) -> CuResult {
 
 /// A copy or memset is about to work with this host memory on the device.
 pub(crate) fn before_use(stream: &Stream, allocation: &Allocation) -> CuResult {
+    if allocation.kind == AllocationKind::Registered {
+        // The device has it at its alias only.
+        return Err(CuStatus::INVALID_VALUE);
+    }
     share(allocation)?;
     push(stream)
 }
@@ -194,7 +194,7 @@ fn push(stream: &Stream) -> CuResult {
         Ordering::Relaxed,
     );
     for region in session.coherent.regions.lock().iter_mut() {
-        let host = HostPtr::from_address(region.start).bytes(region.shadow.len())?;
+        let host = HostPtr::from_address(region.host).bytes(region.shadow.len())?;
         let mut at = 0;
         while let Some((from, to)) = changed(host, &region.shadow, at) {
             at = to;
@@ -378,7 +378,7 @@ pub(crate) fn take_over(session: &Session, fetches: Vec<Fetch>) -> CuResult {
             .enumerate();
         for (index, (new, old)) in pieces {
             if new != old {
-                let at = HostPtr::from_address(region.start + (index * PIECE) as u64);
+                let at = HostPtr::from_address(region.host + (index * PIECE) as u64);
                 merge(at, new, old)?;
                 old.copy_from_slice(new);
             }

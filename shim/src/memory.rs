@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::context::Context;
 use crate::crossing;
 use crate::landing;
-use crate::process::Device;
+use crate::process::{Device, process};
 use crate::ptr::HostPtr;
 use crate::reserve::{self, Range};
 use crate::session::Session;
@@ -33,6 +33,8 @@ pub(crate) enum AllocationKind {
     Host,
     /// The program's own memory, registered.
     Registered,
+    /// The addresses at which the device has registered memory.
+    Alias,
     /// Both sides see it.
     Managed,
     /// A variable of a module, on the device.
@@ -58,6 +60,8 @@ pub(crate) struct Allocation {
     pub(crate) serial: u64,
     /// Pool that it came from, 0 = none.
     pub(crate) pool: u64,
+    /// Of registered memory: where the device has it. Of such an alias: where the program has it. Else 0.
+    pub(crate) twin: u64,
 }
 
 impl Allocation {
@@ -69,6 +73,27 @@ impl Allocation {
                 | AllocationKind::Mapped
                 | AllocationKind::Graph
         )
+    }
+
+    /// Only copies of devices are to work with it: a host has it too, or at another address.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.kind, AllocationKind::Managed | AllocationKind::Alias)
+    }
+
+    /// Where the device finds what the program knows by this address.
+    pub(crate) fn device_address(&self, address: u64) -> u64 {
+        match self.kind {
+            AllocationKind::Registered if self.twin != 0 => self.twin + (address - self.start),
+            _ => address,
+        }
+    }
+
+    /// Where the program finds it.
+    pub(crate) fn host_address(&self, address: u64) -> u64 {
+        match self.kind {
+            AllocationKind::Alias => self.twin + (address - self.start),
+            _ => address,
+        }
     }
 }
 
@@ -185,6 +210,7 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
         flags: 0,
         serial: 0,
         pool,
+        twin: 0,
     })
 }
 
@@ -224,7 +250,10 @@ pub(crate) fn release(allocation: &Allocation) {
                 allocation.reserved_bytes,
             );
         }
-        AllocationKind::Registered | AllocationKind::Global | AllocationKind::Mapped => {}
+        AllocationKind::Registered
+        | AllocationKind::Alias
+        | AllocationKind::Global
+        | AllocationKind::Mapped => {}
     }
 }
 
@@ -244,6 +273,70 @@ pub(crate) fn uncharge(device: &Device, bytes: u64) {
     device.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
 }
 
+/// Addresses of a session's host range, of which each piece is given once.
+#[derive(Default)]
+pub(crate) struct HostRange {
+    /// Behind all that was given.
+    next: u64,
+    /// Pieces that were given back before the server had heard of them, by size.
+    unused: BTreeMap<u64, Vec<u64>>,
+}
+
+impl HostRange {
+    fn take(&mut self, range: Range, bytes: u64) -> Option<(u64, u64)> {
+        let reserved_bytes = bytes.checked_next_multiple_of(PAGE)?;
+        if let Some(start) = self.unused.get_mut(&reserved_bytes).and_then(Vec::pop) {
+            return Some((start, reserved_bytes));
+        }
+        // A guard page behind each piece catches programs that run over its end.
+        let end = self.next.checked_add(reserved_bytes + PAGE)?;
+        let start = range.start + self.next;
+        if end > range.bytes {
+            return None;
+        }
+        self.next = end;
+        Some((start, reserved_bytes))
+    }
+}
+
+/// Addresses at which the device can have memory that the program registers, as far behind the beginning of a page as
+/// the program has it. To the program they stay closed.
+pub(crate) fn take_alias(registered: &Allocation) -> CuResult<Allocation> {
+    let session = registered.context.session();
+    let behind = registered.start % PAGE;
+    let taken = registered
+        .bytes
+        .checked_add(behind)
+        .and_then(|bytes| session.host_memory.lock().take(session.host_range, bytes));
+    let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
+    Ok(Allocation {
+        start: start + behind,
+        reserved_bytes,
+        kind: AllocationKind::Alias,
+        twin: registered.start,
+        ..*registered
+    })
+}
+
+/// The alias of registered memory.
+pub(crate) fn twin(registered: &Allocation) -> CuResult<Allocation> {
+    let twin = process()?.memory.find(registered.twin);
+    twin.filter(|twin| twin.kind == AllocationKind::Alias)
+        .ok_or(CuStatus::OUT_OF_MEMORY)
+}
+
+/// Gives back addresses that the server has never heard of.
+pub(crate) fn give_alias(alias: &Allocation) {
+    let mut memory = alias.context.session().host_memory.lock();
+    let same_size = memory.unused.entry(alias.reserved_bytes).or_default();
+    same_size.push(page_of(alias.start));
+}
+
+/// First address of the page that an address lies in.
+pub(crate) fn page_of(address: u64) -> u64 {
+    address - address % PAGE
+}
+
 /// Opens pinned memory in the host range: zeroed pages at an address that the server can use too.
 pub(crate) fn take_host(
     context: &'static Context,
@@ -251,26 +344,13 @@ pub(crate) fn take_host(
     kind: AllocationKind,
     flags: u32,
 ) -> CuResult<Allocation> {
-    static NEXT: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
     if bytes == 0 {
         return Err(CuStatus::INVALID_VALUE);
     }
     let session = context.session();
     let range = session.host_range;
-    let reserved_bytes = bytes
-        .checked_next_multiple_of(PAGE)
-        .ok_or(CuStatus::OUT_OF_MEMORY)?;
-    let start = {
-        let mut next = NEXT.lock();
-        let offset = next.entry(range.start).or_insert(0);
-        // A guard page behind each piece catches programs that run over its end.
-        let end = offset
-            .checked_add(reserved_bytes + PAGE)
-            .filter(|end| *end <= range.bytes);
-        let start = range.start + *offset;
-        *offset = end.ok_or(CuStatus::OUT_OF_MEMORY)?;
-        start
-    };
+    let taken = session.host_memory.lock().take(range, bytes);
+    let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
     if !reserve::open(&range, start, reserved_bytes) {
         return Err(CuStatus::OUT_OF_MEMORY);
     }
@@ -290,6 +370,7 @@ pub(crate) fn take_host(
         flags,
         serial: 0,
         pool: 0,
+        twin: 0,
     })
 }
 

@@ -298,6 +298,7 @@ impl Module {
             flags: 0,
             serial: 0,
             pool: 0,
+            twin: 0,
         });
         self.globals
             .lock()

@@ -13,7 +13,7 @@ use farcall_transport::{ConnectOptions, connect};
 use parking_lot::Mutex;
 
 use crate::array::{Array, Mipmapped};
-use crate::attributes::LaunchLimits;
+use crate::attributes::{self, LaunchLimits};
 use crate::context::{Context, Primary};
 use crate::crossing::Crossings;
 use crate::event::Event;
@@ -465,7 +465,7 @@ fn device(
         pci: d.pci,
         sm: d.sm,
         limit_bytes: d.limit_bytes,
-        attributes: d.attributes.clone(),
+        attributes: attributes::at_a_distance(&d.attributes),
         used_bytes: AtomicU64::new(0),
         primary: Mutex::default(),
         pool,

@@ -19,7 +19,7 @@ pub(crate) use self::inbox::Inbox;
 use crate::coherent::Coherent;
 use crate::crossing::{Ferry, Ways};
 use crate::landing;
-use crate::memory::DeviceRange;
+use crate::memory::{DeviceRange, HostRange};
 use crate::observe;
 use crate::offers::Offer;
 use crate::reserve::Range;
@@ -76,6 +76,7 @@ pub(crate) struct Session {
     pub(crate) device_memory: Mutex<DeviceRange>,
     pub(crate) device_range: Range,
     pub(crate) host_range: Range,
+    pub(crate) host_memory: Mutex<HostRange>,
     is_placing: bool,
     /// Modules that the server has.
     pub(crate) known_modules: Mutex<HashSet<[u8; 32]>>,
@@ -139,6 +140,7 @@ impl Session {
             device_memory: Mutex::new(DeviceRange::new(opened.device_range)),
             device_range: opened.device_range,
             host_range: opened.host_range,
+            host_memory: Mutex::default(),
             known_modules: Mutex::new(opened.known_modules),
             issued: AtomicU64::new(0),
             finished: AtomicU64::new(0),

@@ -404,6 +404,7 @@ impl Mapping {
             flags: READ_WRITE,
             serial: 0,
             pool: 0,
+            twin: 0,
         }
     }
 }

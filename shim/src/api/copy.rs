@@ -15,7 +15,6 @@ use super::stream;
 use crate::coherent;
 use crate::crossing;
 use crate::graph::Node;
-use crate::memory::AllocationKind;
 use crate::process::process;
 use crate::ptr::HostPtr;
 use crate::stream::Stream;
@@ -33,7 +32,7 @@ enum Place {
 fn place(address: u64) -> CuResult<Place> {
     Ok(match process()?.memory.find(address) {
         Some(allocation) if allocation.is_on_device() => Place::Device,
-        Some(allocation) if allocation.kind == AllocationKind::Managed => Place::Device,
+        Some(allocation) if allocation.is_shared() => Place::Device,
         Some(_) => Place::Pinned,
         None => Place::Pageable,
     })

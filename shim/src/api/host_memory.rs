@@ -5,6 +5,7 @@ use std::ffi::c_void;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
+use crate::coherent;
 use crate::context;
 use crate::landing;
 use crate::memory::{self, Allocation, AllocationKind};
@@ -40,7 +41,7 @@ pub(crate) fn cuMemFreeHost(at: HostPtr) -> CuResult {
         .remove(at.address(), &[AllocationKind::Host])?;
     // Copies into it may still be on their way.
     let landed = process()?.await_writers(allocation.start, allocation.reserved_bytes);
-    crate::coherent::unshare(&allocation)?;
+    coherent::unshare(&allocation)?;
     memory::release(&allocation);
     landed
 }
@@ -50,15 +51,15 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
         return Err(CuStatus::INVALID_VALUE);
     }
     let context = context::current()?;
-    let memory = &process()?.memory;
+    let known = &process()?.memory;
     let last = at
         .address()
         .checked_add(bytes as u64 - 1)
         .ok_or(CuStatus::INVALID_VALUE)?;
-    if memory.find(at.address()).is_some() || memory.find(last).is_some() {
+    if known.find(at.address()).is_some() || known.find(last).is_some() {
         return Err(CuStatus::HOST_MEMORY_ALREADY_REGISTERED);
     }
-    memory.insert(Allocation {
+    let mut registered = Allocation {
         start: at.address(),
         bytes: bytes as u64,
         reserved_bytes: bytes as u64,
@@ -67,7 +68,14 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
         flags,
         serial: 0,
         pool: 0,
-    });
+        twin: 0,
+    };
+    // Without addresses for it copies work all the same.
+    if let Ok(alias) = memory::take_alias(&registered) {
+        registered.twin = alias.start;
+        known.insert(alias);
+    }
+    known.insert(registered);
     landing::lend(&context.session().endpoint, at, bytes as u64);
     Ok(())
 }
@@ -82,10 +90,18 @@ pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
     let session = allocation.context.session();
     let landed = process()?.await_writers(allocation.start, allocation.bytes);
     landing::take_back(&session.endpoint, at);
+    if let Ok(alias) = process()?
+        .memory
+        .remove(allocation.twin, &[AllocationKind::Alias])
+        && !coherent::unshare(&alias)?
+    {
+        memory::give_alias(&alias);
+    }
     landed
 }
 
-/// With unified addressing the host pointer is the device pointer.
+/// Memory that this library allocated has one address on both sides, registered memory one on each
+/// (`CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM` says so).
 pub(crate) fn cuMemHostGetDevicePointer_v2(place: Out<u64>, at: HostPtr, flags: u32) -> CuResult {
     if flags != 0 {
         return Err(CuStatus::INVALID_VALUE);
@@ -95,8 +111,8 @@ pub(crate) fn cuMemHostGetDevicePointer_v2(place: Out<u64>, at: HostPtr, flags: 
         .find(at.address())
         .filter(|allocation| !allocation.is_on_device());
     let allocation = allocation.ok_or(CuStatus::INVALID_VALUE)?;
-    crate::coherent::share(&allocation)?;
-    place.set(at.address())
+    coherent::share(&allocation)?;
+    place.set(allocation.device_address(at.address()))
 }
 
 pub(crate) fn cuMemHostGetFlags(flags: Out<u32>, at: HostPtr) -> CuResult {

@@ -40,8 +40,8 @@ fn value(attribute: u32, address: u64, allocation: &Allocation) -> CuResult<Valu
         } else {
             MEMORY_HOST
         }),
-        3 => Value::Word(address),
-        4 if !allocation.is_on_device() => Value::Word(address),
+        3 => Value::Word(allocation.device_address(address)),
+        4 if !allocation.is_on_device() => Value::Word(allocation.host_address(address)),
         6 => Value::Half(1),
         7 => Value::Word(allocation.serial),
         8 => Value::Half(u32::from(allocation.kind == AllocationKind::Managed)),
