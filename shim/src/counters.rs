@@ -114,9 +114,21 @@ struct Snapshot {
     direct_bytes: u64,
     carried_bytes: u64,
     frames: u64,
+    sends: [u64; SENDS.len()],
+    sleeps: u64,
     bytes_out: u64,
     bytes_in: u64,
 }
+
+/// Why batches of records leave, by the names in the statistics.
+type SendCount = fn(&farcall_transport::Stats) -> u64;
+const SENDS: [(&str, SendCount); 5] = [
+    ("nothing_in_flight", |stats| stats.flush_idle),
+    ("acknowledged", |stats| stats.flush_ack),
+    ("full", |stats| stats.flush_full),
+    ("call_waits", |stats| stats.flush_forced),
+    ("gathered_long_enough", |stats| stats.flush_timer),
+];
 
 impl Snapshot {
     fn now(process: Option<&Process>) -> Self {
@@ -134,6 +146,8 @@ impl Snapshot {
             direct_bytes: DIRECT_BYTES.load(Ordering::Relaxed),
             carried_bytes: CARRIED_BYTES.load(Ordering::Relaxed),
             frames: sum(|s| s.frames_out) + sum(|s| s.frames_in),
+            sends: SENDS.map(|(_, count)| sum(count)),
+            sleeps: sum(|s| s.sleeps),
             bytes_out: sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
             bytes_in: sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
         }
@@ -155,6 +169,11 @@ impl Snapshot {
             direct_bytes: self.direct_bytes.saturating_sub(earlier.direct_bytes),
             carried_bytes: self.carried_bytes.saturating_sub(earlier.carried_bytes),
             frames: self.frames.saturating_sub(earlier.frames),
+            sends: std::array::from_fn(|why| {
+                let at = |of: &Self| of.sends.get(why).copied().unwrap_or(0);
+                at(self).saturating_sub(at(earlier))
+            }),
+            sleeps: self.sleeps.saturating_sub(earlier.sleeps),
             bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
             bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
         }
@@ -186,6 +205,13 @@ impl Snapshot {
         );
         object.insert("waits_by_function".to_owned(), waits_by_function.into());
         object.insert("frames".to_owned(), self.frames.into());
+        let sends = SENDS.iter().zip(self.sends);
+        let sends: Map<String, Value> = sends
+            .filter(|(_, count)| *count > 0)
+            .map(|((why, _), count)| ((*why).to_owned(), count.into()))
+            .collect();
+        object.insert("sends".to_owned(), sends.into());
+        object.insert("sleeps".to_owned(), self.sleeps.into());
         object.insert("bytes_out".to_owned(), self.bytes_out.into());
         object.insert("bytes_in".to_owned(), self.bytes_in.into());
         object.insert("module_bytes_out".to_owned(), self.module_bytes.into());
