@@ -38,6 +38,7 @@ mod observe;
 mod occupancy;
 mod offers;
 mod passing;
+mod pool;
 mod process;
 mod ptr;
 mod recent;

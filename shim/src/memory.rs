@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use farcall_marshal::record::Record as _;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemAllocV2, CuMemAllocV2Reply};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use crate::context::Context;
 use crate::crossing;
@@ -479,28 +479,6 @@ impl DeviceRange {
     /// Gives addresses back; `stamp`: of the last work that may use them.
     pub(crate) fn give(&mut self, start: u64, bytes: u64, stamp: u64) {
         self.free.insert(start, (bytes, stamp));
-    }
-}
-
-/// A stream-ordered memory pool. Accounting happens on the device, so a pool is its attributes.
-pub(crate) struct Pool {
-    pub(crate) device: u32,
-    pub(crate) attributes: Mutex<[u64; 16]>,
-    pub(crate) used: AtomicU64,
-    pub(crate) used_high: AtomicU64,
-}
-
-impl Pool {
-    pub(crate) fn of_device(device: u32) -> Self {
-        let mut attributes = [0; 16];
-        // Reuse policies are on by default (cuda.h, CU_MEMPOOL_ATTR_REUSE_*).
-        attributes[1..4].fill(1);
-        Self {
-            device,
-            attributes: Mutex::new(attributes),
-            used: AtomicU64::new(0),
-            used_high: AtomicU64::new(0),
-        }
     }
 }
 

@@ -16,6 +16,14 @@ const SHARED_UNIT: u32 = 128;
 /// What PTX is taken to need before it is compiled.
 const REGISTERS_UNKNOWN: u32 = 32;
 
+/// Registers of a thread, for all that the client knows.
+pub(crate) fn registers(kernel: &KernelInfo) -> u32 {
+    match kernel.resources.registers {
+        0 => REGISTERS_UNKNOWN,
+        known => known,
+    }
+}
+
 /// Blocks of `block_size` threads with `dynamic_shared_bytes` that run on one multiprocessor at once.
 pub(crate) fn blocks_per_multiprocessor(
     device: &Device,
@@ -36,10 +44,7 @@ pub(crate) fn blocks_per_multiprocessor(
     let warp = device.count(Attribute::WarpSize).max(1);
     let warps = threads.div_ceil(warp);
     let by_threads = device.count(Attribute::MaxThreadsPerMultiprocessor) / (warps * warp);
-    let registers = match kernel.resources.registers {
-        0 => REGISTERS_UNKNOWN,
-        known => known,
-    };
+    let registers = registers(kernel);
     let registers_per_block = (registers * warp).next_multiple_of(REGISTER_UNIT) * warps;
     let by_registers = if registers_per_block > device.count(Attribute::MaxRegistersPerBlock) {
         0

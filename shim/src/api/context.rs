@@ -212,6 +212,7 @@ fn synchronize(context: &'static Context) -> CuResult {
     }
     session.await_landings(stamp)?;
     crate::coherent::after_wait(context, stamp)?;
+    crate::pool::waited();
     context.check()?;
     session.take_deferred()
 }

@@ -10,6 +10,7 @@ use farcall_marshal::wire::{CuEventCreate, CuEventDestroyV2};
 use super::stream;
 use crate::context;
 use crate::event::Event;
+use crate::pool;
 use crate::process::process;
 use crate::ptr::Out;
 
@@ -73,7 +74,9 @@ pub(crate) fn cuEventQuery(handle: u64) -> CuResult {
 }
 
 pub(crate) fn cuEventSynchronize(handle: u64) -> CuResult {
-    process()?.events.get(handle)?.synchronize()
+    process()?.events.get(handle)?.synchronize()?;
+    pool::waited();
+    Ok(())
 }
 
 pub(crate) fn cuEventElapsedTime(place: Out<f32>, start: u64, end: u64) -> CuResult {

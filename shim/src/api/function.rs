@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::attributes::Attribute;
 use crate::context;
 use crate::module::{Function, Home};
+use crate::occupancy;
 use crate::process::{Device, process};
 use crate::ptr::Out;
 use crate::recent;
@@ -52,7 +53,7 @@ fn get(function: &Function, attribute: u32, device: &Device) -> CuResult<i32> {
         attribute::SHARED_BYTES => info.resources.shared_static_bytes,
         attribute::CONST_BYTES => function.code.info.const_bytes,
         attribute::LOCAL_BYTES => info.resources.local_bytes,
-        attribute::REGISTERS => info.resources.registers,
+        attribute::REGISTERS => occupancy::registers(info),
         attribute::PTX_VERSION => info.ptx_version,
         attribute::BINARY_VERSION => {
             if info.binary_version == 0 {

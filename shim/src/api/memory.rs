@@ -15,7 +15,8 @@ use super::stream;
 use crate::context;
 use crate::crossing;
 use crate::graph::{GraphMemory, Node, find_memory};
-use crate::memory::{self, Allocation, AllocationKind, Pool};
+use crate::memory::{self, Allocation, AllocationKind};
+use crate::pool::Pool;
 use crate::process::process;
 use crate::ptr::Out;
 
@@ -131,8 +132,7 @@ fn leave_pool(allocation: &Allocation) {
     if allocation.pool != 0
         && let Ok(pool) = process().and_then(|process| process.pools.get(allocation.pool))
     {
-        pool.used
-            .fetch_sub(allocation.reserved_bytes, Ordering::Relaxed);
+        pool.give(allocation.reserved_bytes);
     }
 }
 
@@ -170,11 +170,7 @@ pub(crate) fn cuMemAllocFromPoolAsync(
         stream: stream.id,
     };
     tell(&allocation, |_| stream.issue(&record))?;
-    let used = owner
-        .used
-        .fetch_add(allocation.reserved_bytes, Ordering::Relaxed)
-        + allocation.reserved_bytes;
-    owner.used_high.fetch_max(used, Ordering::Relaxed);
+    owner.take(allocation.reserved_bytes);
     place.set(allocation.start)
 }
 

@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
 use crate::abi::{CUmemAccessDesc, CUmemLocation, CUmemPoolProps};
-use crate::memory::Pool;
+use crate::pool::Pool;
 use crate::process::{Device, process};
 use crate::ptr::{HostPtr, In, Out};
 
@@ -122,19 +122,17 @@ mod attribute {
 
 pub(crate) fn cuMemPoolGetAttribute(pool: u64, attribute: u32, value: HostPtr) -> CuResult {
     let pool = process()?.pools.get(pool)?;
-    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let account = |number: u64| value.out::<u64>().set(number);
     match attribute {
         a if attribute::POLICIES.contains(&a) => {
             let policy = pool.attributes.lock().get(a as usize).copied().unwrap_or(0);
             value.out::<i32>().set(i32::from(policy != 0))
         }
         attribute::RELEASE_THRESHOLD => value.out::<u64>().set(pool.attributes.lock()[4]),
-        attribute::RESERVED_CURRENT | attribute::USED_CURRENT => {
-            value.out::<u64>().set(load(&pool.used))
-        }
-        attribute::RESERVED_HIGH | attribute::USED_HIGH => {
-            value.out::<u64>().set(load(&pool.used_high))
-        }
+        attribute::RESERVED_CURRENT => account(pool.accounts().reserved),
+        attribute::RESERVED_HIGH => account(pool.accounts().reserved_high),
+        attribute::USED_CURRENT => account(pool.accounts().used),
+        attribute::USED_HIGH => account(pool.accounts().used_high),
         _ => Err(CuStatus::INVALID_VALUE),
     }
 }
@@ -154,17 +152,17 @@ pub(crate) fn cuMemPoolSetAttribute(pool: u64, attribute: u32, value: HostPtr) -
             Ok(())
         }
         attribute::RESERVED_HIGH | attribute::USED_HIGH if value.input::<u64>().get()? == 0 => {
-            pool.used_high
-                .store(pool.used.load(Ordering::Relaxed), Ordering::Relaxed);
+            pool.forget_high(attribute == attribute::RESERVED_HIGH);
             Ok(())
         }
         _ => Err(CuStatus::INVALID_VALUE),
     }
 }
 
-/// Freed memory goes back at once: there is never anything to trim.
-pub(crate) fn cuMemPoolTrimTo(pool: u64, _keep_bytes: usize) -> CuResult {
-    process()?.pools.get(pool).map(|_| ())
+/// Freed memory goes back at once: only the accounts say that it did not.
+pub(crate) fn cuMemPoolTrimTo(pool: u64, keep_bytes: usize) -> CuResult {
+    process()?.pools.get(pool)?.trim(keep_bytes as u64);
+    Ok(())
 }
 
 pub(crate) fn cuMemPoolSetAccess(pool: u64, access: In<CUmemAccessDesc>, count: usize) -> CuResult {

@@ -11,6 +11,7 @@ use crate::context;
 use crate::crossing;
 use crate::graph::Node;
 use crate::hooks::Callback;
+use crate::pool;
 use crate::process::process;
 use crate::ptr::{HostPtr, Out};
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
@@ -71,7 +72,9 @@ pub(crate) fn cuStreamDestroy_v2(handle: u64) -> CuResult {
 pub(crate) use cuStreamDestroy_v2 as cuStreamDestroy;
 
 pub(crate) fn cuStreamSynchronize(mode: StreamMode, handle: u64) -> CuResult {
-    stream(mode, handle)?.synchronize()
+    stream(mode, handle)?.synchronize()?;
+    pool::waited();
+    Ok(())
 }
 
 pub(crate) fn cuStreamQuery(mode: StreamMode, handle: u64) -> CuResult {
