@@ -14,7 +14,7 @@ SOURCES=$REPO/fixtures/programs
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
 PROGRAMS_ONCE="bad_launch hostmem oob peers textures threads"
 # Those that call the driver API.
-PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy driver_misc driver_pinned driver_errors"
+PROGRAMS_DRIVER="driver_virtual driver_graph driver_copy driver_misc driver_pinned driver_errors driver_faults"
 
 # newer FILE SOURCE...: FILE is there and newer than each SOURCE.
 newer() {
@@ -115,7 +115,7 @@ build_driver() {
     newer "$PROGRAMS/$1" "$SOURCES/$1.c" "$SOURCES/driver.h" "$REPO/scripts/lib/cuda.sh" && return
     note "gcc $1"
     quietly "$CACHE/log/gcc-$1.log" gcc -std=gnu11 -O1 -Wall -Wextra -Werror -Wno-deprecated-declarations -I"$2" -o "$PROGRAMS/$1.new" \
-        "$SOURCES/$1.c" -ldl
+        "$SOURCES/$1.c" -ldl -lpthread
     mv "$PROGRAMS/$1.new" "$PROGRAMS/$1"
 }
 

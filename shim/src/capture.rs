@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, ThreadId};
 
 use farcall_marshal::status::{CuResult, CuStatus};
 use parking_lot::Mutex;
@@ -12,6 +13,9 @@ use crate::context::Context;
 use crate::crossing;
 use crate::graph::{self, Graph, Node};
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
+
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`, the last of the modes.
+const MODE_RELAXED: u32 = 2;
 
 /// Where a stream of a capture stood.
 pub(crate) type CaptureMark = Vec<u32>;
@@ -24,6 +28,8 @@ pub(crate) struct Capture {
     is_new: bool,
     context: &'static Context,
     origin: u64,
+    /// The one thread that may end it; none of a relaxed capture.
+    thread: Option<ThreadId>,
     invalid: AtomicBool,
     build: Mutex<Build>,
     /// Handles of the nodes last told to the program, which looks at them in place.
@@ -96,7 +102,7 @@ pub(crate) fn begin(
     if stream.id == 0 {
         return Err(CuStatus::STREAM_CAPTURE_UNSUPPORTED);
     }
-    if mode > 2 {
+    if mode > MODE_RELAXED {
         return Err(CuStatus::INVALID_VALUE);
     }
     let mut slot = stream.capture.lock();
@@ -109,6 +115,7 @@ pub(crate) fn begin(
         graph: graph.map_or_else(Graph::create, Ok)?,
         context: stream.context,
         origin: stream.id,
+        thread: (mode != MODE_RELAXED).then(|| thread::current().id()),
         invalid: AtomicBool::new(false),
         told: Mutex::default(),
         build: Mutex::new(Build {
@@ -132,6 +139,12 @@ pub(crate) fn end(stream: &Arc<Stream>) -> CuResult<Arc<Graph>> {
         .ok_or(CuStatus::ILLEGAL_STATE)?;
     if capture.origin != stream.id {
         return Err(CuStatus::STREAM_CAPTURE_UNMATCHED);
+    }
+    if capture
+        .thread
+        .is_some_and(|thread| thread != thread::current().id())
+    {
+        return Err(CuStatus::STREAM_CAPTURE_WRONG_THREAD);
     }
     let mut build = capture.build.lock();
     for member in build.members.drain(..) {

@@ -88,9 +88,6 @@ pub enum FaultKind {
         /// Source function.
         function: String,
     },
-    /// Calls nested deeper than the local stack has room for.
-    #[error("stack overflow")]
-    StackOverflow,
     /// Every live thread of a block waits at a barrier that can never complete.
     #[error("barrier deadlock")]
     BarrierDeadlock,

@@ -77,8 +77,7 @@ fn failure(fault: &Fault) -> Failure {
         FaultKind::MisalignedAddress { .. } => CuStatus::MISALIGNED_ADDRESS,
         FaultKind::IllegalInstruction(_) => CuStatus::ILLEGAL_INSTRUCTION,
         FaultKind::Assert { .. } => CuStatus::ASSERT,
-        FaultKind::StackOverflow => CuStatus::HARDWARE_STACK_ERROR,
-        FaultKind::BarrierDeadlock | FaultKind::Cancelled => CuStatus(702),
+        FaultKind::BarrierDeadlock | FaultKind::Cancelled => CuStatus::LAUNCH_TIMEOUT,
         FaultKind::InvalidLaunch(_) => CuStatus::INVALID_VALUE,
         FaultKind::Trap => CuStatus::LAUNCH_FAILED,
     };
