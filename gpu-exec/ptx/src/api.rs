@@ -244,6 +244,19 @@ pub struct Region {
 pub unsafe trait MemoryMap: Send + Sync {
     /// The allocation that contains `addr`. Called rarely: hits are cached per instruction.
     fn find(&self, addr: u64) -> Option<Region>;
+
+    /// Memory for a kernel that calls `malloc`: its first byte, a multiple of 16. [`find`](Self::find) finds it from then
+    /// on, and as long as the launch lasts also when it was released.
+    fn allocate(&self, bytes: u64) -> Option<u64> {
+        let _ = bytes;
+        None
+    }
+
+    /// A kernel calls `free`. False: nothing was allocated there.
+    fn release(&self, addr: u64) -> bool {
+        let _ = addr;
+        false
+    }
 }
 
 /// One kernel launch.

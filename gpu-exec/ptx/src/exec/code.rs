@@ -85,6 +85,10 @@ pub(crate) enum Op {
     /// `vprintf(format in local [a], arguments in local [b])`
     Vprintf,
     AssertFail,
+    /// `d = malloc(a)`
+    Malloc,
+    /// `free(a)`
+    Free,
     Mma(Box<Mma>),
     LdMatrix(Box<LdMatrix>),
     /// Fetches from the texture `a`.

@@ -105,6 +105,16 @@ impl GlobalMem {
         self.workspace.as_ptr().expose_provenance() as u64
     }
 
+    /// Memory that a kernel asks for.
+    pub(crate) fn allocate(&self, bytes: u64) -> Option<u64> {
+        self.map.allocate(bytes)
+    }
+
+    /// Takes such memory back; false where there is none.
+    pub(crate) fn release(&self, addr: u64) -> bool {
+        self.map.release(addr)
+    }
+
     fn find(&self, addr: u64) -> Option<Region> {
         let start = self.workspace();
         if (start..start + 64).contains(&addr) {

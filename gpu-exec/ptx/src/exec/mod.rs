@@ -14,6 +14,7 @@ mod block;
 pub(crate) mod carry;
 pub(crate) mod code;
 pub(crate) mod engine;
+mod heap;
 mod job;
 mod matrix;
 mod mem;

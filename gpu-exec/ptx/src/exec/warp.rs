@@ -232,6 +232,8 @@ impl Warp {
                 });
             }
             Op::Vprintf => self.vprintf(inst, active, cx, shared)?,
+            Op::Malloc => self.malloc(inst, active, cx),
+            Op::Free => self.free(inst, active, cx)?,
             Op::AssertFail => return Err(self.assert_fail(inst, active, cx, shared)),
             Op::Mma(mma) => self.mma(mma, active),
             Op::LdMatrix(ld) => self.ldmatrix(inst, ld, active, shared)?,

@@ -261,6 +261,19 @@ impl<'t> Lower<'_, '_, 't> {
         }
     }
 
+    /// The result of a function that the driver provides, to where the program wants it.
+    fn give_back(&mut self, rets: &[Operand<'t>], d: R, ty: Ty) -> Result<()> {
+        match rets.first().map(|ret| (self.local_var(ret), ret)) {
+            Some((Some((offset, _)), _)) => self.local_store(d, offset, ty),
+            Some((None, ret)) => {
+                let r = self.dst(ret, ty)?;
+                self.copy(r, d, ty);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Functions that the driver provides.
     fn intrinsic(&mut self, name: &str, rets: &[Operand<'t>], args: &[Operand<'t>]) -> Result<()> {
         match (name, args) {
@@ -270,14 +283,18 @@ impl<'t> Lower<'_, '_, 't> {
                 let d = self.temp(Ty::U32);
                 let inst = self.emit(Op::Vprintf);
                 (inst.d, inst.a, inst.b) = (d, format, values);
-                match rets.first().map(|ret| (self.local_var(ret), ret)) {
-                    Some((Some((offset, _)), _)) => self.local_store(d, offset, Ty::U32),
-                    Some((None, ret)) => {
-                        let r = self.dst(ret, Ty::U32)?;
-                        self.copy32(r, d);
-                    }
-                    None => {}
-                }
+                self.give_back(rets, d, Ty::U32)
+            }
+            ("malloc", [bytes]) => {
+                let bytes = self.passed(bytes, Ty::U64)?;
+                let d = self.temp(Ty::U64);
+                let inst = self.emit(Op::Malloc);
+                (inst.d, inst.a) = (d, bytes);
+                self.give_back(rets, d, Ty::U64)
+            }
+            ("free", [address]) => {
+                let address = self.passed(address, Ty::U64)?;
+                self.emit(Op::Free).a = address;
                 Ok(())
             }
             ("__assertfail", [message, file, line, function, ..]) => {

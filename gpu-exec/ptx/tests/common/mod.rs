@@ -14,11 +14,15 @@ use parking_lot::RwLock;
 
 /// Bytes of device memory; pages are only committed when touched.
 const ARENA_BYTES: usize = 256 << 20;
+/// The most that a kernel gets with one `malloc`.
+const HEAP_BYTES_MAX: u64 = 1 << 20;
 
 /// Device memory: an arena that lives as long as the test process.
 pub(crate) struct Memory {
     base: u64,
     regions: RwLock<Vec<Region>>,
+    /// What kernels have allocated and not released.
+    pub(crate) heap: RwLock<Vec<u64>>,
 }
 
 // SAFETY: the arena is mapped readable and writable and never unmapped; this module touches it with raw
@@ -30,6 +34,19 @@ unsafe impl MemoryMap for Memory {
             .iter()
             .find(|r| r.start <= addr && addr < r.end)
             .copied()
+    }
+
+    fn allocate(&self, bytes: u64) -> Option<u64> {
+        let start = (bytes <= HEAP_BYTES_MAX).then(|| self.take(bytes))?;
+        self.heap.write().push(start);
+        Some(start)
+    }
+
+    // Its pages stay what they are.
+    fn release(&self, addr: u64) -> bool {
+        let mut heap = self.heap.write();
+        let at = heap.iter().position(|start| *start == addr);
+        at.map(|at| heap.swap_remove(at)).is_some()
     }
 }
 
@@ -43,7 +60,23 @@ impl Memory {
         Self {
             base: base.as_ptr().expose_provenance() as u64,
             regions: RwLock::default(),
+            heap: RwLock::default(),
         }
+    }
+
+    fn take(&self, bytes: u64) -> u64 {
+        let mut regions = self.regions.write();
+        let start = regions
+            .last()
+            .map_or(self.base, |r| (r.end + 256).next_multiple_of(256));
+        let end = start + bytes;
+        assert!(end < self.base + ARENA_BYTES as u64, "out of device memory");
+        regions.push(Region {
+            start,
+            end,
+            writable: true,
+        });
+        start
     }
 }
 
@@ -65,21 +98,7 @@ impl Device {
 
     /// Allocates exactly `bytes`, with a gap behind them.
     pub(crate) fn alloc(&self, bytes: usize) -> u64 {
-        let mut regions = self.memory.regions.write();
-        let start = regions
-            .last()
-            .map_or(self.memory.base, |r| (r.end + 256).next_multiple_of(256));
-        let end = start + bytes as u64;
-        assert!(
-            end < self.memory.base + ARENA_BYTES as u64,
-            "out of device memory"
-        );
-        regions.push(Region {
-            start,
-            end,
-            writable: true,
-        });
-        start
+        self.memory.take(bytes as u64)
     }
 
     /// Makes the allocation at `addr` read-only to kernels.

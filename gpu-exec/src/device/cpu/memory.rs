@@ -13,6 +13,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_ptx::{MemoryMap, Region};
 use parking_lot::RwLock;
 
+use self::heap::Heap;
 use self::physical::Physicals;
 pub(crate) use self::physical::access_bits;
 
@@ -87,6 +88,7 @@ pub(crate) struct Memory {
     host: Area,
     blocks: RwLock<BTreeMap<u64, Block>>,
     physicals: Physicals,
+    heap: Heap,
     account: Account,
     host_bytes_max: u64,
     host_bytes: AtomicUsize,
@@ -133,6 +135,7 @@ impl Memory {
             range,
             blocks: RwLock::new(BTreeMap::new()),
             physicals: Physicals::default(),
+            heap: Heap::default(),
             account,
             host_bytes_max,
             host_bytes: AtomicUsize::new(0),
@@ -487,6 +490,15 @@ unsafe impl MemoryMap for Memory {
             writable: block.writable,
         })
     }
+
+    // What the heap takes stays a block until the session ends.
+    fn allocate(&self, bytes: u64) -> Option<u64> {
+        self.allocate_on_heap(bytes)
+    }
+
+    fn release(&self, addr: u64) -> bool {
+        self.release_on_heap(addr)
+    }
 }
 
 /// The mapping grains that a block has for itself.
@@ -513,6 +525,7 @@ impl Pages {
     }
 }
 
+mod heap;
 mod physical;
 
 #[cfg(test)]
