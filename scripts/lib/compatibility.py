@@ -69,10 +69,12 @@ def main():
         print(f"## {title}\n\n{versions(requirements, stack)}\n")
         print("| program | result | driver calls | round trips | bytes of code sent |\n|---|---|---|---|---|")
         print("\n".join(rows) + "\n")
-        modules = results / f"{stack}-cupy_tests.modules"
-        if modules.exists():
-            print("| module of CuPy's tests | passed | failed | skipped | not reached | why failed |\n|---|---|---|---|---|---|")
-            print(modules.read_text())
+        for check, whose, columns in (("cupy_tests", "CuPy", ["not reached"]), ("numba", "numba-cuda", [])):
+            modules = results / f"{stack}-{check}.modules"
+            if modules.exists():
+                head = [f"module of {whose}'s tests", "passed", "failed", "skipped", *columns, "why failed or skipped"]
+                print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
+                print(modules.read_text())
         steps = list(phases(results, stack))
         if steps:
             print("| step | driver calls | round trips | bytes sent |\n|---|---|---|---|")
