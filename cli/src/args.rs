@@ -64,8 +64,19 @@ pub(crate) enum Command {
     /// List leases of a pool
     Leases(LeasesArgs),
     /// List a pool's GPUs and what is free of them
+    #[command(after_help = "\
+Examples:
+  farcall gpus --pool https://pool:7475 --pool-ca ca.pem
+  farcall gpus --json | jq '[.[].share_free_permille] | add'")]
     Gpus(ShowArgs),
     /// Say whether this machine, a pool, its servers and the ways to them are well
+    #[command(after_help = "\
+Examples:
+  farcall health                                 this machine
+  farcall health --pool https://pool:7475 --pool-ca ca.pem
+  farcall health --json | jq '.checks[] | select(.outcome != \"ok\")'
+
+Exit code: 0 all is well, or could be better; 69 something does not work, or a server of the pool is down.")]
     Health(ShowArgs),
     /// List which CUDA driver calls are implemented
     Coverage(CoverageArgs),

@@ -1,45 +1,39 @@
-//! A pool, its servers and its clients as processes, and what happens when each of them dies.
+//! The commands of a pool as a person types them. What programs get, and what happens when somebody dies, is in
+//! `fixtures/tests/cluster.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Farcall, lines, stderr, stdout};
-use farcall_pool::client::{POST, PUT, PoolClient};
-use farcall_pool::model::{Settings, Stage};
-use farcall_pool::state::views::{GpuView, LeaseView, ServerView};
+use farcall_pool::client::{PUT, PoolClient};
+use farcall_pool::model::Settings;
+use farcall_pool::state::views::ServerView;
 
 /// Far more than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Pool {
-    farcall: Arc<Farcall>,
+    farcall: Farcall,
     child: Child,
     url: String,
-    address: String,
 }
 
 impl Pool {
     fn start() -> Self {
-        let farcall = Arc::new(Farcall::new());
+        let farcall = Farcall::new();
         let directory = farcall.home.path().join("pool");
         let made = farcall.output(&["pool", "init", "--dir", directory.to_str().unwrap()]);
         assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
-        let (child, address) = serve_pool(&farcall, "127.0.0.1:0");
+        let (child, address) = serve_pool(&farcall);
         let pool = Self {
             farcall,
             child,
             url: format!("https://{address}"),
-            address,
         };
         let settings = Settings {
             client_ttl_ms: 2_000,
@@ -93,29 +87,6 @@ impl Pool {
         fs::write(self.file("join.token"), join.stdout).unwrap();
         Server::start(self, name)
     }
-
-    fn gpus(&self) -> Vec<GpuView> {
-        self.admin().get("/v1/gpus").unwrap()
-    }
-
-    fn leases(&self) -> Vec<LeaseView> {
-        self.admin().get("/v1/leases?all=true&ended=true").unwrap()
-    }
-
-    fn state_of(&self, server: &str) -> String {
-        let servers: Vec<ServerView> = self.admin().get("/v1/servers").unwrap();
-        let found = servers.into_iter().find(|it| it.name == server);
-        found.unwrap().state
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = serve_pool(&self.farcall, &self.address).0;
-    }
 }
 
 impl Drop for Pool {
@@ -125,7 +96,7 @@ impl Drop for Pool {
     }
 }
 
-fn serve_pool(farcall: &Farcall, listen: &str) -> (Child, String) {
+fn serve_pool(farcall: &Farcall) -> (Child, String) {
     let directory = farcall.home.path().join("pool");
     let args = [
         "pool",
@@ -133,7 +104,7 @@ fn serve_pool(farcall: &Farcall, listen: &str) -> (Child, String) {
         "--dir",
         directory.to_str().unwrap(),
         "--listen",
-        listen,
+        "127.0.0.1:0",
     ];
     let mut child = farcall
         .command(&args)
@@ -182,95 +153,9 @@ impl Server {
         assert!(line.starts_with("serving on "), "{line}");
         Self { child }
     }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
 impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// `farcall run` of a command that runs until it is told to end.
-struct Client {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    said: Receiver<String>,
-    heard: Vec<String>,
-}
-
-impl Client {
-    fn start(pool: &Pool, token: &str, options: &[&str]) -> Self {
-        let args: Vec<&str> = ["run"]
-            .iter()
-            .chain(options)
-            .chain(&["--", "sh", "-c", "echo running >&2; read _; exit 7"])
-            .copied()
-            .collect();
-        let mut command = pool.command(token, &args);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (says, said) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                if says.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            stdin: child.stdin.take(),
-            child,
-            said,
-            heard: Vec::new(),
-        }
-    }
-
-    /// Waits for a line with these words.
-    fn says(&mut self, words: &str) {
-        loop {
-            if self.heard.iter().any(|line| line.contains(words)) {
-                return;
-            }
-            match self.said.recv_timeout(DEADLINE) {
-                Ok(line) => self.heard.push(line),
-                Err(error) => panic!("{error}: {words:?} was not said, but {:?}", self.heard),
-            }
-        }
-    }
-
-    fn running(mut self) -> Self {
-        self.says("running");
-        self
-    }
-
-    /// Lets the command end.
-    fn end(mut self) {
-        drop(writeln!(self.stdin.take().unwrap()));
-        assert_eq!(
-            self.child.wait().unwrap().code(),
-            Some(7),
-            "{:?}",
-            self.heard
-        );
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -284,176 +169,6 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(began.elapsed() < DEADLINE, "it never came that {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
-}
-
-/// Looks all the time whether any GPU is over-committed.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<usize>>,
-}
-
-impl Watch {
-    fn start(pool: &Pool) -> Self {
-        let (admin, stop) = (pool.admin(), Arc::new(AtomicBool::new(false)));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut looks = 0;
-            while !stopped.load(Ordering::SeqCst) {
-                // The pool is away at times.
-                if let Ok(gpus) = admin.get::<Vec<GpuView>>("/v1/gpus") {
-                    gpus.iter().for_each(check);
-                    looks += 1;
-                }
-                std::thread::park_timeout(Duration::from_millis(10));
-            }
-            looks
-        });
-        Self {
-            stop,
-            thread: Some(thread),
-        }
-    }
-
-    fn end(mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let looks = self.thread.take().unwrap().join().unwrap();
-        assert!(looks > 10, "{looks}");
-    }
-}
-
-fn check(gpu: &GpuView) {
-    let shares: u32 = gpu
-        .parts
-        .iter()
-        .map(|it| u32::from(it.share_permille))
-        .sum();
-    let memory: u64 = gpu.parts.iter().map(|it| it.memory_bytes).sum();
-    assert!(shares <= 1000 && memory <= gpu.memory_bytes, "{gpu:?}");
-    assert_eq!(shares + u32::from(gpu.share_free_permille), 1000, "{gpu:?}");
-}
-
-#[test]
-fn three_servers_ten_clients_and_the_death_of_each_party() {
-    let mut pool = Pool::start();
-    let watch = Watch::start(&pool);
-    let mut servers: Vec<Server> = ["s0", "s1", "s2"].map(|name| pool.server(name)).into();
-    let names: Vec<String> = (0..10).map(|index| format!("c{index}")).collect();
-    for name in &names {
-        pool.token(name, &["--gpus", "1"]);
-    }
-    let half = ["-p", "0.5", "--wait", "60s"];
-
-    // Packing: ten halves fill five GPUs, and leave one whole.
-    let start = |name: &String| Client::start(&pool, name, &half);
-    let clients: Vec<Client> = names.iter().map(start).collect();
-    let mut clients: Vec<Client> = clients.into_iter().map(Client::running).collect();
-    let mut free: Vec<u16> = pool
-        .gpus()
-        .iter()
-        .map(|it| it.share_free_permille)
-        .collect();
-    free.sort_unstable();
-    assert_eq!(free, [0, 0, 0, 0, 0, 1000]);
-
-    // A quota says which limit and what uses it.
-    let over = pool.output("c0", &["run", "-p", "0.6", "--", "true"]);
-    assert_eq!(over.status.code(), Some(77), "{}", stderr(&over));
-    for part in ["shares_permille_max", "500 used", "0.5 of c0"] {
-        assert!(stderr(&over).contains(part), "{}", stderr(&over));
-    }
-
-    // Queueing: two whole GPUs of one server, when enough have ended.
-    pool.token("big", &[]);
-    let busy = pool.output("big", &["run", "-n", "2", "--", "true"]);
-    assert_eq!(busy.status.code(), Some(69), "{}", stderr(&busy));
-    let mut big = Client::start(&pool, "big", &["-n", "2", "--wait", "60s"]);
-    big.says("place 1 of 1");
-    for client in clients.drain(..8) {
-        client.end();
-    }
-    big.says("running");
-
-    // Drain: what runs goes on, nothing new comes.
-    let home = |pool: &Pool, client: &str| {
-        let leases = pool.leases();
-        let mut held = leases
-            .iter()
-            .filter(|it| it.stage == Stage::Held && it.client == client);
-        held.next().unwrap().pieces[0].server.clone()
-    };
-    let drained = home(&pool, "big");
-    let done = pool.output("admin.token", &["pool", "drain", &drained]);
-    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
-    let refused = pool.output("big", &["run", "--servers", &drained, "--", "true"]);
-    assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
-    assert_eq!(pool.state_of(&drained), "draining");
-    pool.admin()
-        .order::<()>(POST, &format!("/v1/servers/{drained}/undrain"), None)
-        .unwrap();
-    big.end();
-
-    // A client dies: what it held comes back.
-    let mut killed = Client::start(&pool, "c0", &half).running();
-    killed.kill();
-    eventually("the dead client's lease ends", || {
-        let leases = pool.leases();
-        let mut dead = leases.iter().filter(|it| it.client == "c0");
-        dead.all(|lease| lease.stage == Stage::Ended)
-    });
-
-    // The pool dies: commands go on; afterwards all is as it was.
-    let before: Vec<_> = held(&pool);
-    assert_eq!(before.len(), 2);
-    pool.kill();
-    clients[0].says("the pool does not answer");
-    pool.restart();
-    eventually("the servers are there again", || {
-        ["s0", "s1", "s2"]
-            .iter()
-            .all(|name| pool.state_of(name) == "up")
-    });
-    assert_eq!(held(&pool), before);
-    Client::start(&pool, "c1", &half).running().end();
-
-    // A server dies: its clients hear of it, and it comes back.
-    let dying = home(&pool, "c9");
-    let index = ["s0", "s1", "s2"]
-        .iter()
-        .position(|it| **it == dying)
-        .unwrap();
-    servers[index].kill();
-    clients
-        .pop()
-        .unwrap()
-        .says(&format!("server {dying} does not answer"));
-    eventually("it is down", || pool.state_of(&dying) == "down");
-    servers[index] = Server::start(&pool, &dying);
-    eventually("it is up", || pool.state_of(&dying) == "up");
-    for client in clients {
-        drop(client);
-    }
-    eventually("everything is free", || {
-        pool.gpus()
-            .iter()
-            .all(|gpu| gpu.share_free_permille == 1000)
-    });
-    watch.end();
-}
-
-/// Leases that are held, and what they hold.
-fn held(pool: &Pool) -> Vec<(String, String, String)> {
-    let leases = pool.leases().into_iter();
-    leases
-        .filter(|lease| lease.stage == Stage::Held)
-        .map(|lease| {
-            let piece = &lease.pieces[0];
-            (
-                lease.lease.to_string(),
-                lease.client.clone(),
-                piece.uuid.clone(),
-            )
-        })
-        .collect()
 }
 
 #[test]
@@ -527,4 +242,167 @@ fn reservations_tokens_and_what_is_refused() {
         "{}",
         stderr(&never)
     );
+}
+
+#[test]
+fn tokens_are_limited_extended_disabled_and_expire() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    let administer = |args: &[&str]| {
+        let done = pool.output("admin.token", &[&["pool"], args].concat());
+        assert_eq!(done.status.code(), Some(0), "{args:?}: {}", stderr(&done));
+        stdout(&done)
+    };
+    let made = administer(&[
+        "token", "create", "ann", "--gpus", "0.5", "--for", "1s", "--json",
+    ]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    assert_eq!(made["name"], "ann");
+    fs::write(pool.file("ann"), made["token"].as_str().unwrap()).unwrap();
+    eventually("it expires", || {
+        stderr(&pool.output("ann", &["gpus"])).contains("has expired")
+    });
+    administer(&["token", "extend", "ann", "--for", "30d"]);
+    let run = |share: &str| pool.output("ann", &["run", "-p", share, "--", "true"]);
+    assert_eq!(run("0.5").status.code(), Some(0));
+    let over = run("0.6");
+    assert_eq!(over.status.code(), Some(77), "{}", stderr(&over));
+    assert!(
+        stderr(&over).contains("GPUs at once (shares_permille_max): 0.5 at most, 0 used, 0.6 more"),
+        "{}",
+        stderr(&over)
+    );
+    administer(&["quota", "client", "ann", "--gpus", "1", "--memory", "1GiB"]);
+    assert_eq!(run("0.6").status.code(), Some(0));
+    let listed = administer(&["token", "list"]);
+    let line = listed.lines().find(|line| line.starts_with("ann"));
+    let line = line.unwrap_or_else(|| panic!("{listed}"));
+    assert!(
+        line.contains("1 gpus, 1 GiB") && line.contains(" d "),
+        "{line}"
+    );
+    administer(&["token", "disable", "ann"]);
+    let refused = run("0.5");
+    assert_eq!(refused.status.code(), Some(77), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("disabled"),
+        "{}",
+        stderr(&refused)
+    );
+    administer(&["token", "enable", "ann"]);
+    assert_eq!(run("0.5").status.code(), Some(0));
+    administer(&["quota", "default", "--longest", "1h"]);
+    let long = pool.output("ann", &["request", "-p", "0.05", "--for", "8h"]);
+    assert!(
+        stderr(&long).contains("length of a lease (hold_ms_max): 60 min at most"),
+        "{}",
+        stderr(&long)
+    );
+    // Shares far below a twentieth, beside each other on one GPU.
+    for share in ["0.05", "0.01", "0.001"] {
+        let lease = pool.output("ann", &["request", "-p", share]);
+        assert_eq!(lease.status.code(), Some(0), "{}", stderr(&lease));
+    }
+    let gpus = stdout(&pool.output("ann", &["gpus"]));
+    assert!(gpus.contains("0.939"), "{gpus}");
+}
+
+/// What people get wrong, and the words that help them.
+#[test]
+fn what_is_typed_wrong_is_told() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    for (args, code, words) in [
+        (
+            &["pool", "drain", "nowhere"][..],
+            1,
+            "no server \"nowhere\"",
+        ),
+        (&["pool", "remove", "s0"], 1, "s0 is up"),
+        (
+            &["pool", "token", "revoke", "nobody"],
+            1,
+            "no token called \"nobody\"",
+        ),
+        (
+            &["pool", "token", "revoke", "admin"],
+            1,
+            "the last administrator",
+        ),
+        (
+            &["pool", "token", "create", "a b"],
+            1,
+            "name: \"a b\" is not",
+        ),
+        (
+            &["pool", "token", "create", "admin"],
+            1,
+            "there is a token called",
+        ),
+        (
+            &["pool", "quota", "client", "admin", "--priority", "11"],
+            2,
+            "11 is not in -10..=10",
+        ),
+        (
+            &["pool", "settings", "--client-ttl", "1ms"],
+            1,
+            "client_ttl_ms: 1 is not 500 ms to a day",
+        ),
+        (&["pool", "settings", "--grant", "never"], 2, "is too long"),
+        (&["pool", "join", "--uses", "0"], 1, "uses: 0 uses"),
+        (&["release", "L999"], 1, "no lease L999"),
+        (&["release", "twelve"], 2, "a lease is written L12"),
+        (&["request", "-n", "0"], 1, "gpus: 0 is not 1 to 1024"),
+        (&["request", "-p", "1.5"], 2, "1.5"),
+        (&["request", "-p", "0.0001"], 2, "0.0001"),
+        (&["request", "--for", "soon"], 2, "write 90s"),
+        (
+            &["request", "--filter", "gpu.colour=red"],
+            2,
+            "gpu.name, gpu.uuid",
+        ),
+        (
+            &["request", "--filter", "gpu.memory>=many"],
+            2,
+            "write a size",
+        ),
+        (&["request", "-m", "1TiB"], 69, "the pool has 0"),
+        (&["request", "-n", "3"], 69, "the pool has 2"),
+        (&["run", "-n", "all", "--", "true"], 2, "say how many"),
+        (
+            &["run", "--servers", "nowhere", "--", "true"],
+            1,
+            "no server \"nowhere\" has joined",
+        ),
+        (
+            &["run", "--lease", "L999", "--", "true"],
+            1,
+            "no lease L999",
+        ),
+        (
+            &["gpus", "--pool", "http://pool.example:7475"],
+            78,
+            "this machine only",
+        ),
+        (
+            &["gpus", "--pool", "pool.example"],
+            78,
+            "write https://HOST:PORT",
+        ),
+        (
+            &["gpus", "--pool", "https://127.0.0.1:1"],
+            69,
+            "check that `farcall pool serve` runs",
+        ),
+        (&["gpus", "--pool-token-file", "/nowhere"], 78, "/nowhere"),
+        (&["gpus", "--pool-ca", "/nowhere"], 78, "/nowhere"),
+    ] {
+        let output = pool.output("admin.token", args);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(words), "{args:?}: {said}");
+        let lines = said.lines().count();
+        assert!(lines >= 2, "and what to do about it: {args:?}: {said}");
+    }
 }

@@ -149,6 +149,7 @@ impl Agent {
             gate: gate.clone(),
             host,
             stopped: stopped.clone(),
+            has_joined: false,
         };
         std::thread::Builder::new()
             .name("pool agent".to_owned())
@@ -192,6 +193,8 @@ struct Tie {
     gate: Arc<Gate>,
     host: Arc<dyn Host>,
     stopped: Arc<AtomicBool>,
+    /// Whether it has joined since it was started.
+    has_joined: bool,
 }
 
 impl Tie {
@@ -218,7 +221,7 @@ impl Tie {
             None => pool.clone(),
         };
         let body = Register {
-            server: self.options.facts.clone(),
+            server: self.facts(),
             clock_ms: wall_ms(),
         };
         let registered: Registered = pool.post("/v1/register", &body, Duration::ZERO)?;
@@ -242,7 +245,23 @@ impl Tie {
             self.host.end(order.lease, &order.reason);
         }
         log::info!("joined the pool at {} as {name}", pool.url());
+        self.has_joined = true;
         Ok((pool, registered))
+    }
+
+    /// What the server is now: a pool that it joins again must not grant what is lost since.
+    fn facts(&self) -> ServerFacts {
+        let mut facts = self.options.facts.clone();
+        if !self.has_joined {
+            // Nobody has used its GPUs yet, and nobody answers for them before it serves.
+            return facts;
+        }
+        let load = self.host.load().unwrap_or_default();
+        for gpu in &mut facts.gpus {
+            let mut now = load.gpus.iter();
+            gpu.healthy &= !now.any(|now| now.uuid == gpu.uuid && now.is_lost);
+        }
+        facts
     }
 
     /// Renews until stopped. A pool that is away for a while changes nothing here.

@@ -61,7 +61,9 @@ pub enum GrantError {
     #[error("the grant is for the server {0:?}")]
     Server(String),
     /// It is too late.
-    #[error("the grant expired {0} s ago")]
+    #[error(
+        "the grant expired {0} s ago: get a new one; if it is new, check the clocks of pool and server"
+    )]
     Expired(u64),
     /// Its time has not come: the clocks differ by more than a minute.
     #[error("the grant is from the future, by {0} s: check the clocks of pool and server")]

@@ -12,6 +12,7 @@
 //!
 //! No GPU call passes through the pool: clients and servers talk to each other.
 mod alloc;
+mod format;
 
 pub mod agent;
 

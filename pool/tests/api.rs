@@ -1,161 +1,23 @@
 //! The HTTP interface as any program sees it: a pool in this process, plain sockets, raw requests.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+mod common;
+
 use std::time::Duration;
 
-use farcall_pool::api::{App, ListenOptions, Serving, routes};
+use common::{World, ask, facts, token};
+use farcall_pool::api::{App, ListenOptions, Serving};
 use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::core::{Core, wall_ms};
 use farcall_pool::grant::{Signer, Verifier};
 use farcall_pool::history::{History, Series};
-use farcall_pool::model::{Ask, GpuFacts, NetAddress, Purpose, Quota, ServerFacts, Stage};
-use farcall_pool::secrets::{SecretKind, generate, hash};
-use farcall_pool::state::{NewToken, Role};
+use farcall_pool::model::Stage;
+use farcall_pool::state::Role;
 use farcall_pool::store::MemoryStore;
 use farcall_pool::wire::{
-    LeaseAnswer, NewJoin, NewPassword, NewSecret, Orders, Register, Registered, RenewLease,
-    RenewServer,
+    LeaseAnswer, NewPassword, NewSecret, Orders, Register, Registered, RenewLease, RenewServer,
 };
 use serde_json::{Value, json};
-
-struct World {
-    address: SocketAddr,
-    admin: String,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl World {
-    fn new() -> Self {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let core = Core::start(Box::new(MemoryStore::default()), |_| {}).unwrap();
-        let admin = generate(SecretKind::Token).unwrap();
-        let (new, token_hash) = (token("admin", Role::Admin), hash(&admin));
-        core.call_blocking(move |pool, now_ms| pool.create_token(now_ms, new, &token_hash, "test"))
-            .unwrap()
-            .unwrap();
-        let history = History::in_memory().unwrap();
-        let app = App::new(core, Signer::generate().unwrap(), history);
-        let options = ListenOptions {
-            address: "127.0.0.1:0".to_owned(),
-            tls: None,
-        };
-        let serving = runtime.block_on(Serving::bind(&options, app)).unwrap();
-        let address = serving.local_addr().unwrap();
-        runtime.spawn(serving.run());
-        Self {
-            address,
-            admin,
-            _runtime: runtime,
-        }
-    }
-
-    fn client(&self, token: &str) -> PoolClient {
-        PoolClient::new(&format!("http://{}", self.address), None, Some(token)).unwrap()
-    }
-
-    fn admin(&self) -> PoolClient {
-        self.client(&self.admin)
-    }
-
-    /// Status and body of a request that is written here byte by byte.
-    fn raw(&self, method: &str, path: &str, token: Option<&str>, body: &[u8]) -> (u16, Value) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: pool\r\nconnection: close\r\ncontent-length: {}\r\n",
-            body.len()
-        );
-        if let Some(token) = token {
-            head.push_str(&format!("authorization: Bearer {token}\r\n"));
-        }
-        head.push_str("\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        // A body that is refused unread may not find a reader.
-        let _ = stream.write_all(body);
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer);
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        if status >= 400 {
-            assert!(head.contains("application/problem+json"), "{answer}");
-        }
-        (status, serde_json::from_str(body).unwrap_or(Value::Null))
-    }
-
-    /// A server of two GPUs, by hand.
-    fn join(&self, name: &str) -> (PoolClient, Registered) {
-        let new = NewJoin {
-            name: "test".to_owned(),
-            valid_ms: 60_000,
-            uses: 1,
-        };
-        let join: NewSecret = self
-            .admin()
-            .post("/v1/joins", &new, Duration::ZERO)
-            .unwrap();
-        let body = Register {
-            server: facts(name),
-            clock_ms: wall_ms(),
-        };
-        let joining = self.client(&join.token);
-        let registered: Registered = joining.post("/v1/register", &body, Duration::ZERO).unwrap();
-        let again = joining.post::<Registered>("/v1/register", &body, Duration::ZERO);
-        assert_eq!(again.unwrap_err().status(), Some(401), "a token of one use");
-        let credential = registered.credential.clone().unwrap();
-        (self.client(&credential), registered)
-    }
-}
-
-fn token(name: &str, role: Role) -> NewToken {
-    NewToken {
-        name: name.to_owned(),
-        role,
-        group: None,
-        quota: Quota::default(),
-        valid_ms: None,
-    }
-}
-
-fn facts(name: &str) -> ServerFacts {
-    let gpu = |index: u32| GpuFacts {
-        uuid: format!("GPU-{name}-{index}"),
-        name: "H100".to_owned(),
-        memory_bytes: 80 << 30,
-        sm: 90,
-        healthy: true,
-    };
-    ServerFacts {
-        name: name.to_owned(),
-        addresses: vec![NetAddress {
-            network: "gpu".to_owned(),
-            address: format!("{name}:7474"),
-        }],
-        kind: "null".to_owned(),
-        rdma: false,
-        driver_version: String::new(),
-        cuda_version: "13.0".to_owned(),
-        switch: String::new(),
-        version: "0".to_owned(),
-        gpus: vec![gpu(0), gpu(1)],
-    }
-}
-
-fn ask(gpus: u16, share_permille: u16) -> Ask {
-    Ask {
-        gpus,
-        share_permille,
-        memory_bytes: None,
-        filters: Vec::new(),
-        servers: Vec::new(),
-        same_server: false,
-        near: String::new(),
-        purpose: Purpose::Run,
-        hold_ms: None,
-        idle_ms: None,
-        label: String::new(),
-    }
-}
 
 #[test]
 fn bad_input_is_refused_and_the_field_is_named() {
@@ -193,80 +55,6 @@ fn bad_input_is_refused_and_the_field_is_named() {
     assert_eq!(world.raw("DELETE", "/v1/health", None, b"").0, 405);
     let (status, problem) = world.raw("GET", "/v1/leases/twelve", Some(&world.admin), b"");
     assert_eq!((status, &problem["field"]), (422, &json!("lease")));
-}
-
-/// Of every operation that the document has: a field or option of the wrong kind, and one that does not exist, is named.
-#[test]
-fn every_malformed_field_of_every_operation_is_named() {
-    let world = World::new();
-    let (_, registered) = world.join("s0");
-    let credential = registered.credential.unwrap();
-    let (_, document) = routes();
-    let document: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
-    let named = |text: &str, problem: &Value, field: &str| {
-        let found = problem["field"].as_str().unwrap_or_default();
-        let rest = found.strip_prefix(field);
-        let is_named = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']));
-        assert!(is_named, "{text}: {field} is not named by {problem}");
-    };
-    let mut tried = 0;
-    for (path, item) in document["paths"].as_object().unwrap() {
-        // Servers' own operations.
-        let token = match path.as_str() {
-            "/v1/register" | "/v1/renew" => &credential,
-            _ => &world.admin,
-        };
-        let place = path.replace("{lease}", "L1").replace("{name}", "admin");
-        for (method, operation) in item.as_object().unwrap() {
-            let method = method.to_uppercase();
-            let body = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
-            for field in fields(&document, body)
-                .into_iter()
-                .chain(body.is_string().then(|| "colour".to_owned()))
-            {
-                let text = json!({ field.as_str(): [[7]] }).to_string();
-                let (status, problem) = world.raw(&method, &place, Some(token), text.as_bytes());
-                assert_eq!(status, 422, "{method} {place} {text}: {problem}");
-                named(&format!("{method} {place}"), &problem, &field);
-                tried += 1;
-            }
-            for parameter in operation["parameters"].as_array().into_iter().flatten() {
-                let name = parameter["name"].as_str().unwrap();
-                let is_text = parameter["schema"]["type"] == "string" && name != "range";
-                if parameter["in"] != "query" || is_text {
-                    continue;
-                }
-                let place = format!("{place}?of=cluster&{name}=wrong");
-                let place = if name == "range" {
-                    place
-                } else {
-                    place.replace("of=cluster&", "")
-                };
-                let (status, problem) = world.raw(&method, &place, Some(token), b"{\"gpus\": 1}");
-                assert_eq!(status, 422, "{method} {place}: {problem}");
-                named(&place, &problem, name);
-                tried += 1;
-            }
-        }
-    }
-    assert!(tried > 40, "{tried}");
-    for (place, field) in [
-        ("/v1/leases?al=true", "al"),
-        ("/v1/history", "of"),
-        ("/v1/leases/%ff", "path"),
-    ] {
-        let (status, problem) = world.raw("GET", place, Some(&world.admin), b"");
-        assert_eq!(status, 422, "{place}: {problem}");
-        named(place, &problem, field);
-    }
-}
-
-/// Names of the fields of a schema that the document refers to; none if there is no such reference.
-fn fields(document: &Value, reference: &Value) -> Vec<String> {
-    let pointer = reference.as_str().map(|it| it.trim_start_matches('#'));
-    let schema = pointer.and_then(|pointer| document.pointer(pointer));
-    let properties = schema.and_then(|schema| schema["properties"].as_object());
-    properties.map_or_else(Vec::new, |it| it.keys().cloned().collect())
 }
 
 #[test]
@@ -421,7 +209,6 @@ fn plain_http_is_for_this_machine_only() {
     assert!(PoolClient::new("http://127.0.0.1:7475", None, None).is_ok());
 }
 
-/// The document names every route with its answers, and every reference in it leads somewhere.
 #[test]
 fn metrics_are_documented_and_for_viewers() {
     let world = World::new();
@@ -485,51 +272,4 @@ fn passwords_are_set_by_those_who_may() {
     let log = admin.get_text("/v1/log.csv").unwrap();
     assert!(log.contains(",dora,password.set,dora,"), "{log}");
     assert!(!log.contains("argon2"), "{log}");
-}
-
-#[test]
-fn the_document_is_whole() {
-    let (_, document) = routes();
-    let document: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
-    let paths = document["paths"].as_object().unwrap();
-    let operations: Vec<(&String, &String, &Value)> = paths
-        .iter()
-        .flat_map(|(path, item)| {
-            let methods = item.as_object().unwrap().iter();
-            methods.map(move |(method, operation)| (path, method, operation))
-        })
-        .collect();
-    assert!(operations.len() >= 20, "{}", operations.len());
-    for (path, method, operation) in operations {
-        let responses = operation["responses"].as_object().unwrap();
-        assert!(
-            responses.keys().any(|it| it.starts_with('2')),
-            "{method} {path}"
-        );
-        assert!(
-            responses.len() > 1,
-            "{method} {path} says nothing of failure"
-        );
-        assert!(operation["summary"].is_string(), "{method} {path}");
-    }
-    let mut references = Vec::new();
-    collect(&document, &mut references);
-    assert!(references.len() > 20);
-    for reference in references {
-        let pointer = reference.trim_start_matches('#');
-        assert!(document.pointer(pointer).is_some(), "{reference}");
-    }
-}
-
-fn collect(value: &Value, references: &mut Vec<String>) {
-    match value {
-        Value::Object(fields) => {
-            if let Some(Value::String(reference)) = fields.get("$ref") {
-                references.push(reference.clone());
-            }
-            fields.values().for_each(|value| collect(value, references));
-        }
-        Value::Array(items) => items.iter().for_each(|value| collect(value, references)),
-        _ => {}
-    }
 }

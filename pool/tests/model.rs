@@ -8,7 +8,7 @@ use farcall_pool::model::{
     Ask, ClientId, GpuFacts, LeaseId, NetAddress, Purpose, Quota, ServerFacts, ServerId, Settings,
     Stage,
 };
-use farcall_pool::state::{LeaseUse, Load, NewToken, Pool, Refusal, Role, TokenChange};
+use farcall_pool::state::{GpuNow, LeaseUse, Load, NewToken, Pool, Refusal, Role, TokenChange};
 
 const GIB: u64 = 1 << 30;
 const SERVERS: u64 = 4;
@@ -48,6 +48,9 @@ struct FakeServer {
     runs: BTreeMap<LeaseId, Vec<(String, u16, u64)>>,
     refuses: BTreeSet<LeaseId>,
     drained: bool,
+    /// UUIDs of GPUs that do not answer, until it is started anew; and those of which the pool was told.
+    lost: BTreeSet<String>,
+    told_lost: BTreeSet<String>,
 }
 
 struct World {
@@ -141,6 +144,7 @@ impl World {
             96 if self.random.one_in(8) => self.restart_pool(),
             97 if self.random.one_in(4) => self.now_ms += self.random.below(60_000),
             98 => self.disable(),
+            99 if self.random.one_in(4) => self.lose_gpu(),
             _ => self.renew_server(),
         }
         self.operations += 1;
@@ -226,6 +230,8 @@ impl World {
         };
         // A fresh process: nothing runs, and it is told what it must refuse.
         server.runs.clear();
+        server.lost.clear();
+        server.told_lost.clear();
         server.alive = true;
         server.id = Some(registered.server);
         let ended = self.pool.recently_ended(registered.server);
@@ -250,8 +256,15 @@ impl World {
             used_bytes: 0,
             work: None,
         };
+        let gpu_now = |gpu: GpuFacts| GpuNow {
+            is_lost: server.lost.contains(&gpu.uuid),
+            uuid: gpu.uuid,
+            ..GpuNow::default()
+        };
+        let gpus = facts(index).gpus.into_iter().map(gpu_now).collect();
         let load = |server: &FakeServer| Load {
             leases: server.runs.keys().map(used).collect(),
+            gpus,
             ..Load::default()
         };
         let over: Vec<LeaseId> = server.refuses.iter().copied().collect();
@@ -262,6 +275,7 @@ impl World {
         self.pool
             .renew_server(self.now_ms, id, load(server), &over)
             .unwrap();
+        server.told_lost.clone_from(&server.lost);
         for order in self.pool.orders(id) {
             server.refuses.insert(order.lease);
             if at_once || !self.random.one_in(3) {
@@ -313,6 +327,16 @@ impl World {
         server.runs.clear();
     }
 
+    /// A GPU fails; what runs on it goes on failing until it is ended.
+    fn lose_gpu(&mut self) {
+        let index = self.random.below(SERVERS);
+        let gpus = facts(index).gpus;
+        let at = self.random.below(gpus.len() as u64) as usize;
+        self.servers[index as usize]
+            .lost
+            .insert(gpus[at].uuid.clone());
+    }
+
     /// All that is not in the store is lost.
     fn restart_pool(&mut self) {
         let mut other = Pool::new();
@@ -339,6 +363,14 @@ impl World {
     fn check(&self) {
         let faults = self.pool.faults();
         assert!(faults.is_empty(), "{faults:#?}");
+        // Nobody holds a GPU of which the pool was told that it is lost.
+        let lost = |uuid: &str| self.servers.iter().any(|it| it.told_lost.contains(uuid));
+        if self.servers.iter().any(|it| !it.told_lost.is_empty()) {
+            for view in self.pool.lease_views(None, false) {
+                let has_lost = view.pieces.iter().any(|piece| lost(&piece.uuid));
+                assert!(!has_lost, "{view:?}");
+            }
+        }
         // What runs on a server never exceeds its GPUs, whatever the pool believes.
         for (index, server) in self.servers.iter().enumerate() {
             let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
@@ -359,7 +391,8 @@ impl World {
     fn everyone_is_served(&mut self) {
         for index in 0..SERVERS {
             self.servers[index as usize].drained = false;
-            if !self.servers[index as usize].alive {
+            let server = &self.servers[index as usize];
+            if !server.alive || !server.lost.is_empty() {
                 self.register_server(index);
             }
             self.pool

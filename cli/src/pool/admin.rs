@@ -59,7 +59,7 @@ fn join(args: &JoinArgs) -> Result<ExitCode, Failure> {
         valid_ms: ms(args.valid),
         uses: args.uses,
     };
-    secret(&client(&args.pool)?, "/v1/joins", &new)
+    secret(&client(&args.pool)?, "/v1/joins", &new, args.json)
 }
 
 fn token(command: &TokenCommand) -> Result<ExitCode, Failure> {
@@ -125,7 +125,7 @@ fn create_token(args: &TokenCreateArgs) -> Result<ExitCode, Failure> {
         quota: quota_of(&args.quota),
         valid_ms: args.valid.filter(|it| *it != Duration::MAX).map(ms),
     };
-    secret(&client(&args.pool)?, "/v1/tokens", &new)
+    secret(&client(&args.pool)?, "/v1/tokens", &new, args.json)
 }
 
 fn change_token(args: &TokenNameArgs, change: &TokenChange) -> Result<ExitCode, Failure> {
@@ -186,15 +186,22 @@ fn settings(args: &SettingsArgs) -> Result<ExitCode, Failure> {
         return done(pool.order(PUT, "/v1/settings", Some(&settings)));
     }
     let out = &mut io::stdout().lock();
-    let shown = serde_json::to_writer_pretty(&mut *out, &settings);
-    written(shown.map_err(io::Error::from).and_then(|()| writeln!(out)))
+    written(show::json(out, &settings))
 }
 
 /// Prints a new secret, which is shown this once.
-fn secret(pool: &PoolClient, path: &str, new: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+fn secret(
+    pool: &PoolClient,
+    path: &str,
+    new: &impl serde::Serialize,
+    as_json: bool,
+) -> Result<ExitCode, Failure> {
     let made: NewSecret = pool
         .post(path, new, Duration::ZERO)
         .map_err(|error| failure(&error))?;
+    if as_json {
+        return written(show::json(&mut io::stdout().lock(), &made));
+    }
     written(writeln!(io::stdout(), "{}", made.token))
 }
 

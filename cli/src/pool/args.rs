@@ -126,11 +126,6 @@ pub(crate) struct LeasesArgs {
 
 /// `farcall gpus`, `farcall health`, and listings of `farcall pool`.
 #[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  farcall gpus --pool https://pool:7475 --pool-ca ca.pem
-  farcall gpus --json | jq '[.[].share_free_permille] | add'
-  farcall health && echo well")]
 pub(crate) struct ShowArgs {
     #[command(flatten)]
     pub(crate) pool: PoolArgs,
@@ -161,12 +156,27 @@ pub(crate) enum PoolCommand {
     /// Serve a pool until SIGINT or SIGTERM
     Serve(PoolServeArgs),
     /// Grant nothing more on a server; what runs there goes on
+    #[command(after_help = "\
+Examples:
+  farcall pool drain gpu1                                 before maintenance
+  farcall pool servers                                    wait until it has 0 leases, or end them: farcall release
+  farcall pool undrain gpu1                               afterwards")]
     Drain(ServerNameArgs),
     /// Grant on a server again
+    #[command(after_help = "\
+Examples:
+  farcall pool undrain gpu1")]
     Undrain(ServerNameArgs),
     /// Forget a server that is down; what is held on it ends
+    #[command(after_help = "\
+Examples:
+  farcall pool remove gpu1                                it may join again, with a join token")]
     Remove(ServerNameArgs),
     /// List servers
+    #[command(after_help = "\
+Examples:
+  farcall pool servers
+  farcall pool servers --json | jq -r '.[] | select(.state == \"down\").name'")]
     Servers(ShowArgs),
     /// Make a token with which servers join
     Join(JoinArgs),
@@ -265,6 +275,9 @@ pub(crate) struct JoinArgs {
     /// How many servers may join with it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) uses: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `farcall pool token`.
@@ -273,14 +286,30 @@ pub(crate) enum TokenCommand {
     /// Issue a token; it is printed once and can never be shown again
     Create(TokenCreateArgs),
     /// List tokens
+    #[command(after_help = "\
+Examples:
+  farcall pool token list
+  farcall pool token list --json | jq '.[] | {name, share_seconds_today}'")]
     List(ShowArgs),
     /// Make a token valid for so long from now
+    #[command(after_help = "\
+Examples:
+  farcall pool token extend ci --for 30d")]
     Extend(TokenExtendArgs),
     /// Refuse a token until it is enabled; what it holds ends
+    #[command(after_help = "\
+Examples:
+  farcall pool token disable ann")]
     Disable(TokenNameArgs),
     /// Take a disabled token again
+    #[command(after_help = "\
+Examples:
+  farcall pool token enable ann")]
     Enable(TokenNameArgs),
     /// Make a token void for ever; what it holds ends
+    #[command(after_help = "\
+Examples:
+  farcall pool token revoke ann                  its name may be given again, to a new token")]
     Revoke(TokenNameArgs),
     /// Let a token's owner log in to the dashboard with a password
     Password(TokenPasswordArgs),
@@ -308,6 +337,9 @@ pub(crate) struct TokenCreateArgs {
     pub(crate) valid: Option<Duration>,
     #[command(flatten)]
     pub(crate) quota: QuotaArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What a token may do.
@@ -365,8 +397,16 @@ pub(crate) enum QuotaCommand {
     /// Limit a group; limits that are not given are lifted
     Group(QuotaSetArgs),
     /// Limit clients that have no limit of their own
+    #[command(after_help = "\
+Examples:
+  farcall pool quota default --gpus 4 --longest 24h --gpu-hours-per-day 50
+  farcall pool quota default                     lifts all of them")]
     Default(QuotaDefaultArgs),
     /// Show groups, their limits and use
+    #[command(after_help = "\
+Examples:
+  farcall pool quota groups
+  farcall pool quota groups --json")]
     Groups(ShowArgs),
 }
 
@@ -430,19 +470,19 @@ pub(crate) struct SettingsArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) idle: Option<Duration>,
     /// A client that is silent for so long has lost what it held
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = bounded)]
     pub(crate) client_ttl: Option<Duration>,
     /// A server that is silent for so long is down
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = bounded)]
     pub(crate) server_ttl: Option<Duration>,
     /// How long a signed grant opens sessions
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = bounded)]
     pub(crate) grant: Option<Duration>,
     /// Once the first in the queue has waited so long, GPUs are set aside for it
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) patience: Option<Duration>,
     /// Open pages of the dashboard ask for new figures that often
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = bounded)]
     pub(crate) refresh: Option<Duration>,
 }
 
@@ -524,11 +564,19 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(bad)
 }
 
+/// The same without `forever`, where that would make no sense.
+fn bounded(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(Duration::MAX) => Err(format!("{text:?} is too long; write 90s, 15m or 8h")),
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{duration, gpus};
+    use super::{bounded, duration, gpus};
 
     #[test]
     fn numbers_of_gpus() {
@@ -541,6 +589,8 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("8h"), Ok(Duration::from_secs(8 * 3600)));
         assert_eq!(duration("forever"), Ok(Duration::MAX));
+        assert_eq!(bounded("8h"), duration("8h"));
+        assert!(bounded("forever").is_err());
         for bad in ["", "8", "h", "8 weeks", "-1s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

@@ -72,14 +72,18 @@ impl PoolHost {
     }
 
     /// Each device, by number.
-    fn gpus_now(&self, meter: &Meter, found: Option<&Found>) -> Vec<GpuNow> {
+    fn gpus_now(&self, counted: &Counted, found: Option<&Found>) -> Vec<GpuNow> {
         let readings = found.and_then(|found| found.as_ref().ok());
+        let devices = counted.usage.as_ref().map(|usage| &usage.devices);
         let now = |(device, uuid): (usize, &String)| {
             let readings = readings.into_iter().flatten();
             let reading = readings.clone().find(|reading| reading.uuid == *uuid);
             GpuNow {
                 uuid: uuid.clone(),
-                computing: meter.computing(device),
+                is_lost: devices
+                    .and_then(|devices| devices.get(device))
+                    .is_some_and(|device| device.is_lost),
+                computing: counted.meter.computing(device),
                 ..reading.map_or_else(GpuNow::default, gpu_now)
             }
         };
@@ -105,7 +109,7 @@ impl Host for PoolHost {
             used_bytes: activity.used_bytes,
             leases: lease_uses(activity.leases, works, counted.usage.as_ref()),
             checks: self.checks(found.as_ref()),
-            gpus: self.gpus_now(&counted.meter, found.as_ref()),
+            gpus: self.gpus_now(&counted, found.as_ref()),
         })
     }
 

@@ -37,7 +37,12 @@ pub(super) fn gpu_row(gpu: &GpuView) -> Vec<String> {
         share(gpu.share_free_permille.into()),
         format_size(gpu.memory_free_bytes),
         format_size(gpu.memory_bytes),
-        if gpu.usable { "yes" } else { "no" }.to_owned(),
+        match (gpu.healthy, gpu.usable) {
+            (false, _) => "lost",
+            (true, false) => "no",
+            (true, true) => "yes",
+        }
+        .to_owned(),
         percent(now.computing),
         percent(now.utilization),
         known(now.temperature_c, |degrees| format!("{degrees:.0}C")),
@@ -147,6 +152,7 @@ pub(super) fn servers(args: &ShowArgs) -> Result<ExitCode, Failure> {
         ("address", Align::Left),
         ("kind", Align::Left),
         ("CUDA", Align::Left),
+        ("RDMA", Align::Left),
         ("gpus", Align::Right),
         ("leases", Align::Right),
         ("sessions", Align::Right),
@@ -165,6 +171,7 @@ pub(super) fn servers(args: &ShowArgs) -> Result<ExitCode, Failure> {
                 address.unwrap_or_default(),
                 server.kind.clone(),
                 server.cuda_version.clone(),
+                if server.rdma { "yes" } else { "no" }.to_owned(),
                 server.gpus.to_string(),
                 server.leases.to_string(),
                 server.load.sessions.to_string(),
@@ -280,10 +287,13 @@ fn list<T: DeserializeOwned + Serialize>(
     written(table::write(out, header, &rows))
 }
 
-fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
 }
+
+/// A thousand years: what `forever` comes to.
+const FOREVER_S: u64 = 365_000 * 86_400;
 
 fn share(permille: u64) -> String {
     let text = format!("{}.{:03}", permille / 1000, permille % 1000);
@@ -303,7 +313,8 @@ fn time(ms: u64) -> String {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7200 => format!("{} min", seconds / 60),
         seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
+        seconds @ 172_800..FOREVER_S => format!("{} d", seconds / 86_400),
+        FOREVER_S.. => "for ever".to_owned(),
     }
 }
 
@@ -332,7 +343,14 @@ fn limits(quota: &Quota) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::share;
+    use super::{share, time};
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!(time(119_999), "119 s");
+        assert_eq!(time(3 * 86_400_000), "3 d");
+        assert_eq!(time(u64::MAX / 4), "for ever");
+    }
 
     #[test]
     fn shares_are_short() {

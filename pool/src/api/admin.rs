@@ -10,21 +10,21 @@ use utoipa::IntoParams;
 
 use super::App;
 use super::extract::{Caller, Named, Options, Sent};
-use super::problem::Refused;
+use super::problem::{Failures, Refused};
 use crate::model::Settings;
 use crate::secrets::{SecretKind, generate, hash};
 use crate::state::views::{GroupView, TokenView};
 use crate::state::{LogEntry, NewToken, Role, TokenChange};
 use crate::web::{csv, password};
-use crate::wire::{Alive, GroupQuota, NewJoin, NewPassword, NewSecret, Problem};
+use crate::wire::{Alive, GroupQuota, NewJoin, NewPassword, NewSecret};
 
 /// Entries of the log in one answer.
 const LOG_ENTRIES_MAX: usize = 1000;
 
 /// Whether the pool is there; needs no token.
-#[utoipa::path(get, path = "/v1/health", tag = "pool", responses(
+#[utoipa::path(get, path = "/v1/health", tag = "pool", security(()), responses(
     (status = 200, description = "It is", body = Alive),
-    (status = 503, description = "It is not well", body = Problem)
+    Failures
 ))]
 pub(crate) async fn health(State(app): State<App>) -> Result<Json<Alive>, Refused> {
     let now_ms = app.core.call(|_, now_ms| now_ms).await?;
@@ -38,7 +38,7 @@ pub(crate) async fn health(State(app): State<App>) -> Result<Json<Alive>, Refuse
 /// List tokens, without their secrets.
 #[utoipa::path(get, path = "/v1/tokens", tag = "pool", responses(
     (status = 200, description = "Tokens", body = Vec<TokenView>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn tokens(
     State(app): State<App>,
@@ -52,7 +52,7 @@ pub(crate) async fn tokens(
 /// Make a token. Its secret is in this answer and nowhere else.
 #[utoipa::path(post, path = "/v1/tokens", tag = "pool", request_body = NewToken, responses(
     (status = 201, description = "Made", body = NewSecret),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn create_token(
     State(app): State<App>,
@@ -73,7 +73,7 @@ pub(crate) async fn create_token(
 #[utoipa::path(patch, path = "/v1/tokens/{name}", tag = "pool", params(("name" = String, Path)),
     request_body = TokenChange, responses(
     (status = 204, description = "Changed"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn change_token(
     State(app): State<App>,
@@ -93,7 +93,7 @@ pub(crate) async fn change_token(
 #[utoipa::path(put, path = "/v1/tokens/{name}/password", tag = "pool", params(("name" = String, Path)),
     request_body = NewPassword, responses(
     (status = 204, description = "Set"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn set_password(
     State(app): State<App>,
@@ -125,7 +125,7 @@ pub(crate) async fn set_password(
 /// Make a token void for ever; what it holds ends.
 #[utoipa::path(delete, path = "/v1/tokens/{name}", tag = "pool", params(("name" = String, Path)), responses(
     (status = 204, description = "Void"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn revoke_token(
     State(app): State<App>,
@@ -143,7 +143,7 @@ pub(crate) async fn revoke_token(
 /// List groups.
 #[utoipa::path(get, path = "/v1/groups", tag = "pool", responses(
     (status = 200, description = "Groups", body = Vec<GroupView>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn groups(
     State(app): State<App>,
@@ -158,7 +158,7 @@ pub(crate) async fn groups(
 #[utoipa::path(put, path = "/v1/groups/{name}/quota", tag = "pool", params(("name" = String, Path)),
     request_body = GroupQuota, responses(
     (status = 204, description = "Limited"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn group_quota(
     State(app): State<App>,
@@ -177,7 +177,7 @@ pub(crate) async fn group_quota(
 /// Make a token with which servers join. It is in this answer and nowhere else.
 #[utoipa::path(post, path = "/v1/joins", tag = "pool", request_body = NewJoin, responses(
     (status = 201, description = "Made", body = NewSecret),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn create_join(
     State(app): State<App>,
@@ -204,7 +204,7 @@ pub(crate) async fn create_join(
 /// Times and defaults.
 #[utoipa::path(get, path = "/v1/settings", tag = "pool", responses(
     (status = 200, description = "Settings", body = Settings),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn settings(
     State(app): State<App>,
@@ -218,7 +218,7 @@ pub(crate) async fn settings(
 /// Change times and defaults, all of them.
 #[utoipa::path(put, path = "/v1/settings", tag = "pool", request_body = Settings, responses(
     (status = 204, description = "Changed"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn set_settings(
     State(app): State<App>,
@@ -244,7 +244,7 @@ pub(crate) struct LogOptions {
 /// Who did what, oldest first; at most 1000 entries, the newest if `after` is not given.
 #[utoipa::path(get, path = "/v1/log", tag = "pool", params(LogOptions), responses(
     (status = 200, description = "Entries", body = Vec<LogEntry>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn log(
     State(app): State<App>,
@@ -261,7 +261,7 @@ pub(crate) async fn log(
 /// All that is kept of the log, oldest first, as CSV.
 #[utoipa::path(get, path = "/v1/log.csv", tag = "pool", responses(
     (status = 200, description = "A line for each entry, below a head line", content_type = "text/csv", body = String),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn log_csv(State(app): State<App>, caller: Caller) -> Result<Response, Refused> {
     caller.sees_all()?;

@@ -9,9 +9,8 @@ use utoipa::IntoParams;
 
 use super::App;
 use super::extract::{Caller, Options};
-use super::problem::Refused;
+use super::problem::{Failures, Refused};
 use crate::history::{Range, Series};
-use crate::wire::Problem;
 
 /// Of what, and how far back.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -28,7 +27,7 @@ pub(crate) struct HistoryOptions {
 /// Figures over time. Something that was never seen has no lines.
 #[utoipa::path(get, path = "/v1/history", tag = "pool", params(HistoryOptions), responses(
     (status = 200, description = "Figures", body = Series),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn history(
     State(app): State<App>,

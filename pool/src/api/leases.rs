@@ -10,14 +10,14 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::extract::{Caller, Named, Options, Sent};
-use super::problem::Refused;
+use super::problem::{Failures, Refused};
 use super::{App, wait};
 use crate::core::Look;
 use crate::grant::{Grant, GrantedGpu, Signer};
 use crate::model::{Ask, LeaseId, Stage};
 use crate::state::views::LeaseView;
 use crate::state::{Pool, Refusal, Topic};
-use crate::wire::{LeaseAnswer, Problem, RenewLease, SignedGrant};
+use crate::wire::{LeaseAnswer, RenewLease, SignedGrant};
 
 /// How many times a client renews within the time that it has.
 const RENEWALS: u64 = 3;
@@ -47,7 +47,7 @@ pub(crate) struct ListOptions {
 #[utoipa::path(post, path = "/v1/leases", tag = "leases", params(AskOptions), request_body = Ask, responses(
     (status = 201, description = "Granted", body = LeaseAnswer),
     (status = 202, description = "In the queue: renew the lease to follow it", body = LeaseAnswer),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn ask(
     State(app): State<App>,
@@ -72,7 +72,7 @@ pub(crate) async fn ask(
 /// List leases.
 #[utoipa::path(get, path = "/v1/leases", tag = "leases", params(ListOptions), responses(
     (status = 200, description = "Leases, oldest first", body = Vec<LeaseView>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -92,7 +92,7 @@ pub(crate) async fn list(
 /// Show a lease, with its grants.
 #[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
     (status = 200, description = "The lease", body = LeaseAnswer),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn show(
     State(app): State<App>,
@@ -115,7 +115,7 @@ pub(crate) async fn show(
 #[utoipa::path(post, path = "/v1/leases/{lease}/renew", tag = "leases", params(("lease" = String, Path)),
     request_body = RenewLease, responses(
     (status = 200, description = "The lease, with fresh grants", body = LeaseAnswer),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn renew(
     State(app): State<App>,
@@ -145,7 +145,7 @@ pub(crate) async fn renew(
 /// Give a lease back, or leave the queue.
 #[utoipa::path(delete, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
     (status = 204, description = "It has ended"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn release(
     State(app): State<App>,

@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 
 use super::App;
 use super::extract::Caller;
-use super::problem::Refused;
+use super::problem::{Failures, Refused};
 use crate::model::Outcome;
 use crate::state::views::{GpuView, ServerView, TokenView};
 use crate::state::{GpuNow, Pool, Work};
-use crate::wire::Problem;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
@@ -17,7 +16,7 @@ use axum::response::{IntoResponse as _, Response};
 /// Everything for Prometheus. Needs the token of a viewer or an administrator.
 #[utoipa::path(get, path = "/metrics", tag = "pool", responses(
     (status = 200, description = "Metrics", content_type = "text/plain", body = String),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn metrics(State(app): State<App>, caller: Caller) -> Result<Response, Refused> {
     caller.sees_all()?;

@@ -13,8 +13,9 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -23,6 +24,7 @@ use crate::core::{Core, Unavailable};
 use crate::grant::Signer;
 use crate::history::{History, INTERVAL_MS};
 use crate::web::{self, Web};
+use crate::wire::Problem;
 
 mod admin;
 pub(crate) mod extract;
@@ -113,12 +115,28 @@ impl fmt::Debug for App {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "farcall pool",
-    description = "Hands out the GPUs of many servers. Every request but GET /v1/health has a token: \
-                   `Authorization: Bearer TOKEN`. Answers other than 2xx are problem documents (RFC 9457)."
-))]
+#[openapi(
+    info(
+        title = "farcall pool",
+        description = "Hands out the GPUs of many servers. Every request but GET /v1/health has a token: \
+                       `Authorization: Bearer TOKEN`. Answers other than 2xx are problem documents (RFC 9457)."
+    ),
+    components(schemas(Problem)),
+    modifiers(&Tokens),
+    security(("token" = []))
+)]
 struct Document;
+
+/// How a token is shown.
+struct Tokens;
+
+impl Modify for Tokens {
+    fn modify(&self, document: &mut OpenApi) {
+        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", bearer);
+    }
+}
 
 /// All routes, and the document that describes them.
 pub fn routes() -> (Router<App>, OpenApi) {

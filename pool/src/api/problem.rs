@@ -4,10 +4,26 @@
 use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use utoipa::IntoResponses;
 
 use crate::core::Unavailable;
 use crate::state::Refusal;
 use crate::wire::Problem;
+
+/// Media type of problem documents.
+const PROBLEM: &str = "application/problem+json";
+
+/// What every operation answers when it does not do what it was asked, for the document: the answers themselves are [`Refused`].
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(crate) enum Failures {
+    /// Refused; where a part of the request is wrong, `field` names it
+    #[response(status = "4XX", content_type = "application/problem+json")]
+    Refused(Problem),
+    /// The pool cannot answer now
+    #[response(status = "5XX", content_type = "application/problem+json")]
+    Failed(Problem),
+}
 
 /// A problem as an answer.
 #[derive(Debug)]
@@ -97,7 +113,7 @@ impl IntoResponse for Refused {
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
-        let kind = header::HeaderValue::from_static("application/problem+json");
+        let kind = header::HeaderValue::from_static(PROBLEM);
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response
     }

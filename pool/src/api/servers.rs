@@ -6,14 +6,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::extract::{Caller, Joining, Member, Named, Sent};
-use super::problem::Refused;
+use super::problem::{Failures, Refused};
 use super::{App, wait};
 use crate::core::Look;
 use crate::grant::SKEW_MS_MAX;
 use crate::secrets::{SecretKind, generate, hash};
 use crate::state::views::{GpuView, ServerView, Summary};
 use crate::state::{Pool, Refusal, Topic};
-use crate::wire::{Orders, Problem, Register, Registered, RenewServer};
+use crate::wire::{Orders, Register, Registered, RenewServer};
 
 /// How many times a server renews within the time that it has.
 const RENEWALS: u64 = 3;
@@ -21,7 +21,7 @@ const RENEWALS: u64 = 3;
 /// List all GPUs, with who holds what of them.
 #[utoipa::path(get, path = "/v1/gpus", tag = "servers", responses(
     (status = 200, description = "GPUs", body = Vec<GpuView>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn gpus(
     State(app): State<App>,
@@ -41,7 +41,7 @@ pub(crate) async fn gpus(
 /// The pool in numbers.
 #[utoipa::path(get, path = "/v1/summary", tag = "servers", responses(
     (status = 200, description = "Numbers", body = Summary),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn summary(
     State(app): State<App>,
@@ -54,7 +54,7 @@ pub(crate) async fn summary(
 /// List servers.
 #[utoipa::path(get, path = "/v1/servers", tag = "servers", responses(
     (status = 200, description = "Servers", body = Vec<ServerView>),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn list(
     State(app): State<App>,
@@ -72,7 +72,7 @@ pub(crate) async fn list(
 /// Forget a server that is down; what is held on it ends.
 #[utoipa::path(delete, path = "/v1/servers/{name}", tag = "servers", params(("name" = String, Path)), responses(
     (status = 204, description = "It is forgotten"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn remove(
     State(app): State<App>,
@@ -90,7 +90,7 @@ pub(crate) async fn remove(
 /// Grant nothing more on a server; what runs there goes on.
 #[utoipa::path(post, path = "/v1/servers/{name}/drain", tag = "servers", params(("name" = String, Path)), responses(
     (status = 204, description = "It is drained"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn drain(
     State(app): State<App>,
@@ -103,7 +103,7 @@ pub(crate) async fn drain(
 /// Grant on a server again.
 #[utoipa::path(post, path = "/v1/servers/{name}/undrain", tag = "servers", params(("name" = String, Path)), responses(
     (status = 204, description = "It is used again"),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn undrain(
     State(app): State<App>,
@@ -130,7 +130,7 @@ async fn set_draining(
 /// A server joins with a join token, or comes back with its credential.
 #[utoipa::path(post, path = "/v1/register", tag = "server side", request_body = Register, responses(
     (status = 200, description = "It has joined", body = Registered),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn register(
     State(app): State<App>,
@@ -168,7 +168,7 @@ pub(crate) async fn register(
 /// A server is there, says what it does, and waits for something to do.
 #[utoipa::path(post, path = "/v1/renew", tag = "server side", request_body = RenewServer, responses(
     (status = 200, description = "What it is to do", body = Orders),
-    (status = "4XX", description = "Refused", body = Problem)
+    Failures
 ))]
 pub(crate) async fn renew(
     State(app): State<App>,

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use crate::alloc::Tag;
 use crate::alloc::queue::Shape;
-use crate::model::{
-    ASK_GPUS_MAX, Ask, ClientId, LeaseId, Piece, Purpose, ServerId, Stage, WHOLE_PERMILLE,
-};
+use crate::model::{ASK_GPUS_MAX, Ask, ClientId, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE};
 use crate::state::{End, Key, Lease, Pool, Refusal, Topic};
 
 /// What one step of priority is worth.
@@ -307,13 +305,15 @@ fn check_fields(ask: &Ask) -> Result<(), Refusal> {
     if ask.servers.len() > CONDITIONS_MAX {
         return bad("servers", format!("more than {CONDITIONS_MAX}"));
     }
-    if ask.label.len() > LABEL_BYTES_MAX || ask.near.len() > LABEL_BYTES_MAX {
-        return bad("label", format!("longer than {LABEL_BYTES_MAX} bytes"));
+    for (field, text) in [("label", &ask.label), ("near", &ask.near)] {
+        if text.len() > LABEL_BYTES_MAX {
+            return bad(field, format!("longer than {LABEL_BYTES_MAX} bytes"));
+        }
     }
     if ask.hold_ms == Some(0) {
         return bad("hold_ms", "0 ms are of no use".to_owned());
     }
-    if ask.purpose == Purpose::Reservation && ask.idle_ms == Some(0) {
+    if ask.idle_ms == Some(0) {
         return bad("idle_ms", "it would be taken back at once".to_owned());
     }
     Ok(())

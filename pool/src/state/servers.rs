@@ -13,6 +13,8 @@ use crate::state::{Key, Lease, Load, Pool, Refusal, Server};
 
 /// Longest name of a server, a model and so on.
 const NAME_BYTES_MAX: usize = 200;
+/// Addresses of a server.
+const ADDRESSES_MAX: usize = 16;
 /// Memory of a GPU.
 const MEMORY_BYTES_MAX: u64 = 1 << 50;
 
@@ -161,13 +163,14 @@ impl Pool {
         for lease in ended {
             self.confirm(*lease, id);
         }
+        let has_lost = self.lose_gpus(now_ms, id);
         if came_back {
             self.mark(Key::Server(id));
             self.sync_node(id);
             let name = self.name_of(id);
             self.note(now_ms, &name, "server.up", &name, "answers again");
         }
-        if came_back || !ended.is_empty() {
+        if came_back || has_lost || !ended.is_empty() {
             self.dispatch(now_ms, Touched::Servers(&[id]));
         }
         Ok(())
@@ -287,6 +290,51 @@ impl Pool {
         }
     }
 
+    /// Takes GPUs out of use of which the server says that they are lost; what is held of them ends. Whether there are such.
+    fn lose_gpus(&mut self, now_ms: u64, id: ServerId) -> bool {
+        let Some(server) = self.servers.get_mut(&id) else {
+            return false;
+        };
+        let now = &server.load.gpus;
+        let mut lost = Vec::new();
+        for (index, gpu) in server.facts.gpus.iter_mut().enumerate() {
+            if gpu.healthy && now.get(index).is_some_and(|now| now.is_lost) {
+                gpu.healthy = false;
+                lost.push(index);
+            }
+        }
+        if lost.is_empty() {
+            return false;
+        }
+        let name = server.facts.name.clone();
+        for lease in self.without_gpu(id) {
+            let reason = format!("a GPU of {name} is gone or failed");
+            self.end(now_ms, lease, "pool", &reason);
+        }
+        for index in lost {
+            let detail = format!("GPU {index} does not answer");
+            self.note(now_ms, &name, "gpu.lost", &name, detail);
+        }
+        self.mark(Key::Server(id));
+        self.sync_node(id);
+        true
+    }
+
+    /// Leases that hold a part of a GPU which cannot be used any more.
+    fn without_gpu(&self, id: ServerId) -> Vec<LeaseId> {
+        let Some(server) = self.servers.get(&id) else {
+            return Vec::new();
+        };
+        let lost = |lease: &&LeaseId| {
+            let pieces = self.leases.get(lease).map(|lease| &lease.pieces);
+            pieces.into_iter().flatten().any(|piece| {
+                let gpu = server.facts.gpus.get(usize::from(piece.gpu));
+                piece.server == id && gpu.is_none_or(|gpu| !gpu.healthy)
+            })
+        };
+        server.holds.iter().filter(lost).copied().collect()
+    }
+
     /// Takes a server's facts over; GPUs keep their numbers. Leases that have lost a GPU.
     fn update_facts(&mut self, id: ServerId, mut facts: ServerFacts) -> Vec<LeaseId> {
         let Some(server) = self.servers.get_mut(&id) else {
@@ -313,15 +361,7 @@ impl Pool {
         self.server_names.remove(&server.facts.name);
         self.server_names.insert(facts.name.clone(), id);
         server.facts = facts;
-        let (gpus, holds) = (&server.facts.gpus, &server.holds);
-        let lost = |lease: &&LeaseId| {
-            let pieces = self.leases.get(lease).map(|lease| &lease.pieces);
-            pieces.into_iter().flatten().any(|piece| {
-                let gpu = gpus.get(usize::from(piece.gpu));
-                piece.server == id && gpu.is_none_or(|gpu| !gpu.healthy)
-            })
-        };
-        holds.iter().filter(lost).copied().collect()
+        self.without_gpu(id)
     }
 
     /// Makes the allocator's entry of a server anew, of what is known and held.
@@ -397,36 +437,52 @@ fn joined(now_ms: u64, facts: &ServerFacts) -> Server {
 }
 
 fn check_facts(facts: &ServerFacts) -> Result<(), Refusal> {
-    let bad = |field, detail: &str| Err(Refusal::field(field, detail));
-    let name_ok = |text: &str| {
-        !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control)
+    let bad = |field: String, detail: &str| {
+        let field = format!("server.{field}");
+        Err(Refusal::field(field, detail))
     };
-    if !name_ok(&facts.name) || facts.name.contains('/') {
-        return bad("name", "empty, too long, or with a slash");
+    let is_short = |text: &str| text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control);
+    let is_name = |text: &str| !text.is_empty() && is_short(text);
+    if !is_name(&facts.name) || facts.name.contains('/') {
+        return bad("name".to_owned(), "empty, too long, or with a slash");
     }
-    if facts.addresses.is_empty() || facts.addresses.len() > 16 {
-        return bad("addresses", "there must be 1 to 16");
+    for (field, text) in [
+        ("kind", &facts.kind),
+        ("driver_version", &facts.driver_version),
+        ("cuda_version", &facts.cuda_version),
+        ("switch", &facts.switch),
+        ("version", &facts.version),
+    ] {
+        if !is_short(text) {
+            return bad(field.to_owned(), "too long, or with control characters");
+        }
     }
-    if facts.addresses.iter().any(|it| !name_ok(&it.address)) {
-        return bad("addresses", "an address is empty or too long");
+    if facts.addresses.is_empty() || facts.addresses.len() > ADDRESSES_MAX {
+        return bad("addresses".to_owned(), "there must be 1 to 16");
+    }
+    for (index, it) in facts.addresses.iter().enumerate() {
+        for (field, text) in [("network", &it.network), ("address", &it.address)] {
+            if !is_name(text) {
+                let field = format!("addresses[{index}].{field}");
+                return bad(field, "empty, too long, or with control characters");
+            }
+        }
     }
     if facts.gpus.is_empty() || facts.gpus.len() > SERVER_GPUS_MAX {
-        return bad("gpus", "there must be 1 to 64");
+        return bad("gpus".to_owned(), "there must be 1 to 64");
     }
     let mut uuids = BTreeSet::new();
-    for gpu in &facts.gpus {
-        if !name_ok(&gpu.uuid) || !uuids.insert(&gpu.uuid) {
-            return bad("gpus", "a UUID is empty, too long, or there twice");
+    for (index, gpu) in facts.gpus.iter().enumerate() {
+        let of_gpu = |field: &str| format!("gpus[{index}].{field}");
+        if !is_name(&gpu.uuid) || !uuids.insert(&gpu.uuid) {
+            return bad(of_gpu("uuid"), "empty, too long, or there twice");
         }
-        if gpu.name.len() > NAME_BYTES_MAX {
-            return bad("gpus", "a name is too long");
+        if !is_short(&gpu.name) {
+            return bad(of_gpu("name"), "too long, or with control characters");
         }
         if gpu.memory_bytes == 0 || gpu.memory_bytes > MEMORY_BYTES_MAX {
-            return bad("gpus", "a memory size that no GPU has");
+            return bad(of_gpu("memory_bytes"), "a size that no GPU has");
         }
-    }
-    if facts.switch.len() > NAME_BYTES_MAX || facts.kind.len() > NAME_BYTES_MAX {
-        return bad("switch", "too long");
     }
     Ok(())
 }

@@ -67,6 +67,8 @@ impl Pool {
         if let Some(group) = &new.group {
             check_name("group", group)?;
         }
+        check_quota("quota", &new.quota)?;
+        check_valid(new.valid_ms)?;
         if self.client_names.contains_key(&new.name) {
             return Err(Refusal::Conflict(format!(
                 "there is a token called {:?} already",
@@ -131,6 +133,10 @@ impl Pool {
         actor: &str,
     ) -> Result<(), Refusal> {
         let id = self.client_named(name)?;
+        check_valid(change.valid_ms)?;
+        if let Some(quota) = &change.quota {
+            check_quota("quota", quota)?;
+        }
         let Some(client) = self.clients.get_mut(&id) else {
             return Err(no_token(name));
         };
@@ -242,7 +248,8 @@ impl Pool {
         quota: Quota,
         actor: &str,
     ) -> Result<(), Refusal> {
-        check_name("group", name)?;
+        check_name("name", name)?;
+        check_quota("quota", &quota)?;
         let group: &mut Group = self.groups.entry(name.to_owned()).or_default();
         group.quota = quota;
         self.mark(Key::Group(name.to_owned()));
@@ -280,6 +287,7 @@ impl Pool {
         if settings.idle_ms == Some(0) {
             return Err(Refusal::field("idle_ms", "all would be taken back at once"));
         }
+        check_quota("default_quota", &settings.default_quota)?;
         self.meta.settings = settings;
         self.mark(Key::Meta);
         self.note(now_ms, actor, "settings", "pool", "");
@@ -301,6 +309,7 @@ impl Pool {
         actor: &str,
     ) -> Result<(), Refusal> {
         check_name("name", name)?;
+        check_valid(Some(valid_ms))?;
         if uses == 0 {
             return Err(Refusal::field("uses", "0 uses are of no use"));
         }
@@ -347,6 +356,24 @@ impl Pool {
 
 fn no_token(name: &str) -> Refusal {
     Refusal::NotFound(format!("no token called {name:?}"))
+}
+
+/// A token that is void as soon as it is made, or changed, is a mistake.
+fn check_valid(valid_ms: Option<u64>) -> Result<(), Refusal> {
+    match valid_ms {
+        Some(0) => Err(Refusal::field("valid_ms", "0 ms are of no use")),
+        _ => Ok(()),
+    }
+}
+
+fn check_quota(field: &str, quota: &Quota) -> Result<(), Refusal> {
+    match quota.priority {
+        Some(priority) if !(-10..=10).contains(&priority) => Err(Refusal::field(
+            format!("{field}.priority"),
+            format!("{priority} is not -10 to 10"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn check_name(field: &'static str, name: &str) -> Result<(), Refusal> {

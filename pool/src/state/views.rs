@@ -28,6 +28,9 @@ pub struct GpuView {
     pub memory_free_bytes: u64,
     /// Share that nobody holds.
     pub share_free_permille: u16,
+    /// Whether it answers, as its server said last.
+    #[serde(default = "yes")]
+    pub healthy: bool,
     /// Whether it can be handed out now: healthy, on a server that is up and not drained.
     pub usable: bool,
     /// Set aside for the request that has waited longest.
@@ -40,6 +43,11 @@ pub struct GpuView {
     /// How it is now; nothing where its server does not say, or does not answer.
     #[serde(default)]
     pub now: Option<GpuNow>,
+}
+
+/// A pool that does not say takes all for healthy.
+fn yes() -> bool {
+    true
 }
 
 /// A part of a GPU that is held.
@@ -348,6 +356,7 @@ impl Pool {
                 memory_bytes: facts.memory_bytes,
                 memory_free_bytes: gpu.memory_free_bytes,
                 share_free_permille: gpu.share_free_permille,
+                healthy: gpu.healthy,
                 usable: node.open && gpu.healthy,
                 set_aside: gpu.pinned,
                 used_bytes: load.and_then(|load| load.used_bytes.get(usize::from(index)).copied()),

@@ -35,6 +35,8 @@ pub struct Work {
 pub struct GpuNow {
     /// Which; its server's order may be another than the pool's.
     pub uuid: String,
+    /// It does not answer any more: nothing of it is granted until its server has been started anew.
+    pub is_lost: bool,
     /// Part of the time in which kernels of sessions ran, 0 to 1: a mean over about ten seconds.
     pub computing: Option<f64>,
     /// Part of the time in which some kernel ran, whoever's, 0 to 1 (NVML, over its last sample period).

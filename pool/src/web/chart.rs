@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::format::{bytes, bytes_per_s, clock, micros, part, per_s, short_date, span, whole};
+use crate::format::{bytes, bytes_per_s, clock, micros, part, per_s, short_date, span, whole};
 use crate::history::{Figure, Line, Range, Series};
 
 /// The drawing's own units; it is stretched to its place.

@@ -5,10 +5,10 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 
-use super::format::machine_time;
 use super::visitor::{Oops, Visitor};
 use crate::api::App;
 use crate::core::Unavailable;
+use crate::format::machine_time;
 use crate::state::LogEntry;
 
 /// All that is kept of the log.

@@ -10,9 +10,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
-use super::format::span;
 use super::visitor::{Fields, Form, Oops, cookie, cookie_name, draw, is_same_site, local};
 use crate::api::{App, Peer};
+use crate::format::span;
 use crate::model::ClientId;
 use crate::secrets::{SecretKind, hash};
 use crate::state::{Refusal, Role};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::format::gpus;
+use crate::format::gpus;
 use crate::model::WHOLE_PERMILLE;
 use crate::state::views::GpuView;
 

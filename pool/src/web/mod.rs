@@ -17,7 +17,6 @@ mod actions;
 mod chart;
 pub(crate) mod csv;
 mod events;
-mod format;
 mod limiter;
 mod login;
 mod map;

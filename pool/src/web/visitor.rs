@@ -212,7 +212,7 @@ impl Shell {
             is_admin: visitor.caller.role == Role::Admin,
             form_token: visitor.session.form_token.clone(),
             notice: app.web.sessions.told(&visitor.session),
-            at: super::format::clock(app.core.now_ms()),
+            at: crate::format::clock(app.core.now_ms()),
         }
     }
 }

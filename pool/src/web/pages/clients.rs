@@ -6,10 +6,10 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 
 use super::super::chart::Chart;
-use super::super::format::{bytes, gpus, span, time};
 use super::super::visitor::{Oops, Shell, Visitor, draw};
 use super::{LeaseRow, Limit, QuotaFields, RangeQuery, WorkCells, charts, history, limits};
 use crate::api::App;
+use crate::format::{bytes, gpus, span, time};
 use crate::history::Range;
 use crate::state::views::{GroupView, TokenView};
 use crate::state::{Refusal, Role};

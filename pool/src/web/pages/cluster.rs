@@ -6,11 +6,11 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 
 use super::super::chart::Chart;
-use super::super::format::{bytes, gpus, percent, span};
 use super::super::map::{Bars, Colours, Key, bars, keys};
 use super::super::visitor::{Oops, Shell, Visitor, draw, escaped};
 use super::{Meter, RangeQuery, charts, history, worst};
 use crate::api::App;
+use crate::format::{bytes, gpus, percent, span};
 use crate::history::{Figure, Range};
 use crate::model::Outcome;
 use crate::state::Pool;

@@ -6,11 +6,11 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 
 use super::super::chart::Chart;
-use super::super::format::{bytes, gpus, part};
 use super::super::visitor::{Oops, Shell, Visitor, draw};
 use super::servers::{CheckRow, check_rows};
 use super::{RangeQuery, WorkCells, gpu_charts, history};
 use crate::api::App;
+use crate::format::{bytes, gpus, part};
 use crate::history::Range;
 use crate::state::views::{GpuView, LeaseView, PartView};
 use crate::state::{GpuNow, Refusal, gpu_thing};

@@ -22,9 +22,9 @@ use serde::Deserialize;
 
 use charts::{charts, gpu_charts};
 
-use super::format::{bytes, bytes_per_s, gpus, machine_time, micros, part_gpus, per_s, span, time};
 use super::visitor::Oops;
 use crate::api::App;
+use crate::format::{bytes, bytes_per_s, gpus, machine_time, micros, part_gpus, per_s, span, time};
 use crate::history::{Range, Series};
 use crate::model::{Check, Outcome, Quota, Stage};
 use crate::state::Work;
@@ -181,7 +181,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn percent(&self) -> u64 {
-        super::format::percent(self.part, self.all).min(100)
+        crate::format::percent(self.part, self.all).min(100)
     }
 }
 

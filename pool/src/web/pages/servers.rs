@@ -6,12 +6,12 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 
 use super::super::chart::Chart;
-use super::super::format::{bytes, gpus, part, span};
 use super::super::map::{Bars, Colours, bars};
 use super::super::visitor::{Oops, Shell, Visitor, draw};
 use super::gpu::{known, power, temperature};
 use super::{LeaseRow, Meter, RangeQuery, When, WorkCells, charts, history, outcome_name, worst};
 use crate::api::App;
+use crate::format::{bytes, gpus, part, span};
 use crate::history::Range;
 use crate::model::{Check, Outcome};
 use crate::state::Refusal;
@@ -145,10 +145,11 @@ pub(super) fn check_rows(checks: &[Check], now_ms: u64) -> Vec<CheckRow> {
 }
 
 pub(super) fn gpu_state(gpu: &GpuView) -> &'static str {
-    match (gpu.usable, gpu.set_aside) {
-        (false, _) => "not usable",
-        (true, true) => "set aside",
-        (true, false) => "usable",
+    match (gpu.healthy, gpu.usable, gpu.set_aside) {
+        (false, ..) => "lost",
+        (true, false, _) => "not usable",
+        (true, true, true) => "set aside",
+        (true, true, false) => "usable",
     }
 }
 
