@@ -64,7 +64,11 @@ pub(crate) fn start_log() {
         .ok()
         .filter(|level| !level.is_empty());
     let level = wanted.unwrap_or_else(|| LogLevel::Warn.name().to_owned());
-    env_logger::Builder::new().parse_filters(&level).init();
+    env_logger::Builder::new()
+        .parse_filters(&level)
+        // Its traces have every byte of a request, tokens among them.
+        .filter_module("ureq_proto", log::LevelFilter::Debug)
+        .init();
 }
 
 fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {

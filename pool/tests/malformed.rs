@@ -31,6 +31,13 @@ fn every_malformed_part_of_every_body_is_named() {
             let pointer = part.pointer();
             let old = whole.pointer(&pointer).unwrap();
             for wrong in wrong_values() {
+                // Servers may be newer or older than the pool: what they say of themselves may have other fields.
+                let of_servers = ["load", "server"]
+                    .iter()
+                    .any(|it| pointer.trim_start_matches('/').starts_with(it));
+                if of_servers && wrong.is_object() {
+                    continue;
+                }
                 let mut body = whole.clone();
                 *body.pointer_mut(&pointer).unwrap() = wrong;
                 if !contract.allows(operation, &body) {
