@@ -18,6 +18,7 @@ pub const TARGETS: &[Target] = &[
     ("frames", farcall_transport::fuzzing::frames),
     ("handshake", farcall_transport::fuzzing::handshake),
     ("planes", farcall_transport::fuzzing::planes),
+    ("tls", farcall_transport::fuzzing::tls),
     ("records", records),
     ("session", farcall_gpu_exec::fuzzing::session),
     ("image_extent", images::extents),

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::stream::tls::TlsError;
 pub use crate::stream::verbs::error::VerbsError;
 
 /// Why a session ended. Every call after that fails with it.
@@ -241,6 +242,14 @@ pub enum ConnectError {
     /// The server's answer breaks the protocol.
     #[error("malformed answer to the handshake: {0}")]
     Handshake(#[from] HelloError),
+    /// No connection over TLS came about.
+    #[error("{server}: {source}")]
+    Tls {
+        /// As given.
+        server: String,
+        /// Why.
+        source: TlsError,
+    },
     /// The wished transport does not work here.
     #[error("transport {transport} is not available: {reason}")]
     Transport {
@@ -286,6 +295,11 @@ pub enum HelloError {
     /// The bytes end early, or go on after the end.
     #[error("wrong length")]
     Length,
+    /// The client came without TLS.
+    #[error(
+        "this server is reached over TLS alone: its administrator knows what to give with --tls or FARCALL_TLS (farcall 0.2 or newer)"
+    )]
+    NeedsTls,
 }
 
 /// Reason of a refusal; unknown numbers survive.
@@ -311,6 +325,8 @@ impl RefuseCode {
     pub const INTERNAL: Self = Self(8);
     /// A bulk connection or a resume names a session of an earlier run of the server.
     pub const RESTARTED: Self = Self(9);
+    /// The server wants TLS.
+    pub const TLS: Self = Self(10);
 }
 
 /// Why [`crate::Listener::accept`] returned nothing.

@@ -7,6 +7,7 @@ use crate::handshake::{ClientHead, HELLO_HEAD_BYTES, Handover, SERVER_HEAD_BYTES
 use crate::probe::split_records;
 use crate::session::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Receiver, Sender};
 use crate::stream::verbs::{OFFER_BYTES, Offer};
+use crate::{PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST};
 
 /// Longest frame, and window, of the session that [`frames`] plays.
 const FRAME_BYTES_MAX: u32 = 4096;
@@ -59,7 +60,7 @@ pub fn frames(mut bytes: &[u8]) {
 /// If what was accepted does not encode to itself.
 pub fn handshake(bytes: &[u8]) {
     if let Some(head) = bytes.first_chunk::<HELLO_HEAD_BYTES>()
-        && let Ok(decoded) = ClientHead::decode(head)
+        && let Ok(decoded) = ClientHead::decode(head, PROTOCOL_VERSION)
     {
         assert_eq!(&decoded.bytes(), head, "a client's hello");
         assert!(
@@ -72,7 +73,7 @@ pub fn handshake(bytes: &[u8]) {
         );
     }
     if let Some(head) = bytes.first_chunk::<SERVER_HEAD_BYTES>()
-        && let Ok(decoded) = ServerHead::decode(head)
+        && let Ok(decoded) = ServerHead::decode(head, PROTOCOL_VERSION_OLDEST..=PROTOCOL_VERSION)
     {
         assert_eq!(&decoded.bytes(), head, "a server's hello");
         assert!(
@@ -104,4 +105,12 @@ pub fn planes(bytes: &[u8]) {
         let _ = Offer::decode(offer);
     }
     assert!(split_records(bytes) <= bytes.len(), "a probe");
+}
+
+/// TLS records, forged ones and a peer's.
+///
+/// # Panics
+/// If something is accepted that must not be.
+pub fn tls(bytes: &[u8]) {
+    crate::stream::tls::play(bytes);
 }

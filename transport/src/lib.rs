@@ -37,10 +37,13 @@ pub use options::{
 
 pub use probe::{PathReport, ProbePlan, Prober, RoundTrips, probe};
 pub use stream::PathInfo;
+pub use stream::tls::{TlsClient, TlsError, TlsServer};
 pub use stream::verbs::{RdmaPort, rdma_ports};
 pub use sys::random::random16;
 
-/// Version of the handshake and of the frames.
-pub const PROTOCOL_VERSION: u16 = 2;
+/// Version of the handshake, of the frames and of what the frames carry.
+pub const PROTOCOL_VERSION: u16 = 3;
+/// The oldest version that is spoken with peers which know no newer one.
+pub const PROTOCOL_VERSION_OLDEST: u16 = 2;
 /// Longest opaque payload of a hello or welcome.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::CloseReason;
+use crate::stream::tls::{TlsClient, TlsServer};
 
 /// Which backend a client takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -277,6 +278,11 @@ pub struct ConnectOptions {
     pub socket: SocketOptions,
     /// Over RDMA: which device and how. None: never over RDMA.
     pub rdma: Option<RdmaOptions>,
+    /// Over the network with TLS, which RDMA cannot have, or not at all. Shared memory leaves this host never, and needs none.
+    pub tls: Option<TlsClient>,
+    /// The newest version of the protocol to speak, from [`crate::PROTOCOL_VERSION_OLDEST`] on. With an older server it is that
+    /// one's.
+    pub protocol: u16,
 }
 
 impl ConnectOptions {
@@ -293,6 +299,8 @@ impl ConnectOptions {
             tuning: Tuning::default(),
             socket: SocketOptions::default(),
             rdma: Some(RdmaOptions::default()),
+            tls: None,
+            protocol: crate::PROTOCOL_VERSION,
         }
     }
 }
@@ -312,6 +320,10 @@ pub struct ListenOptions {
     pub socket: SocketOptions,
     /// Over RDMA: which device and how. None: clients get no RDMA.
     pub rdma: Option<RdmaOptions>,
+    /// Clients over the network come with TLS.
+    pub tls: Option<TlsServer>,
+    /// The newest version of the protocol to speak. With an older client it is that one's.
+    pub protocol: u16,
 }
 
 impl Default for ListenOptions {
@@ -323,6 +335,8 @@ impl Default for ListenOptions {
             shm: true,
             socket: SocketOptions::default(),
             rdma: Some(RdmaOptions::default()),
+            tls: None,
+            protocol: crate::PROTOCOL_VERSION,
         }
     }
 }

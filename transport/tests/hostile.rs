@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use farcall_transport::{
     AdoptError, CloseReason, ConnectError, ConnectOptions, Endpoint, Incoming, IncomingKind,
-    ListenOptions, Listener, PROTOCOL_VERSION, RefuseCode, Tuning, Violation, connect,
-    constant_time_eq, sim::Rng,
+    ListenOptions, Listener, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, RefuseCode, Tuning,
+    Violation, connect, constant_time_eq, sim::Rng,
 };
 use support::{PATIENCE, Tap, wait_for};
 
@@ -20,8 +20,9 @@ use support::{PATIENCE, Tap, wait_for};
 fn hello(kind: u8, session: [u8; 16], key: [u8; 16], token_len: u32) -> Vec<u8> {
     let mut bytes = b"FARCALL\0".to_vec();
     bytes.extend(PROTOCOL_VERSION.to_le_bytes());
-    bytes.push(kind);
-    bytes.extend([0; 5]);
+    bytes.extend([kind, 0]);
+    bytes.extend(PROTOCOL_VERSION_OLDEST.to_le_bytes());
+    bytes.extend([0; 2]);
     bytes.extend(session);
     bytes.extend(key);
     for limit in [256u32 << 10, 1 << 20, 1 << 20] {
@@ -124,7 +125,8 @@ fn wrong_version_is_told_ours() {
     let listener = listener();
     let accepting = accepting(&listener);
     let mut bytes = hello(1, [0; 16], [0; 16], 0);
-    bytes[8] = 77;
+    // It speaks no older one.
+    (bytes[8], bytes[12]) = (77, 77);
     let mut socket = raw(listener.local_addr(), &bytes);
     let answer = read_out(&mut socket);
     assert_eq!(answer[..8], *b"FARCALL\0");

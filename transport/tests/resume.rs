@@ -2,181 +2,23 @@
 //! it must.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-#[path = "../../fixtures/src/proxy.rs"]
-#[allow(dead_code, unreachable_pub, clippy::missing_panics_doc)]
-mod proxy;
+#[path = "support/cuts.rs"]
+mod cuts;
 mod support;
 
 use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cuts::proxy::{Cut, Proxy};
+use cuts::{content, converse, counted, open, receive, session, tuning};
 use farcall_transport::{
-    AcceptError, CloseReason, ConnectOptions, Endpoint, Handler, IncomingKind, ListenOptions,
-    Listener, TransportChoice, Tuning, WaitError, connect, sim::Rng,
+    CloseReason, ConnectOptions, Endpoint, ListenOptions, Listener, TransportChoice, Tuning,
+    WaitError,
 };
-use proxy::{Cut, Proxy};
-use support::suite::fill;
-use support::{PATIENCE, Tap, number, wait_for};
-
-fn tuning(grace: Duration) -> Tuning {
-    Tuning {
-        grace,
-        // The proxy closes connections as a killed peer's system does.
-        grace_closed: grace,
-        ..Tuning::default()
-    }
-}
-
-/// A server of one session, with whatever connections the session takes.
-struct Server {
-    listener: Arc<Listener>,
-    endpoint: Endpoint,
-    running: thread::JoinHandle<CloseReason>,
-    accepting: thread::JoinHandle<()>,
-}
-
-/// A client and its server, with a proxy between them.
-fn session(
-    cut: Cut,
-    cuts_max: u64,
-    tuning: Tuning,
-    client: Arc<dyn Handler>,
-    server: Arc<dyn Handler>,
-) -> (Endpoint, Server, Proxy) {
-    let listener = Arc::new(Listener::bind("127.0.0.1:0", ListenOptions::default()).unwrap());
-    let proxy = Proxy::start(listener.local_addr(), cut, cuts_max);
-    let address = proxy.addr();
-    let (client, server) = open(
-        listener,
-        address,
-        TransportChoice::Tcp,
-        tuning,
-        client,
-        server,
-    );
-    (client, server, proxy)
-}
-
-fn open(
-    listener: Arc<Listener>,
-    address: SocketAddr,
-    transport: TransportChoice,
-    tuning: Tuning,
-    client: Arc<dyn Handler>,
-    server: Arc<dyn Handler>,
-) -> (Endpoint, Server) {
-    let (made, made_here) = std::sync::mpsc::channel();
-    let door = Arc::clone(&listener);
-    let accepting = thread::spawn(move || accept(&door, tuning, &server, &made));
-    // The first connection of all is no business of these tests: it is tried until it is there.
-    let client = loop {
-        let options = ConnectOptions {
-            tuning,
-            transport,
-            ..ConnectOptions::new(address.to_string())
-        };
-        if let Ok((client, _)) = connect(&options, Arc::clone(&client)) {
-            break client;
-        }
-    };
-    let endpoint = loop {
-        let endpoint: Endpoint = made_here.recv().unwrap();
-        if endpoint.session() == client.session() {
-            break endpoint;
-        }
-    };
-    let looped = endpoint.clone();
-    let running = thread::spawn(move || looped.run());
-    let server = Server {
-        listener,
-        endpoint,
-        running,
-        accepting,
-    };
-    (client, server)
-}
-
-fn accept(
-    listener: &Listener,
-    tuning: Tuning,
-    handler: &Arc<dyn Handler>,
-    made: &std::sync::mpsc::Sender<Endpoint>,
-) {
-    let mut sessions: Vec<Endpoint> = Vec::new();
-    loop {
-        let incoming = match listener.accept() {
-            Ok(incoming) => incoming,
-            Err(AcceptError::Closed) => return,
-            Err(error) => panic!("{error}"),
-        };
-        let (kind, session) = (incoming.kind(), incoming.session());
-        let (fd, state) = incoming.into_parts();
-        let known = sessions.iter().find(|known| known.session() == session);
-        match (kind, known) {
-            (IncomingKind::New, _) => {
-                if let Ok(new) = Endpoint::adopt(fd, &state, b"", &tuning, Arc::clone(handler)) {
-                    sessions.push(new.clone());
-                    let _ = made.send(new);
-                }
-            }
-            // Each on a thread of its own, as a lost connection may hold one up.
-            (IncomingKind::Bulk { .. }, Some(known)) => {
-                let known = known.clone();
-                thread::spawn(move || drop(known.attach_bulk(fd, &state)));
-            }
-            (IncomingKind::Resume { .. }, Some(known)) => drop(known.resume(fd, &state)),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-impl Server {
-    fn finish(self) -> CloseReason {
-        let why = self.running.join().unwrap();
-        self.listener.close();
-        self.accepting.join().unwrap();
-        why
-    }
-}
-
-/// Checks that records come in order, each once, with their bytes; answers each with its number.
-fn counted(echo: bool) -> (Arc<Tap>, Arc<AtomicU64>) {
-    let next = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&next);
-    let tap = Tap::new(move |endpoint, frame| {
-        for record in frame.chunks_exact(64) {
-            let n = seen.fetch_add(1, SeqCst);
-            assert_eq!(number(record), n, "out of order");
-            let mut expected = [0; 64];
-            fill(&mut expected, n);
-            assert_eq!(record, expected);
-            if echo {
-                let _ = endpoint.append(64, |out| out.copy_from_slice(record));
-            }
-        }
-    });
-    (tap, next)
-}
-
-/// Sends numbered records, waiting for the echo of every `step`-th.
-fn converse(client: &Endpoint, answers: &AtomicU64, records: u64, step: u64) {
-    for n in 0..records {
-        client.append(64, |record| fill(record, n)).unwrap();
-        if n % step == step - 1 {
-            client
-                .wait_until(&|| answers.load(SeqCst) > n, Some(PATIENCE))
-                .unwrap_or_else(|error| panic!("record {n}: {error}"));
-        }
-    }
-    client
-        .wait_until(&|| answers.load(SeqCst) == records, Some(PATIENCE))
-        .unwrap();
-}
+use support::{PATIENCE, Tap, wait_for};
 
 #[test]
 fn a_connection_cut_after_every_frame() {
@@ -210,117 +52,6 @@ fn a_connection_cut_at_any_byte() {
         assert!(proxy.cuts() > 5, "seed {seed}: {} cuts", proxy.cuts());
         client.close();
         assert!(matches!(server.finish(), CloseReason::Peer), "seed {seed}");
-    }
-}
-
-/// A transfer's bytes.
-fn content(id: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    fill(&mut bytes, id);
-    bytes
-}
-
-fn receive(endpoint: &Endpoint, id: u64, len: usize) -> Vec<u8> {
-    let mut buffer = vec![MaybeUninit::<u8>::uninit(); len];
-    let got = endpoint.bulk_recv(id, &mut buffer).unwrap();
-    // SAFETY: the transport has initialised the first `got` bytes.
-    buffer[..got]
-        .iter()
-        .map(|byte| unsafe { byte.assume_init() })
-        .collect()
-}
-
-#[test]
-fn bulk_transfers_survive_cuts_though_their_memory_is_reused() {
-    for seed in 0..6u64 {
-        let grace = tuning(Duration::from_secs(60));
-        let cut = Cut::AfterBytes {
-            most: 300 << 10,
-            seed,
-        };
-        let (client, server, proxy) = session(cut, 40, grace, Tap::ignore(), Tap::ignore());
-        let sizes = |seed| {
-            let mut rng = Rng::new(seed);
-            (0..12u64).map(move |id| (id, rng.below(1 << (10 + id)) as usize + 1))
-        };
-        let push = |from: &Endpoint, seed| {
-            for (id, len) in sizes(seed) {
-                let mut bytes = content(id, len);
-                from.bulk_send(id, &[IoSlice::new(&bytes)]).unwrap();
-                // The sender may do with its memory what it likes.
-                bytes.fill(0xee);
-            }
-        };
-        let pull = |to: &Endpoint, seed| {
-            for (id, len) in sizes(seed) {
-                assert!(
-                    receive(to, id, len) == content(id, len),
-                    "seed {seed}: {id}"
-                );
-            }
-        };
-        thread::scope(|scope| {
-            scope.spawn(|| push(&client, seed));
-            scope.spawn(|| pull(&server.endpoint, seed));
-            scope.spawn(|| push(&server.endpoint, seed + 100));
-            scope.spawn(|| pull(&client, seed + 100));
-        });
-        assert!(proxy.cuts() > 2, "seed {seed}: {} cuts", proxy.cuts());
-        client.close();
-        server.finish();
-    }
-}
-
-/// The bytes lie in the client's system when their connection ends, and the server never had that connection: only the
-/// client can notice.
-#[test]
-fn a_bulk_connection_that_ends_in_its_handshake_is_missed() {
-    const BYTES: usize = 30_000;
-    for seed in 0..12u64 {
-        let cut = Cut::AfterBytes { most: 400, seed };
-        let (answered, grace) = (Tap::ignore(), tuning(Duration::from_secs(60)));
-        let (client, server, _proxy) = session(cut, 12, grace, answered.clone(), Tap::ignore());
-        let endpoint = &server.endpoint;
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                assert!(receive(endpoint, 7, BYTES) == content(7, BYTES), "{seed}");
-                endpoint.append_now(8, |out| out.fill(1)).unwrap();
-            });
-            let bytes = content(7, BYTES);
-            client.bulk_send(7, &[IoSlice::new(&bytes)]).unwrap();
-            let done = || answered.bytes() == 8;
-            client
-                .wait_until(&done, Some(PATIENCE))
-                .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        });
-        client.close();
-        server.finish();
-    }
-}
-
-/// The server sends before the client has opened the bulk connection.
-#[test]
-fn a_bulk_send_before_there_is_a_connection() {
-    for _ in 0..20 {
-        let (client, server, _proxy) = session(
-            Cut::Never,
-            0,
-            tuning(Duration::ZERO),
-            Tap::ignore(),
-            Tap::ignore(),
-        );
-        let (waiting, endpoint) = (&AtomicBool::new(false), &server.endpoint);
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                let bytes = content(3, 100_000);
-                waiting.store(true, SeqCst);
-                endpoint.bulk_send(3, &[IoSlice::new(&bytes)]).unwrap();
-            });
-            wait_for(|| waiting.load(SeqCst));
-            assert!(receive(&client, 3, 100_000) == content(3, 100_000));
-        });
-        client.close();
-        server.finish();
     }
 }
 
@@ -541,7 +272,12 @@ fn shared_memory_comes_back_too() {
     let (tap, answers) = counted(false);
     let (echo, received) = counted(true);
     let grace = tuning(Duration::from_secs(60));
-    let (client, server) = open(listener, address, TransportChoice::Shm, grace, tap, echo);
+    let options = ConnectOptions {
+        tuning: grace,
+        transport: TransportChoice::Shm,
+        ..ConnectOptions::new(address.to_string())
+    };
+    let (client, server) = open(listener, &options, tap, echo);
     assert_eq!(client.transport_name(), "shm");
     let over = AtomicBool::new(false);
     thread::scope(|scope| {

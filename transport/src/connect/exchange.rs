@@ -5,8 +5,6 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::error::RefuseCode;
-use crate::handshake::ServerHead;
 use crate::stream::shm::OFFER_BYTES;
 use crate::stream::tcp::TcpStream;
 use crate::stream::{Stream, recv_into};
@@ -83,17 +81,6 @@ pub(crate) fn recv_offer(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
-    }
-}
-
-/// Tells a connection that names a session without the right to it that there is none.
-pub(crate) fn refuse_quietly(fd: OwnedFd) {
-    let message = b"no such session";
-    let head = ServerHead::refusal(RefuseCode::SESSION, 15);
-    if let Ok(stream) = TcpStream::new(fd, None) {
-        // Fits any fresh socket's buffer; a peer that is gone needs no answer.
-        let _ = stream.send(&[IoSlice::new(&head.bytes()), IoSlice::new(message)]);
-        stream.shutdown();
     }
 }
 

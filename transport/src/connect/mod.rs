@@ -6,16 +6,17 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::PAYLOAD_BYTES_MAX;
 use crate::endpoint::{Agreed, Endpoint, Handler};
 use crate::error::{ConnectError, HelloError, RefuseCode, VerbsError};
 use crate::handshake::{ClientHead, HelloKind, SERVER_HEAD_BYTES, ServerHead, TOKEN_BYTES_MAX};
 use crate::options::{ConnectOptions, RdmaOptions, SocketOptions, TransportChoice};
 use crate::stream::tcp::TcpStream;
+use crate::stream::tls::{TlsError, TlsStream, name_of};
 use crate::stream::verbs::Near;
 use crate::stream::{Planes, Stream};
 use crate::sys::poll::{OUT, PollSet};
 use crate::sys::socket;
+use crate::{PAYLOAD_BYTES_MAX, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST};
 
 mod choice;
 pub(crate) mod exchange;
@@ -23,7 +24,7 @@ mod local;
 pub(crate) mod redial;
 pub(crate) mod upgrade;
 
-use redial::{Place, Redial};
+use redial::{Place, Redial, Tls};
 use upgrade::Upgrade;
 
 /// Opens a session. Returns it with the server application's answer to
@@ -44,6 +45,27 @@ pub fn connect(
 ) -> Result<(Endpoint, Vec<u8>), ConnectError> {
     check(options)?;
     let deadline = Instant::now() + options.connect_timeout;
+    match connect_by(options, deadline, Arc::clone(&handler)) {
+        // A server from before versions were agreed on says no, and which one it speaks.
+        Err(ConnectError::Version { server, .. })
+            if (PROTOCOL_VERSION_OLDEST..options.protocol).contains(&server) =>
+        {
+            log::info!("{}: protocol {server}", options.server);
+            let older = ConnectOptions {
+                protocol: server,
+                ..options.clone()
+            };
+            connect_by(&older, deadline, handler)
+        }
+        other => other,
+    }
+}
+
+fn connect_by(
+    options: &ConnectOptions,
+    deadline: Instant,
+    handler: Arc<dyn Handler>,
+) -> Result<(Endpoint, Vec<u8>), ConnectError> {
     let asked = "asked for".to_owned();
     let (link, reason) = match options.transport {
         TransportChoice::Tcp => (over_tcp(options, deadline)?, asked),
@@ -76,6 +98,7 @@ pub fn connect(
         agreed,
         socket,
         rdma: options.rdma.filter(|_| call.name() == "verbs"),
+        tls: tls(options)?,
     });
     let endpoint = Endpoint::start(call, &agreed, &options.tuning, handler, redial, true)
         .map_err(ConnectError::System)?;
@@ -115,8 +138,14 @@ struct Greeted {
     offers_rdma: bool,
 }
 
+/// Why it is not RDMA where TLS is wanted.
+const NO_TLS: &str = "TLS is asked for, and RDMA is not encrypted";
+
 /// Whether this host can do RDMA at all; the text says why not. Quick: it asks no server.
 fn verbs_at_hand(options: &ConnectOptions) -> Result<(), String> {
+    if options.tls.is_some() {
+        return Err(NO_TLS.to_owned());
+    }
     let rdma = options.rdma.as_ref().ok_or("it is switched off")?;
     Near::at_hand(rdma).map_err(|error| error.to_string())
 }
@@ -125,12 +154,51 @@ fn over_tcp(options: &ConnectOptions, deadline: Instant) -> Result<Link, Connect
     over_network(options, deadline, None)
 }
 
+/// With what the connections over the network are protected.
+fn tls(options: &ConnectOptions) -> Result<Option<Tls>, ConnectError> {
+    let Some(client) = options.tls.clone() else {
+        return Ok(None);
+    };
+    match name_of(&options.server) {
+        Ok(name) => Ok(Some(Tls { client, name })),
+        // A path: nothing goes over the network.
+        Err(_) if local::is_path(options) => Ok(None),
+        Err(error) => Err(untrusted(options, error)),
+    }
+}
+
+/// Over TCP with TLS.
+fn over_tls(options: &ConnectOptions, tls: &Tls, deadline: Instant) -> Result<Link, ConnectError> {
+    let (tcp, address) = open(options, deadline)?;
+    let stream = TlsStream::client(tcp, &tls.client, &tls.name);
+    let stream = stream.map_err(|error| untrusted(options, error))?;
+    let greeted = greet(options, &stream, deadline, false)?;
+    Ok(Link {
+        call: Arc::new(stream),
+        bulk: None,
+        agreed: greeted.agreed,
+        place: Place::Tcp(address),
+        payload: greeted.payload,
+        not_rdma: None,
+    })
+}
+
+fn untrusted(options: &ConnectOptions, source: TlsError) -> ConnectError {
+    ConnectError::Tls {
+        server: options.server.clone(),
+        source,
+    }
+}
+
 /// Over TCP, and from there over RDMA if that is wished for and possible.
 fn over_network(
     options: &ConnectOptions,
     deadline: Instant,
     rdma: Option<&RdmaOptions>,
 ) -> Result<Link, ConnectError> {
+    if let Some(tls) = tls(options)? {
+        return over_tls(options, &tls, deadline);
+    }
     let (stream, address) = open(options, deadline)?;
     let near = rdma.map(|rdma| Near::new(&upgrade::side(&stream, rdma), None));
     let (near, why) = match near.transpose() {
@@ -171,6 +239,9 @@ fn over_network(
 
 /// RDMA or nothing.
 fn over_verbs(options: &ConnectOptions, deadline: Instant) -> Result<Link, ConnectError> {
+    if options.tls.is_some() {
+        return Err(unavailable("verbs", NO_TLS));
+    }
     let Some(rdma) = &options.rdma else {
         return Err(unavailable("verbs", "it is switched off"));
     };
@@ -193,6 +264,11 @@ fn check(options: &ConnectOptions) -> Result<(), ConnectError> {
             "impossible limits {:?}",
             options.limits
         )));
+    }
+    let versions = PROTOCOL_VERSION_OLDEST..=PROTOCOL_VERSION;
+    if !versions.contains(&options.protocol) {
+        let text = format!("protocol {} is not one of {versions:?}", options.protocol);
+        return Err(ConnectError::Option(text));
     }
     if !options.socket.is_valid() {
         let text = format!("impossible socket options {:?}", options.socket);
@@ -276,7 +352,7 @@ fn open_one(
 /// Says hello and reads the answer.
 fn greet(
     options: &ConnectOptions,
-    stream: &TcpStream,
+    stream: &dyn Stream,
     deadline: Instant,
     wants_rdma: bool,
 ) -> Result<Greeted, ConnectError> {
@@ -285,6 +361,7 @@ fn greet(
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let head = ClientHead::new(
         HelloKind::New,
+        options.protocol,
         &options.limits,
         len(token),
         len(&options.payload),
@@ -294,14 +371,19 @@ fn greet(
     let parts: [&[u8]; 3] = [&head.bytes(), token, &options.payload];
     exchange::send_all(stream, &parts, Some(deadline)).map_err(failed)?;
     let mut answer = [0; SERVER_HEAD_BYTES];
+    let versions = PROTOCOL_VERSION_OLDEST..=options.protocol;
     // Magic and version first: another version's answer may be shorter than ours.
     exchange::recv_exact(stream, &mut answer[..10], Some(deadline)).map_err(failed)?;
-    ServerHead::check_preamble(&answer).map_err(|error| misspoken(options, error))?;
+    ServerHead::check_preamble(&answer, versions.clone())
+        .map_err(|error| misspoken(options, error))?;
     exchange::recv_exact(stream, &mut answer[10..], Some(deadline)).map_err(failed)?;
-    let head = ServerHead::decode(&answer).map_err(|error| misspoken(options, error))?;
+    let head = ServerHead::decode(&answer, versions).map_err(|error| misspoken(options, error))?;
     let mut payload = vec![0; head.payload_len()];
     exchange::recv_exact(stream, &mut payload, Some(deadline)).map_err(failed)?;
     if let Some(code) = head.refused() {
+        if code == RefuseCode::VERSION && head.version() < options.protocol {
+            return Err(misspoken(options, HelloError::Version(head.version())));
+        }
         return Err(refused(code, &payload));
     }
     let (session, key, remote) = (head.session(), head.key(), head.limits()?);
@@ -311,6 +393,7 @@ fn greet(
             key,
             local: options.limits,
             remote,
+            version: head.version(),
         },
         payload,
         offers_rdma: head.offers_rdma(),
@@ -318,6 +401,9 @@ fn greet(
 }
 
 fn broken(options: &ConnectOptions, error: io::Error) -> ConnectError {
+    if let Some(error) = TlsError::of(&error) {
+        return untrusted(options, error.clone());
+    }
     let server = options.server.clone();
     match error.kind() {
         io::ErrorKind::TimedOut => timed_out(options),
@@ -347,7 +433,7 @@ fn misspoken(options: &ConnectOptions, error: HelloError) -> ConnectError {
         },
         HelloError::Version(server) => ConnectError::Version {
             server,
-            client: crate::PROTOCOL_VERSION,
+            client: options.protocol,
         },
         other => ConnectError::Handshake(other),
     }

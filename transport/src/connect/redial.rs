@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::pki_types::ServerName;
+
 use super::upgrade::{self, Upgrade};
 use super::{exchange, local, open_one};
 use crate::endpoint::Agreed;
@@ -16,14 +18,24 @@ use crate::handshake::{ClientHead, HelloKind, Positions, SERVER_HEAD_BYTES, Serv
 use crate::options::{RdmaOptions, SocketOptions};
 use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
+use crate::stream::tls::{TlsClient, TlsStream};
 use crate::stream::{Planes, Stream, verbs};
 use crate::sys::socket;
+use crate::{PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST};
 
 /// Where the server was found.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     Tcp(SocketAddr),
     Local(local::Door),
+}
+
+/// With what the connections to a server are protected.
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    pub(crate) client: TlsClient,
+    /// What the server is called.
+    pub(crate) name: ServerName<'static>,
 }
 
 /// How a client opens further connections of its session.
@@ -34,6 +46,8 @@ pub(crate) struct Redial {
     pub(crate) socket: SocketOptions,
     /// The session went over RDMA: its next connection does, too, where that is possible then.
     pub(crate) rdma: Option<RdmaOptions>,
+    /// Connections over the network are made with TLS.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// A connection that is being opened, and the bytes that go first.
@@ -58,6 +72,13 @@ impl From<io::Error> for DialError {
     }
 }
 
+impl Tls {
+    /// A connection that shakes hands when it is first used.
+    fn protect(&self, tcp: TcpStream) -> io::Result<Arc<dyn Stream>> {
+        Ok(Arc::new(TlsStream::client(tcp, &self.client, &self.name)?))
+    }
+}
+
 impl Redial {
     /// Opens the session's next connection: what it is made of, and what has arrived at the server.
     ///
@@ -79,6 +100,11 @@ impl Redial {
                 socket => TcpStream::new(socket?, None)?,
             },
         };
+        if let (Some(tls), Place::Tcp(_)) = (&self.tls, &self.place) {
+            let stream = tls.protect(stream)?;
+            let there = self.greet(&*stream, link, positions, deadline)?;
+            return Ok(((stream, None), there));
+        }
         let half = self.rdma_half(&stream);
         let head = self
             .head(HelloKind::Resume, link)
@@ -98,6 +124,19 @@ impl Redial {
         near.send(stream.fd())?;
         let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
         Ok(((call, Some(bulk)), there))
+    }
+
+    /// Says hello where nothing but the answer follows: what has arrived at the server.
+    fn greet(
+        &self,
+        stream: &dyn Stream,
+        link: u32,
+        positions: Positions,
+        deadline: Instant,
+    ) -> Result<Positions, DialError> {
+        let head = self.head(HelloKind::Resume, link).with_positions(positions);
+        exchange::send_all(stream, &[&head.bytes()], Some(deadline))?;
+        Ok(self.read_answer(stream, deadline)?.positions())
     }
 
     /// Our half of a connection over RDMA, where the session had one and this host can still do that.
@@ -140,7 +179,11 @@ impl Redial {
         let fd: OwnedFd = socket::connect_start(address, &self.socket)?;
         let stream = TcpStream::new(fd, Some(*address))?;
         let head = self.head(HelloKind::Bulk, link);
-        Ok(Some((Arc::new(stream), head.bytes().to_vec())))
+        let stream: Arc<dyn Stream> = match &self.tls {
+            Some(tls) => tls.protect(stream)?,
+            None => Arc::new(stream),
+        };
+        Ok(Some((stream, head.bytes().to_vec())))
     }
 
     fn head(&self, kind: HelloKind, link: u32) -> ClientHead {
@@ -148,23 +191,27 @@ impl Redial {
             session,
             key,
             local,
+            version,
             ..
         } = self.agreed;
-        ClientHead::new(kind, &local, 0, 0)
+        ClientHead::new(kind, version, &local, 0, 0)
             .with_session(session, key)
             .with_link(link)
     }
 
-    fn read_answer(&self, stream: &TcpStream, deadline: Instant) -> Result<ServerHead, DialError> {
+    fn read_answer(&self, stream: &dyn Stream, deadline: Instant) -> Result<ServerHead, DialError> {
         let mut bytes = [0; SERVER_HEAD_BYTES];
         exchange::recv_exact(stream, &mut bytes, Some(deadline))?;
         let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-        let head = ServerHead::decode(&bytes).map_err(malformed)?;
+        // A server that was started since may speak another version: then that is all it has to say.
+        let versions = PROTOCOL_VERSION_OLDEST..=PROTOCOL_VERSION;
+        let head = ServerHead::decode(&bytes, versions).map_err(malformed)?;
         match head.refused() {
             None if head.session() == self.agreed.session => Ok(head),
             None => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             Some(RefuseCode::SESSION) => Err(DialError::Expired),
-            Some(RefuseCode::RESTARTED) => Err(DialError::Restarted),
+            // One that speaks another version is another run.
+            Some(RefuseCode::RESTARTED | RefuseCode::VERSION) => Err(DialError::Restarted),
             Some(code) => {
                 let why = format!("the server refuses to resume the session ({})", code.0);
                 Err(io::Error::other(why).into())

@@ -272,7 +272,7 @@ impl Endpoint {
             return Ok(Step::Idle);
         };
         if bulk.welcome_left > 0 {
-            let step = bulk.read_welcome(&*stream)?;
+            let step = bulk.read_welcome(&*stream, shared.version)?;
             shared.bulk_unanswered.store(bulk.welcome_left > 0, SeqCst);
             return Ok(step);
         }
@@ -414,7 +414,7 @@ impl BulkIn {
     }
 
     /// Reads the server's answer to the bulk hello.
-    fn read_welcome(&mut self, stream: &dyn Stream) -> Result<Step, CloseReason> {
+    fn read_welcome(&mut self, stream: &dyn Stream, version: u16) -> Result<Step, CloseReason> {
         let mut bytes = [0; SERVER_HEAD_BYTES];
         let missing = SERVER_HEAD_BYTES - self.welcome.len();
         let got = read_some(stream, &mut bytes[..missing])?;
@@ -429,7 +429,7 @@ impl BulkIn {
         }
         bytes.copy_from_slice(&self.welcome);
         self.welcome.clear();
-        match ServerHead::decode(&bytes) {
+        match ServerHead::decode(&bytes, version..=version) {
             Ok(head) if head.refused().is_none() && head.payload_len() == 0 => Ok(Step::Moved(got)),
             _ => Err(refused()),
         }

@@ -11,12 +11,14 @@ use super::bulk_in::BulkIn;
 use super::link::{LEADER, Link};
 use super::wait::BulkWait;
 use super::{Endpoint, Shared};
-use crate::connect::exchange;
-use crate::error::{AdoptError, CloseReason, WaitError};
+use crate::error::{AdoptError, CloseReason, RefuseCode, WaitError};
 use crate::handshake::{Handover, HandoverKind, SERVER_HEAD_BYTES, ServerHead};
 use crate::stream::Stream;
 use crate::stream::tcp::TcpStream;
 use crate::sys::poll::PollSet;
+
+/// What a connection is told that names a session without the right to it.
+pub(super) const NO_SUCH_SESSION: &str = "no such session";
 
 impl Endpoint {
     /// Server side: gives the session its bulk connection. `fd` and `state` come from
@@ -37,11 +39,17 @@ impl Endpoint {
             && handover.agreed.session == shared.session
             && handover.agreed.key.matches(&shared.key);
         if !mine || !self.await_link(handover.link, Instant::now() + LEADER) {
-            exchange::refuse_quietly(fd);
+            handover.refuse(fd, RefuseCode::SESSION, NO_SUCH_SESSION);
             return Err(AdoptError::WrongSession);
         }
-        let stream: Arc<dyn Stream> = Arc::new(TcpStream::new(fd, self.peer())?);
-        let head = ServerHead::welcome(shared.session, shared.key, &handover.agreed.local, 0);
+        let stream = handover.protect(TcpStream::new(fd, self.peer())?)?;
+        let head = ServerHead::welcome(
+            shared.version,
+            shared.session,
+            shared.key,
+            &handover.agreed.local,
+            0,
+        );
         {
             let mut bulk = shared.bulk_in.lock();
             // What belongs to one connection must not be read as the next one's.

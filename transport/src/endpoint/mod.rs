@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     prompt_ack: bool,
     session: SessionId,
     key: SessionKey,
+    /// Of the protocol.
+    version: u16,
     frame_bytes_max: u32,
     window_bytes: u64,
     handler: Arc<dyn Handler>,
@@ -187,6 +189,8 @@ pub(crate) struct Agreed {
     pub(crate) key: SessionKey,
     pub(crate) local: Limits,
     pub(crate) remote: Limits,
+    /// Of the protocol.
+    pub(crate) version: u16,
 }
 
 /// Room in the receive ring beyond the window, for control frames between data frames.
@@ -218,6 +222,7 @@ impl Endpoint {
             prompt_ack: !client,
             session: agreed.session,
             key: agreed.key,
+            version: agreed.version,
             frame_bytes_max,
             window_bytes,
             handler,
@@ -373,6 +378,12 @@ impl Endpoint {
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.shared.session
+    }
+
+    /// The version of the protocol that both sides speak: the newest that both know.
+    #[must_use]
+    pub fn protocol_version(&self) -> u16 {
+        self.shared.version
     }
 
     /// Largest record, in bytes.

@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
+use super::bulk_link::NO_SUCH_SESSION;
 use super::link::{LEADER, Next};
-use crate::connect::exchange;
 use crate::connect::redial::{DialError, Redial};
-use crate::error::{AdoptError, CloseReason};
+use crate::error::{AdoptError, CloseReason, RefuseCode};
 use crate::handshake::{Handover, HandoverKind, Positions};
 use crate::session::Backoff;
 use crate::sys::random::random16;
@@ -41,11 +41,11 @@ impl Endpoint {
         // An old attempt that comes late must not take the place of a newer one.
         let fresh = handover.link > shared.link.number();
         if !mine || !fresh || !shared.can_resume() {
-            exchange::refuse_quietly(fd);
+            handover.refuse(fd, RefuseCode::SESSION, NO_SUCH_SESSION);
             return Err(AdoptError::WrongSession);
         }
         if let Err(why) = self.check() {
-            exchange::refuse_quietly(fd);
+            handover.refuse(fd, RefuseCode::SESSION, NO_SUCH_SESSION);
             return Err(why.into());
         }
         let deadline = Instant::now() + LEADER;

@@ -1,5 +1,6 @@
 //! What the process that accepts a connection tells the process that serves it.
 
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -10,12 +11,16 @@ use super::{Positions, ServerHead, SessionId, SessionKey};
 use crate::connect::exchange;
 use crate::connect::upgrade::{self, Upgrade};
 use crate::endpoint::Agreed;
-use crate::error::{AdoptError, HelloError};
+use crate::error::{AdoptError, HelloError, RefuseCode};
 use crate::options::{DeviceName, Limits, RdmaMode, RdmaOptions};
-use crate::stream::Planes;
 use crate::stream::shm::Near;
 use crate::stream::tcp::TcpStream;
+use crate::stream::tls::{Keys, TlsStream, WireKeys};
+use crate::stream::{Planes, Stream};
 use crate::sys::{socket, unix};
+
+/// Longest reason for people.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// What the connection becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +31,7 @@ pub(crate) enum HandoverKind {
 }
 
 /// A connection whose hello was read, on its way to another process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Handover {
     pub(crate) kind: HandoverKind,
     pub(crate) agreed: Agreed,
@@ -36,6 +41,8 @@ pub(crate) struct Handover {
     pub(crate) link: u32,
     /// `Resume`: what has arrived at the client.
     pub(crate) positions: Positions,
+    /// The keys that both sides go on with, and what came behind the hello already.
+    pub(crate) tls: Option<(Keys, Vec<u8>)>,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -43,6 +50,8 @@ pub(crate) struct Handover {
 struct Wire {
     version: u8,
     kind: u8,
+    /// Of the protocol.
+    protocol: U16,
     session: [u8; 16],
     key: [u8; 16],
     limits: [U32; 6],
@@ -54,9 +63,11 @@ struct Wire {
     device: [u8; DeviceName::BYTES_MAX],
     link: U32,
     positions: [U64; 2],
+    /// With TLS, what came early follows.
+    tls: WireKeys,
 }
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl Handover {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -65,6 +76,7 @@ impl Handover {
             key,
             local,
             remote,
+            version,
         } = &self.agreed;
         let name = self.rdma.as_ref().and_then(|rdma| rdma.device.as_ref());
         let name = name.map_or("", DeviceName::as_str).as_bytes();
@@ -73,6 +85,7 @@ impl Handover {
         let wire = Wire {
             version: VERSION,
             kind: self.kind as u8,
+            protocol: U16::new(*version),
             session: session.0,
             key: key.0,
             limits: [
@@ -99,12 +112,20 @@ impl Handover {
             device,
             link: U32::new(self.link),
             positions: [self.positions.call, self.positions.bulk].map(U64::new),
+            tls: self
+                .tls
+                .as_ref()
+                .map_or(WireKeys::NONE, |(keys, _)| keys.to_wire()),
         };
-        wire.as_bytes().to_vec()
+        let mut bytes = wire.as_bytes().to_vec();
+        if let Some((_, early)) = &self.tls {
+            bytes.extend_from_slice(early);
+        }
+        bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HelloError> {
-        let wire = Wire::read_from_bytes(bytes).map_err(|_| HelloError::Length)?;
+        let (wire, early) = Wire::read_from_prefix(bytes).map_err(|_| HelloError::Length)?;
         if wire.version != VERSION {
             return Err(HelloError::Version(u16::from(wire.version)));
         }
@@ -124,7 +145,12 @@ impl Handover {
             return Err(HelloError::Limits);
         }
         let (session, key) = (SessionId(wire.session), SessionKey(wire.key));
+        let tls = Keys::of_wire(&wire.tls)?;
+        if tls.is_none() && !early.is_empty() {
+            return Err(HelloError::Length);
+        }
         Ok(Self {
+            tls: tls.map(|keys| (keys, early.to_vec())),
             rdma: wire.rdma()?,
             kind,
             agreed: Agreed {
@@ -132,6 +158,7 @@ impl Handover {
                 key,
                 local,
                 remote,
+                version: wire.protocol.get(),
             },
             link: wire.link.get(),
             positions: Positions {
@@ -157,15 +184,21 @@ impl Handover {
             session,
             key,
             local,
+            version,
             ..
         } = &self.agreed;
         let offered = self.rdma.is_some();
-        let head = ServerHead::welcome(*session, *key, local, len)
+        let head = ServerHead::welcome(*version, *session, *key, local, len)
             .with_rdma(offered)
             .with_positions(positions);
         let peer = socket::peer_address(&fd);
         let unix = unix::is_unix(fd.as_raw_fd());
         let stream = TcpStream::new(fd, peer)?;
+        if self.tls.is_some() {
+            let stream = self.protect(stream)?;
+            exchange::send_all(&*stream, &[&head.bytes(), payload], None)?;
+            return Ok((stream, None));
+        }
         exchange::send_all(&stream, &[&head.bytes(), payload], None)?;
         if let Some(rdma) = &self.rdma {
             return Ok(match upgrade::server(stream, rdma)? {
@@ -187,6 +220,27 @@ impl Handover {
         let (offer, fds) = exchange::recv_offer(&stream, None)?;
         let (call, bulk) = near.join(stream.into_fd(), &offer, fds)?;
         Ok((call, Some(bulk)))
+    }
+
+    /// The connection's stream, with TLS where the client came with it.
+    pub(crate) fn protect(&self, tcp: TcpStream) -> io::Result<Arc<dyn Stream>> {
+        Ok(match &self.tls {
+            Some((keys, early)) => Arc::new(TlsStream::server(tcp, keys, early)?),
+            None => Arc::new(tcp),
+        })
+    }
+
+    /// Sends the client away. `message` is for people; at most 4 KiB are sent. Does not block.
+    pub(crate) fn refuse(&self, fd: OwnedFd, code: RefuseCode, message: &str) {
+        let message = &message.as_bytes()[..message.len().min(REFUSAL_BYTES_MAX)];
+        let len = u32::try_from(message.len()).unwrap_or(0);
+        let head = ServerHead::refusal(self.agreed.version, code, len);
+        let stream = TcpStream::new(fd, None).and_then(|tcp| self.protect(tcp));
+        if let Ok(stream) = stream {
+            // Fits any fresh socket's buffer; a peer that is gone needs no answer.
+            let _ = stream.send(&[IoSlice::new(&head.bytes()), IoSlice::new(message)]);
+            stream.shutdown();
+        }
     }
 }
 
@@ -224,6 +278,7 @@ mod tests {
             key: SessionKey([2; 16]),
             local: Limits::default(),
             remote: Limits::default(),
+            version: 2,
         };
         let named = RdmaOptions {
             device: DeviceName::new("rxe0"),
@@ -238,10 +293,15 @@ mod tests {
                 rdma,
                 link: 7,
                 positions,
+                tls: None,
             };
             let back = Handover::decode(&handover.encode()).unwrap();
             assert_eq!((back.rdma, back.kind), (rdma, HandoverKind::Resume));
             assert_eq!((back.link, back.positions), (7, positions));
+            let tls = Some((Keys::pair().0, b"early".to_vec()));
+            let bytes = Handover { tls, ..handover }.encode();
+            let (_, early) = Handover::decode(&bytes).unwrap().tls.unwrap();
+            assert_eq!(early, b"early");
         }
     }
 }

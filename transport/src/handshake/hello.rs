@@ -1,12 +1,14 @@
 //! The first bytes of a connection, in both directions.
 
+use std::ops::RangeInclusive;
+
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{SessionId, SessionKey};
 use crate::error::{HelloError, RefuseCode};
 use crate::options::Limits;
-use crate::{PAYLOAD_BYTES_MAX, PROTOCOL_VERSION};
+use crate::{PAYLOAD_BYTES_MAX, PROTOCOL_VERSION_OLDEST};
 
 /// First bytes of every connection.
 const MAGIC: [u8; 8] = *b"FARCALL\0";
@@ -16,6 +18,10 @@ pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
 pub(crate) const HELLO_HEAD_BYTES: usize = 96;
 /// Bytes of [`ServerHead`] on the wire.
 pub(crate) const SERVER_HEAD_BYTES: usize = 96;
+
+/// The first version whose clients say which older ones they speak, so that a server which is older than they are can
+/// answer in its own. A hello of a later version must be readable as one of this.
+const NEGOTIATED: u16 = 3;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +41,9 @@ pub(crate) struct ClientHead {
     kind: u8,
     /// Nonzero: would go on over RDMA.
     wants_rdma: u8,
-    reserved: [u8; 4],
+    /// The oldest version that the client speaks; since version 3.
+    oldest: U16,
+    reserved: [u8; 2],
     session: [u8; 16],
     key: [u8; 16],
     limits: WireLimits,
@@ -114,18 +122,49 @@ impl WireLimits {
     }
 }
 
-fn check_preamble(magic: [u8; 8], version: U16) -> Result<(), HelloError> {
-    if magic != MAGIC {
+/// The version in what every version's first bytes begin with, of either side. `bytes` must hold at least magic and version.
+pub(crate) fn preamble(bytes: &[u8]) -> Result<u16, HelloError> {
+    let (magic, rest) = bytes.split_first_chunk().ok_or(HelloError::Length)?;
+    let (version, _) = rest.split_first_chunk::<2>().ok_or(HelloError::Length)?;
+    if *magic != MAGIC {
         return Err(HelloError::Magic);
     }
-    if version.get() != PROTOCOL_VERSION {
-        return Err(HelloError::Version(version.get()));
+    Ok(u16::from_le_bytes(*version))
+}
+
+/// The version of a session between a client that says `version` and `oldest`, and a server that speaks no newer one than
+/// `newest`.
+fn agree(version: u16, oldest: u16, newest: u16) -> Result<u16, HelloError> {
+    let negotiates = newest >= NEGOTIATED && version > newest;
+    if (PROTOCOL_VERSION_OLDEST..=newest).contains(&version) {
+        Ok(version)
+    } else if negotiates && (1..=newest).contains(&oldest) {
+        Ok(newest)
+    } else {
+        Err(HelloError::Version(version))
     }
-    Ok(())
+}
+
+/// Whether a server that speaks no newer version than `newest` reads on behind a version.
+pub(crate) fn reads_on(version: u16, newest: u16) -> bool {
+    (PROTOCOL_VERSION_OLDEST..=newest).contains(&version)
+        || newest >= NEGOTIATED && version > newest
 }
 
 impl ClientHead {
-    pub(crate) fn new(kind: HelloKind, limits: &Limits, token_len: u32, payload_len: u32) -> Self {
+    /// In this version; a new session's client speaks older ones, too.
+    pub(crate) fn new(
+        kind: HelloKind,
+        version: u16,
+        limits: &Limits,
+        token_len: u32,
+        payload_len: u32,
+    ) -> Self {
+        let oldest = match kind {
+            _ if version < NEGOTIATED => 0,
+            HelloKind::New => PROTOCOL_VERSION_OLDEST,
+            HelloKind::Bulk | HelloKind::Resume => version,
+        };
         let kind = match kind {
             HelloKind::New => 1,
             HelloKind::Bulk => 2,
@@ -133,10 +172,11 @@ impl ClientHead {
         };
         Self {
             magic: MAGIC,
-            version: U16::new(PROTOCOL_VERSION),
+            version: U16::new(version),
             kind,
             wants_rdma: 0,
-            reserved: [0; 4],
+            oldest: U16::new(oldest),
+            reserved: [0; 2],
             session: [0; 16],
             key: [0; 16],
             limits: WireLimits::new(limits),
@@ -179,12 +219,19 @@ impl ClientHead {
         self
     }
 
-    /// Checks the first bytes of a client. Total.
-    pub(crate) fn decode(bytes: &[u8; HELLO_HEAD_BYTES]) -> Result<Self, HelloError> {
+    /// Checks the first bytes of a client, as a server that speaks no newer version than `newest`. Total.
+    pub(crate) fn decode(bytes: &[u8; HELLO_HEAD_BYTES], newest: u16) -> Result<Self, HelloError> {
         let head: Self = zerocopy::transmute!(*bytes);
-        check_preamble(head.magic, head.version)?;
+        let version = preamble(bytes)?;
+        let oldest = head.oldest.get();
+        agree(version, oldest, newest)?;
         let kind = head.kind()?;
-        let reserved = head.wants_rdma > 1 || head.reserved != [0; 4] || head.reserved2 != [0; 8];
+        let versions = match version {
+            ..NEGOTIATED => oldest == 0,
+            NEGOTIATED.. => (1..=version).contains(&oldest),
+        };
+        let reserved =
+            !versions || head.wants_rdma > 1 || head.reserved != [0; 2] || head.reserved2 != [0; 8];
         let named = head.session != [0; 16] || head.key != [0; 16] || head.link() != 0;
         let unused = kind == HelloKind::New && named
             || kind != HelloKind::Resume
@@ -198,6 +245,11 @@ impl ClientHead {
             return Err(HelloError::TooLong(sum));
         }
         Ok(head)
+    }
+
+    /// The session's version, for a server that speaks no newer one than `newest`, as [`ClientHead::decode`] found it.
+    pub(crate) fn version(&self, newest: u16) -> u16 {
+        self.version.get().min(newest)
     }
 
     pub(crate) fn kind(&self) -> Result<HelloKind, HelloError> {
@@ -257,6 +309,7 @@ impl std::fmt::Debug for ClientHead {
 impl ServerHead {
     /// Lets a client in.
     pub(crate) fn welcome(
+        version: u16,
         session: SessionId,
         key: SessionKey,
         limits: &Limits,
@@ -264,7 +317,7 @@ impl ServerHead {
     ) -> Self {
         Self {
             magic: MAGIC,
-            version: U16::new(PROTOCOL_VERSION),
+            version: U16::new(version),
             refused: U16::ZERO,
             offers_rdma: 0,
             reserved: [0; 3],
@@ -304,18 +357,20 @@ impl ServerHead {
     }
 
     /// Sends a client away.
-    pub(crate) fn refusal(code: RefuseCode, message_len: u32) -> Self {
+    pub(crate) fn refusal(version: u16, code: RefuseCode, message_len: u32) -> Self {
         let nobody = (SessionId([0; 16]), SessionKey([0; 16]));
-        let mut head = Self::welcome(nobody.0, nobody.1, &Limits::default(), message_len);
+        let mut head = Self::welcome(version, nobody.0, nobody.1, &Limits::default(), message_len);
         head.refused = U16::new(code.0);
         head
     }
 
-    /// Checks the first bytes of a server. Total. A refusal of another version is one that can
-    /// be read: the server knew ours.
-    pub(crate) fn decode(bytes: &[u8; SERVER_HEAD_BYTES]) -> Result<Self, HelloError> {
+    /// Checks the first bytes of a server, which answers in one of these versions. Total.
+    pub(crate) fn decode(
+        bytes: &[u8; SERVER_HEAD_BYTES],
+        versions: RangeInclusive<u16>,
+    ) -> Result<Self, HelloError> {
         let head: Self = zerocopy::transmute!(*bytes);
-        check_preamble(head.magic, head.version)?;
+        Self::check_preamble(bytes, versions)?;
         let rdma = head.offers_rdma > 1;
         if rdma || head.reserved != [0; 3] || head.reserved2 != [0; 4] || head.reserved3 != [0; 12]
         {
@@ -328,12 +383,21 @@ impl ServerHead {
         Ok(head)
     }
 
-    /// Checks what every version's first bytes begin with, of either side. `bytes` must hold
-    /// at least magic and version.
-    pub(crate) fn check_preamble(bytes: &[u8]) -> Result<(), HelloError> {
-        let (magic, rest) = bytes.split_first_chunk().ok_or(HelloError::Length)?;
-        let (version, _) = rest.split_first_chunk::<2>().ok_or(HelloError::Length)?;
-        check_preamble(*magic, U16::from_bytes(*version))
+    /// Checks what every version's first bytes begin with. `bytes` must hold at least magic and version.
+    pub(crate) fn check_preamble(
+        bytes: &[u8],
+        versions: RangeInclusive<u16>,
+    ) -> Result<(), HelloError> {
+        let version = preamble(bytes)?;
+        match versions.contains(&version) {
+            true => Ok(()),
+            false => Err(HelloError::Version(version)),
+        }
+    }
+
+    /// The version of the session.
+    pub(crate) fn version(&self) -> u16 {
+        self.version.get()
     }
 
     pub(crate) fn refused(&self) -> Option<RefuseCode> {
@@ -365,27 +429,42 @@ impl ServerHead {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::PROTOCOL_VERSION;
     use proptest::prelude::*;
 
     fn hello() -> [u8; HELLO_HEAD_BYTES] {
-        ClientHead::new(HelloKind::New, &Limits::default(), 3, 5).bytes()
+        hello_of(PROTOCOL_VERSION)
+    }
+
+    fn hello_of(version: u16) -> [u8; HELLO_HEAD_BYTES] {
+        ClientHead::new(HelloKind::New, version, &Limits::default(), 3, 5).bytes()
     }
 
     fn changed(at: usize, value: u8) -> Option<HelloError> {
         let mut bytes = hello();
         bytes[at] = value;
-        ClientHead::decode(&bytes).err()
+        ClientHead::decode(&bytes, PROTOCOL_VERSION).err()
     }
 
     #[test]
     fn bad_hellos_are_named() {
-        assert!(ClientHead::decode(&hello()).is_ok());
+        assert!(ClientHead::decode(&hello(), PROTOCOL_VERSION).is_ok());
         assert_eq!(changed(0, b'f'), Some(HelloError::Magic));
-        assert_eq!(changed(8, 9), Some(HelloError::Version(9)));
+        assert_eq!(changed(8, 1), Some(HelloError::Version(1)));
         assert_eq!(changed(10, 7), Some(HelloError::Kind(7)));
         assert_eq!(changed(11, 1), None, "wants RDMA");
         assert_eq!(changed(11, 2), Some(HelloError::Reserved));
-        assert_eq!(changed(12, 1), Some(HelloError::Reserved));
+        assert_eq!(
+            changed(12, 0),
+            Some(HelloError::Reserved),
+            "no oldest version"
+        );
+        assert_eq!(
+            changed(12, 9),
+            Some(HelloError::Reserved),
+            "older than itself"
+        );
+        assert_eq!(changed(14, 1), Some(HelloError::Reserved));
         assert_eq!(
             changed(16, 1),
             Some(HelloError::Reserved),
@@ -401,17 +480,40 @@ mod tests {
         assert_eq!(changed(95, 1), Some(HelloError::Reserved));
     }
 
+    /// Versions: what the client says, the oldest that it speaks, the newest of the server; the session's.
+    #[test]
+    fn both_speak_the_newest_version_that_both_know() {
+        for (version, oldest, newest, expected) in [
+            (2, 0, 2, Some(2)),
+            (2, 0, 3, Some(2)),
+            (3, 2, 2, None),
+            (3, 2, 3, Some(3)),
+            (4, 2, 3, Some(3)),
+            (4, 3, 3, Some(3)),
+            (4, 4, 3, None),
+            (9, 0, 3, None),
+            (1, 0, 3, None),
+        ] {
+            let mut bytes = hello_of(3);
+            bytes[8] = version;
+            bytes[12] = oldest;
+            let spoken = ClientHead::decode(&bytes, newest).map(|head| head.version(newest));
+            let expected = expected.ok_or(HelloError::Version(version.into()));
+            assert_eq!(spoken, expected, "{version} {oldest} {newest}");
+        }
+    }
+
     proptest! {
         #[test]
         fn decoding_is_total(bytes in prop::collection::vec(any::<u8>(), 96), keep in 0usize..96) {
             let mut mixed = hello();
             mixed[keep..].copy_from_slice(&bytes[keep..]);
-            if let Ok(head) = ClientHead::decode(&mixed) {
+            if let Ok(head) = ClientHead::decode(&mixed, PROTOCOL_VERSION) {
                 prop_assert_eq!(head.bytes(), mixed);
             }
-            let mut mixed = ServerHead::refusal(RefuseCode::TOKEN, 4).bytes();
+            let mut mixed = ServerHead::refusal(PROTOCOL_VERSION, RefuseCode::TOKEN, 4).bytes();
             mixed[keep..].copy_from_slice(&bytes[keep..]);
-            if let Ok(head) = ServerHead::decode(&mixed) {
+            if let Ok(head) = ServerHead::decode(&mixed, PROTOCOL_VERSION_OLDEST..=PROTOCOL_VERSION) {
                 prop_assert_eq!(head.bytes(), mixed);
             }
         }

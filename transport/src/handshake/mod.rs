@@ -7,7 +7,7 @@ mod hello;
 pub(crate) use handover::{Handover, HandoverKind};
 pub(crate) use hello::{
     ClientHead, HELLO_HEAD_BYTES, HelloKind, Positions, SERVER_HEAD_BYTES, ServerHead,
-    TOKEN_BYTES_MAX,
+    TOKEN_BYTES_MAX, preamble, reads_on,
 };
 
 use std::fmt;

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use super::pending::{Pending, send_refusal};
+use super::pending::{Hello, Pending};
 use crate::endpoint::Agreed;
 use crate::error::RefuseCode;
 use crate::handshake::{
@@ -14,7 +14,6 @@ use crate::handshake::{
 };
 use crate::options::ListenOptions;
 use crate::sys::random::random16;
-use crate::sys::socket;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +52,17 @@ impl Incoming {
         options: &ListenOptions,
         instance: Instance,
     ) -> io::Result<Option<Self>> {
-        let Some((fd, peer, head, body)) = pending.into_hello() else {
+        let Some(Hello {
+            fd,
+            peer,
+            head,
+            body,
+            tls,
+        }) = pending.into_hello()
+        else {
             return Ok(None);
         };
         let (kind, handover_kind, session, key) = Self::admit(&head, instance)?;
-        if !instance.made(session) {
-            let message = "the server was restarted; the session ended with it";
-            send_refusal(fd.as_raw_fd(), RefuseCode::RESTARTED, message);
-            socket::shutdown_write(fd.as_raw_fd());
-            return Ok(None);
-        }
         let Ok(remote) = head.limits() else {
             return Ok(None);
         };
@@ -71,14 +71,23 @@ impl Incoming {
             key,
             local: options.limits,
             remote,
+            version: head.version(options.protocol),
         };
         let handover = Handover {
             kind: handover_kind,
             agreed,
-            rdma: options.rdma.filter(|_| head.wants_rdma() && peer.is_some()),
+            rdma: options
+                .rdma
+                .filter(|_| head.wants_rdma() && peer.is_some() && tls.is_none()),
             link: head.link(),
             positions: head.positions(),
+            tls,
         };
+        if !instance.made(session) {
+            let message = "the server was restarted; the session ended with it";
+            handover.refuse(fd, RefuseCode::RESTARTED, message);
+            return Ok(None);
+        }
         Ok(Some(Self {
             fd,
             peer,
@@ -144,8 +153,7 @@ impl Incoming {
     /// Sends the client away, telling it why. `message` is for people; at most 4 KiB are sent.
     /// Does not block.
     pub fn refuse(self, code: RefuseCode, message: &str) {
-        send_refusal(self.fd.as_raw_fd(), code, message);
-        socket::shutdown_write(self.fd.as_raw_fd());
+        self.handover.refuse(self.fd, code, message);
     }
 
     /// The connection and what [`crate::Endpoint::adopt`], [`crate::Endpoint::attach_bulk`] or

@@ -152,7 +152,7 @@ impl Listener {
         let now = Instant::now();
         let mut at = 0;
         while at < pending.len() {
-            match pending[at].advance(now) {
+            match pending[at].advance(now, &self.options) {
                 Progress::Waiting => at += 1,
                 Progress::Gone => drop(pending.swap_remove(at)),
                 Progress::Ready => {

@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::PROTOCOL_VERSION_OLDEST;
 use crate::error::{HelloError, RefuseCode};
-use crate::handshake::{ClientHead, HELLO_HEAD_BYTES, ServerHead};
+use crate::handshake::{ClientHead, HELLO_HEAD_BYTES, ServerHead, preamble, reads_on};
+use crate::options::ListenOptions;
+use crate::stream::tls::{HANDSHAKE, Keys, ServerHandshake};
 use crate::sys::socket;
 
 /// How long a client that was sent away may take to read why.
@@ -15,8 +18,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Magic and version: what every version of the protocol begins with.
 const PREAMBLE_BYTES: usize = 10;
 
-/// Reads one hello, byte by byte as it comes, and not a byte more.
-#[derive(Debug)]
+/// Reads one hello, byte by byte as it comes, and not a byte more; over TLS, not a record more.
 pub(super) struct Pending {
     fd: OwnedFd,
     peer: Option<SocketAddr>,
@@ -25,12 +27,21 @@ pub(super) struct Pending {
     /// Bytes wanted before the next decision.
     wanted: usize,
     head: Option<ClientHead>,
+    tls: Option<Box<ServerHandshake>>,
     /// Sent away: only waits until the client has read why.
     refused: bool,
 }
 
-/// Connection, peer, head, and the bytes of token and payload.
-pub(super) type Hello = (OwnedFd, Option<SocketAddr>, ClientHead, Vec<u8>);
+/// A complete hello.
+pub(super) struct Hello {
+    pub(super) fd: OwnedFd,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) head: ClientHead,
+    /// The bytes of token and payload.
+    pub(super) body: Vec<u8>,
+    /// The connection's keys, and what came behind the hello already.
+    pub(super) tls: Option<(Keys, Vec<u8>)>,
+}
 
 /// How far a handshake is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +65,7 @@ impl Pending {
             buffer: Vec::new(),
             wanted: PREAMBLE_BYTES,
             head: None,
+            tls: None,
             refused: false,
         })
     }
@@ -67,7 +79,7 @@ impl Pending {
     }
 
     /// Reads what is there.
-    pub(super) fn advance(&mut self, now: Instant) -> Progress {
+    pub(super) fn advance(&mut self, now: Instant, options: &ListenOptions) -> Progress {
         loop {
             match self.read() {
                 Ok(0) => return Progress::Gone,
@@ -86,18 +98,21 @@ impl Pending {
             if self.refused || self.buffer.len() < self.wanted {
                 continue;
             }
-            match self.decide() {
+            match self.decide(options) {
                 Ok(true) => return Progress::Ready,
                 Ok(false) => {}
                 Err(error) => {
                     log::info!("{:?}: refused: {error}", self.peer);
-                    self.refuse(&error, now);
+                    self.refuse(&error, options.protocol, now);
                 }
             }
         }
     }
 
     fn read(&mut self) -> io::Result<usize> {
+        if let Some(tls) = self.tls.as_mut().filter(|_| !self.refused) {
+            return tls.read(self.fd.as_raw_fd(), &mut self.buffer);
+        }
         let mut chunk = [0; 4096];
         let want = if self.refused {
             chunk.len()
@@ -111,31 +126,62 @@ impl Pending {
     }
 
     /// Looks at what has come; true when the hello is complete.
-    fn decide(&mut self) -> Result<bool, HelloError> {
+    fn decide(&mut self, options: &ListenOptions) -> Result<bool, HelloError> {
         if self.head.is_some() {
             return Ok(true);
         }
+        // What does not leave this host needs none.
+        let tls = options.tls.as_ref().filter(|_| self.peer.is_some());
+        if let Some(server) = tls.filter(|_| self.tls.is_none()) {
+            if self.buffer.first() == Some(&HANDSHAKE) {
+                let first = std::mem::take(&mut self.buffer);
+                let begun = ServerHandshake::new(server, first);
+                self.tls = Some(Box::new(begun.map_err(|_| HelloError::Magic)?));
+                return Ok(false);
+            }
+            if !server.takes_plain() {
+                preamble(&self.buffer)?;
+                return Err(HelloError::NeedsTls);
+            }
+        }
         if self.buffer.len() < HELLO_HEAD_BYTES {
-            ServerHead::check_preamble(&self.buffer)?;
+            let version = preamble(&self.buffer)?;
+            if !reads_on(version, options.protocol) {
+                return Err(HelloError::Version(version));
+            }
             self.wanted = HELLO_HEAD_BYTES;
             return Ok(false);
         }
         let mut bytes = [0; HELLO_HEAD_BYTES];
         bytes.copy_from_slice(&self.buffer[..HELLO_HEAD_BYTES]);
-        let head = ClientHead::decode(&bytes)?;
-        self.wanted += head.token_len() + head.payload_len();
+        let head = ClientHead::decode(&bytes, options.protocol)?;
+        self.wanted = HELLO_HEAD_BYTES + head.token_len() + head.payload_len();
         self.head = Some(head);
-        Ok(self.buffer.len() == self.wanted)
+        Ok(self.buffer.len() >= self.wanted)
     }
 
     /// Tells the client why, unless it speaks no farcall at all.
-    fn refuse(&mut self, error: &HelloError, now: Instant) {
+    fn refuse(&mut self, error: &HelloError, newest: u16, now: Instant) {
         let code = match error {
             HelloError::Version(_) => RefuseCode::VERSION,
+            HelloError::NeedsTls => RefuseCode::TLS,
             _ => RefuseCode::MALFORMED,
         };
         if *error != HelloError::Magic {
-            send_refusal(self.fd.as_raw_fd(), code, &error.to_string());
+            let message = error.to_string();
+            // In the client's version, if it is one that is spoken here.
+            let spoken = PROTOCOL_VERSION_OLDEST..=newest;
+            let version = preamble(&self.buffer).ok();
+            let version = version.filter(|version| spoken.contains(version));
+            let version = version.unwrap_or(newest);
+            let len = u32::try_from(message.len()).unwrap_or(0);
+            let head = ServerHead::refusal(version, code, len);
+            let parts = [&head.bytes(), message.as_bytes()].concat();
+            // It fits the buffer of a connection on which nothing was sent before; a client that is gone needs none.
+            let _ = match &mut self.tls {
+                Some(tls) => tls.say(self.fd.as_raw_fd(), &parts),
+                None => socket::send(self.fd.as_raw_fd(), &[IoSlice::new(&parts)]).map(drop),
+            };
         }
         socket::shutdown_write(self.fd.as_raw_fd());
         self.refused = true;
@@ -146,15 +192,26 @@ impl Pending {
     /// A complete hello.
     pub(super) fn into_hello(self) -> Option<Hello> {
         let mut bytes = self.buffer;
+        let early = bytes.split_off(self.wanted.min(bytes.len()));
         let body = bytes.split_off(HELLO_HEAD_BYTES.min(bytes.len()));
-        Some((self.fd, self.peer, self.head?, body))
+        let keys = self.tls.map(|tls| tls.finish()).transpose();
+        let keys = keys
+            .inspect_err(|error| log::warn!("{:?}: {error}", self.peer))
+            .ok()?;
+        Some(Hello {
+            fd: self.fd,
+            peer: self.peer,
+            head: self.head?,
+            body,
+            tls: keys.map(|keys| (keys, early)),
+        })
     }
 }
 
-/// Sends a refusal. It fits the buffer of a connection on which nothing was sent before; a
-/// client that is gone needs none.
-pub(super) fn send_refusal(fd: RawFd, code: RefuseCode, message: &str) {
-    let message = &message.as_bytes()[..message.len().min(4096)];
-    let head = ServerHead::refusal(code, u32::try_from(message.len()).unwrap_or(0));
-    let _ = socket::send(fd, &[IoSlice::new(&head.bytes()), IoSlice::new(message)]);
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pending")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
 }

@@ -81,6 +81,7 @@ pub fn pair(
         key: SessionKey(random),
         local: limits,
         remote: limits,
+        version: crate::PROTOCOL_VERSION,
     };
     let start = |stream: pipe::Pipe, bulk: pipe::Pipe, handler, client| {
         let stream: Arc<dyn Stream> = Arc::new(stream);

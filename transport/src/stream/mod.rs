@@ -17,12 +17,13 @@ pub(crate) mod ring;
 pub(crate) mod severed;
 pub(crate) mod shm;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 pub(crate) mod verbs;
 
 /// One connection. Sending and receiving may happen on two threads at once, but each of them
 /// on one thread at a time. Nothing here blocks.
 pub(crate) trait Stream: Send + Sync {
-    /// `tcp`, `shm`, ...
+    /// `tcp`, `tls`, `shm`, ...
     fn name(&self) -> &'static str;
 
     /// The peer's address, if it has one.

@@ -234,6 +234,7 @@ fn judged(hostile: impl FnOnce(&Shm, &Endpoint)) -> CloseReason {
         key: SessionKey([7; 16]),
         local: limits,
         remote: limits,
+        version: crate::PROTOCOL_VERSION,
     };
     let tuning = Tuning::default();
     let handler = Arc::new(Deaf);

@@ -10,6 +10,7 @@
 pub mod idle;
 pub mod suite;
 pub mod suite_bulk;
+pub mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -19,7 +20,8 @@ use std::time::Duration;
 
 use farcall_transport::{
     CloseReason, ConnectOptions, DeviceName, Endpoint, Handler, IncomingKind, Limits,
-    ListenOptions, Listener, RdmaMode, RdmaOptions, TransportChoice, Tuning, connect, sim,
+    ListenOptions, Listener, RdmaMode, RdmaOptions, TlsServer, TransportChoice, Tuning, connect,
+    sim,
 };
 use parking_lot::Mutex;
 
@@ -152,6 +154,36 @@ impl Backend for Shm {
     }
 }
 
+/// TLS over TCP.
+pub struct Tls;
+
+impl Backend for Tls {
+    // Each shakes hands, which takes some milliseconds of both sides.
+    const SESSIONS: usize = 2_000;
+
+    fn pair(
+        limits: Limits,
+        tuning: Tuning,
+        client: Arc<dyn Handler>,
+        server: Arc<dyn Handler>,
+    ) -> (Endpoint, Endpoint) {
+        let door = Door::with("127.0.0.1:0", limits, None, Some(tls::server()));
+        let options = ConnectOptions {
+            limits,
+            tuning,
+            transport: TransportChoice::Tcp,
+            tls: Some(tls::client()),
+            ..ConnectOptions::new("")
+        };
+        let pair = connected_at(&door, options, client, server);
+        assert_eq!(
+            (pair.0.transport_name(), pair.1.transport_name()),
+            ("tls", "tls")
+        );
+        pair
+    }
+}
+
 fn connected(
     transport: TransportChoice,
     limits: Limits,
@@ -190,6 +222,7 @@ fn connected_at(
 struct Door {
     limits: Limits,
     rdma: Option<RdmaOptions>,
+    has_tls: bool,
     address: String,
     /// How the next session's server is made.
     expected: Mutex<Option<(Tuning, Arc<dyn Handler>)>>,
@@ -199,14 +232,28 @@ struct Door {
 
 impl Door {
     fn at(address: &str, limits: Limits, rdma: Option<RdmaOptions>) -> Arc<Self> {
+        Self::with(address, limits, rdma, None)
+    }
+
+    fn with(
+        address: &str,
+        limits: Limits,
+        rdma: Option<RdmaOptions>,
+        tls: Option<TlsServer>,
+    ) -> Arc<Self> {
+        let has_tls = tls.is_some();
         static DOORS: Mutex<Vec<Arc<Door>>> = Mutex::new(Vec::new());
         let mut doors = DOORS.lock();
-        if let Some(door) = doors.iter().find(|d| d.limits == limits && d.rdma == rdma) {
+        if let Some(door) = doors
+            .iter()
+            .find(|d| (d.limits, d.rdma, d.has_tls) == (limits, rdma, has_tls))
+        {
             return Arc::clone(door);
         }
         let options = ListenOptions {
             limits,
             rdma,
+            tls,
             ..ListenOptions::default()
         };
         let listener = Listener::bind(address, options).unwrap();
@@ -214,6 +261,7 @@ impl Door {
         let door = Arc::new(Self {
             limits,
             rdma,
+            has_tls,
             address: listener.local_addr().to_string(),
             expected: Mutex::new(None),
             made: Mutex::new(receive),
