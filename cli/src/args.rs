@@ -110,6 +110,9 @@ pub(crate) struct NetworkArgs {
     /// How calls travel: auto takes the best that both sides have [default: auto]
     #[arg(long, value_enum)]
     pub(crate) transport: Option<TransportName>,
+    /// Over the network with TLS alone, to a server whose certificate an authority of FILE has signed, or has this fingerprint
+    #[arg(long, value_name = "FILE|sha256:FINGERPRINT", value_parser = crate::tls::trust, value_hint = ValueHint::FilePath)]
+    pub(crate) tls: Option<String>,
     /// RDMA device that verbs uses [default: the one on the path to the server]
     #[arg(long, value_name = "NAME", value_parser = checked(parse_rdma_device))]
     pub(crate) rdma_device: Option<String>,
@@ -139,9 +142,10 @@ fn checked<T>(
 
 impl NetworkArgs {
     /// What was typed, by the names of the variables that mean the same.
-    pub(crate) fn variables(&self) -> [(&'static str, Option<&str>); 7] {
+    pub(crate) fn variables(&self) -> [(&'static str, Option<&str>); 8] {
         [
             (vars::TRANSPORT, self.transport.map(TransportName::name)),
+            (vars::TLS, self.tls.as_deref()),
             (vars::RDMA_DEVICE, self.rdma_device.as_deref()),
             (vars::GID_INDEX, self.gid_index.as_deref()),
             (vars::BIND, self.bind.as_deref()),
@@ -299,6 +303,8 @@ pub(crate) struct ServeArgs {
     /// Let executors make any system call: for debuggers and valgrind, never with clients that are not trusted
     #[arg(long)]
     pub(crate) unconfined: bool,
+    #[command(flatten)]
+    pub(crate) tls: crate::tls::ServeTlsArgs,
     #[command(flatten)]
     pub(crate) member: MemberArgs,
 }

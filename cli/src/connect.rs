@@ -111,6 +111,9 @@ fn advice(error: &FetchError, config: &ClientConfig) -> String {
         ConnectError::TimedOut { .. } => {
             "check that the server runs and that no firewall is between".to_owned()
         }
+        ConnectError::Tls { .. } => {
+            "docs/cli.md#tls says how clients come to trust a server".to_owned()
+        }
         ConnectError::NotFarcall { .. } => {
             "another program has this port; check the port in --server HOST:PORT".to_owned()
         }
@@ -125,6 +128,10 @@ fn advice(error: &FetchError, config: &ClientConfig) -> String {
             code: RefuseCode::TOKEN,
             ..
         } => "ask the server's administrator for a valid token".to_owned(),
+        ConnectError::Refused {
+            code: RefuseCode::TLS,
+            ..
+        } => "its administrator knows what to give: --tls FILE or --tls sha256:FINGERPRINT".to_owned(),
         ConnectError::Refused {
             code: RefuseCode::BUSY | RefuseCode::DRAINING,
             ..

@@ -22,6 +22,7 @@ mod pool;
 mod run;
 mod serve;
 mod table;
+mod tls;
 mod top;
 mod trace;
 

@@ -19,6 +19,11 @@ use crate::run::absolute;
 pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     start_log();
     let options = options(args)?;
+    if let Some(tls) = &options.tls {
+        // As below, whoever reads it.
+        let known_by = tls.fingerprint();
+        let _ = writeln!(io::stdout(), "clients know this server by --tls {known_by}");
+    }
     if let Some(url) = &args.member.pool {
         return serve_in_pool(args, url, options);
     }
@@ -93,6 +98,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
             gid_index: args.gid_index,
             mode: RdmaMode::Auto,
         }),
+        tls: args.tls.server()?,
         device: match args.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cuda => DeviceChoice::Cuda,

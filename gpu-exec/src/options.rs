@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farcall_transport::{RdmaOptions, SocketOptions};
+use farcall_transport::{RdmaOptions, SocketOptions, TlsServer};
 
 use crate::Admission;
 
@@ -119,6 +119,8 @@ pub struct ServeOptions {
     pub socket: SocketOptions,
     /// Which RDMA device and how; None: clients get no RDMA.
     pub rdma: Option<RdmaOptions>,
+    /// Clients over the network come with TLS.
+    pub tls: Option<TlsServer>,
     /// Which device serves.
     pub device: DeviceChoice,
     /// How many devices: all GPUs, or one soft or null device, where it is `None`.
@@ -171,6 +173,7 @@ impl Default for ServeOptions {
             socket_path: None,
             socket: SocketOptions::default(),
             rdma: Some(RdmaOptions::default()),
+            tls: None,
             device: DeviceChoice::Auto,
             device_count: None,
             memory_bytes: None,

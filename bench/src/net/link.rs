@@ -10,6 +10,7 @@ use farcall_transport::{ConnectError, ConnectOptions, Endpoint, Handler, connect
 
 use super::bulk::{Buffer, Memory};
 use super::service::{BULK_RECORD_BYTES, Hello, Mode, Order, Welcome};
+use super::tls;
 use super::{Transport, Trip};
 
 /// Only a hang takes as long.
@@ -43,14 +44,15 @@ impl Link {
     /// Opens a session in which the service does what `mode` says.
     ///
     /// # Errors
-    /// The transport's: the server cannot be reached, or the backend cannot be had.
+    /// The transport's: the server cannot be reached, or the backend cannot be had (TLS: only with a service of this process).
     ///
     /// # Panics
     /// If the server is no [`super::service::Service`] of this version.
     pub fn open(server: &str, transport: Transport, mode: Mode) -> Result<Self, ConnectError> {
         let inbox = Arc::new(Inbox::default());
         let options = ConnectOptions {
-            transport: transport.0,
+            transport: transport.choice,
+            tls: transport.tls.then(tls::client),
             payload: serde_json::to_vec(&Hello::new(mode)).expect("JSON"),
             ..ConnectOptions::new(server)
         };

@@ -11,6 +11,7 @@ mod mix;
 mod options;
 mod rtt;
 pub mod service;
+pub mod tls;
 mod turns;
 
 pub use bulk::{Direction, Memory, bulk};

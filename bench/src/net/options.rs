@@ -9,18 +9,33 @@ use farcall_transport::TransportChoice;
 
 /// Which backend, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transport(pub TransportChoice);
+pub struct Transport {
+    /// As the transport has it.
+    pub choice: TransportChoice,
+    /// TCP with TLS.
+    pub tls: bool,
+}
 
 impl Transport {
     /// TCP.
-    pub const TCP: Self = Self(TransportChoice::Tcp);
+    pub const TCP: Self = Self::plain(TransportChoice::Tcp);
     /// Shared memory.
-    pub const SHM: Self = Self(TransportChoice::Shm);
+    pub const SHM: Self = Self::plain(TransportChoice::Shm);
+    /// TCP with TLS.
+    pub const TLS: Self = Self {
+        choice: TransportChoice::Tcp,
+        tls: true,
+    };
+
+    const fn plain(choice: TransportChoice) -> Self {
+        Self { choice, tls: false }
+    }
 
     /// As `FARCALL_TRANSPORT` and `--transport` have it.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        match self.0 {
+        match self.choice {
+            TransportChoice::Tcp if self.tls => "tls",
             TransportChoice::Auto => "auto",
             TransportChoice::Tcp => "tcp",
             TransportChoice::Shm => "shm",
@@ -34,12 +49,17 @@ impl FromStr for Transport {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Ok(Self(match name {
+        Ok(Self::plain(match name {
             "auto" => TransportChoice::Auto,
+            "tls" => return Ok(Self::TLS),
             "tcp" => TransportChoice::Tcp,
             "shm" => TransportChoice::Shm,
             "verbs" => TransportChoice::Verbs,
-            _ => return Err(format!("no transport {name:?}: auto, tcp, shm or verbs")),
+            _ => {
+                return Err(format!(
+                    "no transport {name:?}: auto, tcp, tls, shm or verbs"
+                ));
+            }
         }))
     }
 }

@@ -12,7 +12,7 @@ use crate::pin::{self, Side};
 use crate::raw::{shm, tcp};
 
 /// `rtt/*`: microseconds there and back, the median, with the distribution; beside it the raw spinning ping-pong of
-/// the same size. Returns the recorder, too, for its export.
+/// the same size, or beside TLS the same without it. Returns the recorder, too, for its export.
 ///
 /// # Errors
 /// The transport's.
@@ -27,7 +27,10 @@ pub fn rtt(
         let link = Link::open(server, transport, Mode::Echo)?;
         let name = link.transport_name();
         let mut parties = vec![Party::new(name, Echo::new(link, bytes), load)];
-        if is_local && name == "shm" {
+        if transport.tls {
+            let plain = Link::open(server, Transport::TCP, Mode::Echo)?;
+            parties.push(Party::new("plain tcp", Echo::new(plain, bytes), load));
+        } else if is_local && name == "shm" {
             parties.push(Party::new(
                 "raw shared memory, spinning",
                 shm::PingPong::new(bytes),
@@ -53,7 +56,7 @@ pub fn rtt(
             let latency = recorder.finish();
             figure = figure.beside_latency(&party, latency.measured.p50, Some(latency));
         }
-        if bytes == 64 && is_local {
+        if bytes == 64 && is_local && !transport.tls {
             figure = figure.target(Target::Ratio(match name {
                 "shm" => 2.0,
                 "verbs" => 1.25,
@@ -85,7 +88,7 @@ mod tests {
     fn figures_of_every_kind() {
         let service = Service::start("127.0.0.1:0").expect("a port");
         let server = service.addr().to_string();
-        for transport in [Transport::TCP, Transport::SHM] {
+        for transport in [Transport::TCP, Transport::TLS, Transport::SHM] {
             for rate in [None, Some(1000.0)] {
                 let (figure, recorder) =
                     rtt(&server, transport, 64, &load(rate), true).expect("a session");
@@ -97,7 +100,8 @@ mod tests {
                     figure.ratio().is_some_and(|ratio| ratio > 0.0),
                     "{figure:?}"
                 );
-                assert!(recorder.count() > 10 && figure.is_kept().is_some());
+                assert!(recorder.count() > 10);
+                assert_eq!(figure.is_kept().is_some(), !transport.tls);
             }
             for direction in [Direction::Up, Direction::Down] {
                 for memory in [Memory::Pageable, Memory::Pinned] {

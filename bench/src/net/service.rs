@@ -17,6 +17,7 @@ use crate::machine::Machine;
 use crate::pin::{self, Side};
 
 use super::bulk::{Buffer, receive_into};
+use super::tls;
 
 /// Version of what is said in hello, welcome and orders.
 const VERSION: u32 = 1;
@@ -128,7 +129,11 @@ impl Service {
     /// # Errors
     /// The system's.
     pub fn start(address: &str) -> io::Result<Self> {
-        let listener = Arc::new(Listener::bind(address, ListenOptions::default())?);
+        let options = ListenOptions {
+            tls: Some(tls::server()),
+            ..ListenOptions::default()
+        };
+        let listener = Arc::new(Listener::bind(address, options)?);
         let own = Arc::clone(&listener);
         let acceptor = pin::on(Side::Server, || thread::spawn(move || accept(&own)));
         Ok(Self {

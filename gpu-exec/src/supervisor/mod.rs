@@ -101,6 +101,7 @@ impl Server {
         let listen = ListenOptions {
             socket: options.socket.clone(),
             rdma: options.rdma,
+            tls: options.tls.clone(),
             ..ListenOptions::default()
         };
         let failed = |address: String| move |source| ServeError::Listen { address, source };

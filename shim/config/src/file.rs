@@ -21,6 +21,7 @@ pub(crate) struct ConfigFile {
     pub(crate) spin_us: Option<NumberOrText>,
     pub(crate) grace_s: Option<NumberOrText>,
     pub(crate) transport: Option<String>,
+    pub(crate) tls: Option<String>,
     pub(crate) connect_timeout_ms: Option<NumberOrText>,
     pub(crate) rdma_device: Option<String>,
     pub(crate) gid_index: Option<NumberOrText>,

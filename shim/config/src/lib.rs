@@ -25,7 +25,7 @@ pub use error::ConfigError;
 pub use load::{ClientConfig, Origin};
 pub use network::{
     parse_added_rtt, parse_busy_poll, parse_dscp, parse_gid_index, parse_local_end,
-    parse_rdma_device, parse_rdma_mode,
+    parse_rdma_device, parse_rdma_mode, parse_tls,
 };
 pub use size::{SizeError, format_size, parse_size};
 pub use values::{

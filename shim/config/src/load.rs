@@ -5,12 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use farcall_transport::{RdmaOptions, SocketOptions};
+use farcall_transport::{RdmaOptions, SocketOptions, TlsClient};
 
 use crate::file::{self, ConfigFile, NumberOrText};
 use crate::network::{
     self, parse_added_rtt, parse_busy_poll, parse_connect_timeout, parse_dscp, parse_gid_index,
-    parse_local_end, parse_rdma_device, parse_rdma_mode,
+    parse_local_end, parse_rdma_device, parse_rdma_mode, parse_tls,
 };
 use crate::servers::{Other, assign};
 use crate::values::{TokenLines, parse_devices_each, read_token_lines};
@@ -45,6 +45,8 @@ pub struct ClientConfig {
     pub grace: Duration,
     /// Which transport.
     pub transport: Transport,
+    /// Over the network with TLS, to servers that this trusts; `None` = without.
+    pub tls: Option<TlsClient>,
     /// What TCP sockets are told.
     pub socket: SocketOptions,
     /// Bound on opening a session; `None` = the transport's default.
@@ -201,6 +203,7 @@ impl ClientConfig {
                     parse_transport,
                 )?
                 .unwrap_or_default(),
+            tls: read.value(vars::TLS, "tls", file.tls, parse_tls)?.flatten(),
             socket,
             connect_timeout: read.value(
                 vars::CONNECT_TIMEOUT_MS,

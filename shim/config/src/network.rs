@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use farcall_transport::{
-    ConnectOptions, DeviceName, LocalEnd, RdmaMode, SocketOptions, TransportChoice,
+    ConnectOptions, DeviceName, LocalEnd, RdmaMode, SocketOptions, TlsClient, TransportChoice,
 };
 
 use crate::{ClientConfig, Transport};
@@ -34,6 +34,7 @@ impl ClientConfig {
         };
         options.socket = self.socket.clone();
         options.rdma = Some(self.rdma);
+        options.tls.clone_from(&self.tls);
         if let Some(timeout) = self.connect_timeout {
             options.connect_timeout = timeout;
         }
@@ -44,6 +45,31 @@ impl ClientConfig {
         options.tuning.call_by_call = self.call_by_call;
         options
     }
+}
+
+/// Which servers are trusted over TLS: `off` (no TLS), the path of a file with certificates of authorities, or fingerprints
+/// of certificates (`sha256:...`, commas between them).
+///
+/// # Errors
+/// The message says what is allowed, or what is wrong with the file.
+pub fn parse_tls(text: &str) -> Result<Option<TlsClient>, String> {
+    let text = text.trim();
+    if text == "off" {
+        return Ok(None);
+    }
+    if TlsClient::is_fingerprint(text) {
+        let client = TlsClient::trust_fingerprints(text).map_err(|error| error.to_string())?;
+        return Ok(Some(client));
+    }
+    // A file of the directory that a program happens to be started in is no authority.
+    if !text.starts_with('/') {
+        return Err(format!(
+            "{text:?} is not off, sha256:FINGERPRINT, or the path (from / on) of a file with the certificates of authorities"
+        ));
+    }
+    let pem = std::fs::read(text).map_err(|error| format!("cannot read {text}: {error}"))?;
+    let client = TlsClient::trust_authorities(&pem).map_err(|error| format!("{text}: {error}"))?;
+    Ok(Some(client))
 }
 
 /// Where connections begin: an address of this host, or the name of an interface.

@@ -21,6 +21,8 @@ pub const SPIN_US: &str = "FARCALL_SPIN_US";
 pub const GRACE_S: &str = "FARCALL_GRACE_S";
 /// `auto`, `tcp`, `shm` or `verbs`.
 pub const TRANSPORT: &str = "FARCALL_TRANSPORT";
+/// Connections over the network are made with TLS, to servers that this trusts: `off`, a file of authorities' certificates, or fingerprints.
+pub const TLS: &str = "FARCALL_TLS";
 /// Local address or network interface that connections leave from.
 pub const BIND: &str = "FARCALL_BIND";
 /// DSCP of the packets, by number or name.

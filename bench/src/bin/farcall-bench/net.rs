@@ -20,7 +20,7 @@ use crate::output::Output;
 /// What all measurements of the transport are told.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Common {
-    /// Backend: tcp, shm, verbs, auto.
+    /// Backend: tcp, tls (with plain TCP beside it), shm, verbs, auto.
     #[arg(long, default_value = "tcp")]
     pub(crate) transport: Transport,
     /// Seconds that are measured, of each party.
