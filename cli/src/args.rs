@@ -12,9 +12,8 @@ use farcall_config::{
     parse_local_end, parse_rdma_device, parse_server, parse_servers, parse_share, parse_size, vars,
 };
 use farcall_gpu_exec::Fault;
-use farcall_transport::{DeviceName, LocalEnd};
-
 use farcall_pool::model::LeaseId;
+use farcall_transport::{DeviceName, LocalEnd};
 
 use crate::pool::args::{
     LeasesArgs, MemberArgs, PoolArgs, PoolCommand, ReleaseArgs, RequestArgs, ShowArgs, WantArgs,
@@ -277,8 +276,7 @@ pub(crate) struct ServeArgs {
     /// or a firewall between closes connections and cannot be passed again at once
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) grace_closed: Option<Duration>,
-    /// Open no connections to other servers for copies between their devices, and take none: such copies then pass
-    /// through the client
+    /// Open no connections to other servers for copies between their devices, and take none: such copies then pass through the client
     #[arg(long)]
     pub(crate) no_peer_links: bool,
     /// After how many seconds a call into the CUDA driver that has nothing to wait for counts as hanging, which ends its

@@ -25,8 +25,7 @@ pub(super) const CTL_PONG: u32 = 2;
 pub(super) const CTL_PING: u32 = 4;
 /// Say that the stream ends. The last one: nothing is sent after it.
 pub(super) const CTL_CLOSE: u32 = 8;
-/// After sending failed: how long the receive side may take to show why. Normally it shows the
-/// peer's goodbye or the end of the connection at once.
+/// After sending failed: how long the receive side may take to show why, which it mostly does at once.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A client that waited for room goes on when this part of the ring is free.
@@ -307,8 +306,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends what is sealed, and what is gathered, and control frames that are due. One
-    /// thread at a time does it for all: a second one leaves its work to the first.
+    /// Sends what is sealed, and what is gathered, and control frames that are due. One thread at a time does it for all.
     pub(super) fn transmit(&self, why: Flush) {
         let shared = &*self.shared;
         loop {
