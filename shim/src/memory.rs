@@ -289,7 +289,7 @@ impl HostRange {
             return Some((start, reserved_bytes));
         }
         // A guard page behind each piece catches programs that run over its end.
-        let end = self.next.checked_add(reserved_bytes + PAGE)?;
+        let end = self.next.checked_add(reserved_bytes)?.checked_add(PAGE)?;
         let start = range.start + self.next;
         if end > range.bytes {
             return None;
@@ -304,10 +304,12 @@ impl HostRange {
 pub(crate) fn take_alias(registered: &Allocation) -> CuResult<Allocation> {
     let session = registered.context.session();
     let behind = registered.start % PAGE;
-    let taken = registered
-        .bytes
-        .checked_add(behind)
-        .and_then(|bytes| session.host_memory.lock().take(session.host_range, bytes));
+    let taken = registered.bytes.checked_add(behind).and_then(|bytes| {
+        session
+            .host_memory
+            .lock()
+            .take(session.host_range.range(), bytes)
+    });
     let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
     Ok(Allocation {
         start: start + behind,
@@ -348,10 +350,10 @@ pub(crate) fn take_host(
         return Err(CuStatus::INVALID_VALUE);
     }
     let session = context.session();
-    let range = session.host_range;
-    let taken = session.host_memory.lock().take(range, bytes);
+    let range = &session.host_range;
+    let taken = session.host_memory.lock().take(range.range(), bytes);
     let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
-    if !reserve::open(&range, start, reserved_bytes) {
+    if !reserve::open(range, start, reserved_bytes) {
         return Err(CuStatus::OUT_OF_MEMORY);
     }
     if kind == AllocationKind::Host {

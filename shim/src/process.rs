@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use farcall_config::{ClientConfig, ConfigError};
 use farcall_marshal::record::{self, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::text::printable;
 use farcall_marshal::wire::{DeviceDescription, SessionOpen, SessionWelcome};
 use farcall_transport::{ConnectOptions, connect};
 use parking_lot::Mutex;
@@ -25,7 +26,7 @@ use crate::memory::Allocations;
 use crate::module::{Function, Library, Module};
 use crate::observe;
 use crate::pool::Pool;
-use crate::reserve::{self, Range};
+use crate::reserve::{self, Range, Reserved};
 use crate::session::{DeviceKind, Inbox, Opened, Session, SessionKey};
 use crate::stream::Stream;
 use crate::texture::TextureObject;
@@ -324,7 +325,7 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
     };
     let proposed = reserve::anywhere(DEVICE_RANGE_BYTES);
     let inbox = Arc::new(Inbox::of(&config.server));
-    let (endpoint, welcome) = connect(&options(config, proposed), Arc::clone(&inbox) as _)
+    let (endpoint, welcome) = connect(&options(config, proposed.as_ref()), Arc::clone(&inbox) as _)
         .map_err(|e| unreachable(e.to_string()))?;
     let foreign = |_| unreachable("it answers what no farcall server answers".to_owned());
     let (head, body, _) = record::split(&welcome).map_err(foreign)?;
@@ -351,11 +352,11 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
         start: welcome.host_range_base,
         bytes: welcome.host_range_bytes,
     };
-    settle(proposed, device_range, host_range);
+    let host_range = settle(proposed, device_range, host_range);
     log::info!(
         "server {} ({}), transport {} ({})",
         config.server,
-        welcome.server_name,
+        printable(welcome.server_name),
         endpoint.transport_name(),
         endpoint.transport_reason()
     );
@@ -378,35 +379,59 @@ fn connect_session(config: &ClientConfig) -> Result<(Session, Vec<Description>),
 }
 
 /// Reserves here what the server settled on, from device memory to the end of pinned memory, unless it is what
-/// was proposed. Where it is taken, device pointers still work; only the promise that no host pointer looks like
-/// one is lost.
-fn settle(proposed: Option<Range>, device: Range, host: Range) {
+/// was proposed, and returns what pinned memory can have of it. Where device memory is taken, its pointers still
+/// work; only the promise that no host pointer looks like one is lost. Where pinned memory is, there can be none.
+fn settle(proposed: Option<Reserved>, device: Range, host: Range) -> Reserved {
     if device.bytes == 0 && host.bytes == 0 {
         // The server's driver places memory where it likes: there is nothing to keep free for it.
-        return;
+        return Reserved::NONE;
     }
-    let end = host.start.saturating_add(host.bytes);
-    if let Some(range) = proposed {
-        if range.start == device.start && end <= range.start + range.bytes {
-            return;
+    let wanted = |range: Range| range.holds(&device) && (host.bytes == 0 || range.holds(&host));
+    let reserved = match proposed {
+        Some(proposed) if wanted(proposed.range()) => Some(proposed),
+        Some(proposed) => {
+            reserve::release(proposed);
+            reserve_both(device, host)
         }
-        reserve::release(range);
+        None => reserve_both(device, host),
+    };
+    if host.bytes == 0 {
+        return Reserved::NONE;
     }
-    if reserve::at(device.start, end.saturating_sub(device.start)).is_none() {
+    if let Some(Ok(part)) = reserved.map(|reserved| reserved.part(host)) {
+        return part;
+    }
+    log::warn!(
+        "addresses of {:#x} bytes from {:#x} are taken in this process: host and device pointers may look alike",
+        device.bytes,
+        device.start
+    );
+    reserve::at(host.start, host.bytes).unwrap_or_else(|| {
         log::warn!(
-            "addresses {:#x}..{end:#x} are taken in this process: host and device pointers may look alike",
-            device.start
+            "so are {:#x} bytes from {:#x}: there is no pinned or managed memory on this server",
+            host.bytes,
+            host.start
         );
-    }
+        Reserved::NONE
+    })
 }
 
-fn options(config: &ClientConfig, proposed: Option<Range>) -> ConnectOptions {
+/// Both ranges and what lies between, pinned memory behind device memory as servers have it.
+fn reserve_both(device: Range, host: Range) -> Option<Reserved> {
+    let end = match host.bytes {
+        0 => device.start.checked_add(device.bytes)?,
+        bytes => host.start.checked_add(bytes)?,
+    };
+    reserve::at(device.start, end.checked_sub(device.start)?)
+}
+
+fn options(config: &ClientConfig, proposed: Option<&Reserved>) -> ConnectOptions {
     let program =
         std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let open = SessionOpen {
-        range_base: proposed.map_or(0, |range| range.start),
-        range_bytes: proposed.map_or(0, |range| range.bytes),
+        range_base: proposed.map_or(0, |range| range.range().start),
+        range_bytes: proposed.map_or(0, |range| range.range().bytes),
         memory_bytes: config.memory_bytes.unwrap_or(0),
         pid: std::process::id(),
         device_count: config.devices.unwrap_or(0),
@@ -508,4 +533,59 @@ fn visible(described: &[Described]) -> Vec<(usize, &(usize, Description))> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::settle;
+    use crate::reserve::{self, Range};
+
+    const GIB: u64 = 1 << 30;
+
+    /// Device memory and pinned memory behind it, from `start` on.
+    fn ranges(start: u64) -> [Range; 2] {
+        [start, start + GIB].map(|start| Range { start, bytes: GIB })
+    }
+
+    #[test]
+    fn what_was_proposed_is_used() {
+        let proposed = reserve::anywhere(2 * GIB).unwrap();
+        let [device, host] = ranges(proposed.range().start);
+        assert_eq!(settle(Some(proposed), device, host).range(), host);
+    }
+
+    #[test]
+    fn what_the_server_moved_is_reserved_where_it_is() {
+        let [proposed, other] = [(); 2].map(|()| reserve::anywhere(2 * GIB).unwrap());
+        let start = other.range().start;
+        reserve::release(other);
+        let [device, host] = ranges(start);
+        let settled = settle(Some(proposed), device, host);
+        assert_eq!(settled.range(), host);
+        assert!(reserve::at(device.start, GIB).is_none());
+    }
+
+    #[test]
+    fn device_memory_may_be_taken_but_pinned_memory_is_never_put_over_the_programs() {
+        let [proposed, theirs, free] = [(); 3].map(|()| reserve::anywhere(2 * GIB).unwrap());
+        let (start, taken) = (proposed.range().start, theirs.range());
+        let [device, _] = ranges(start);
+        let on_theirs = Range {
+            start: taken.start,
+            bytes: GIB,
+        };
+        // Device memory where it was proposed, pinned memory over something of the program's.
+        assert_eq!(settle(Some(proposed), device, on_theirs).range().bytes, 0);
+        // And the other way round.
+        let host = ranges(free.range().start)[1];
+        reserve::release(free);
+        assert_eq!(settle(None, on_theirs, host).range(), host);
+        // Ranges that run over the end of all addresses.
+        let endless = Range {
+            start: u64::MAX - 4095,
+            bytes: GIB,
+        };
+        assert_eq!(settle(None, endless, endless).range().bytes, 0);
+    }
 }

@@ -1,11 +1,12 @@
 //! Address ranges of this process: reserved without access, opened for pinned memory.
 //!
-//! Fenced `unsafe`: `mmap` at addresses that this module itself reserved.
+//! Fenced `unsafe`: `mmap` at addresses that this module itself reserved. A server names addresses; only what was
+//! free here, and is reserved since, is ever mapped: [`Reserved`] is the witness.
 
 use std::ptr;
 
-/// A reserved range of addresses.
-#[derive(Clone, Copy, Debug)]
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
     pub(crate) start: u64,
     pub(crate) bytes: u64,
@@ -20,6 +21,37 @@ impl Range {
         self.bytes > 0
             && other.bytes > 0
             && (self.contains(other.start) || other.contains(self.start))
+    }
+
+    /// Whether all of `other` lies inside; not if it runs over the end of the address space.
+    pub(crate) fn holds(&self, other: &Self) -> bool {
+        self.contains(other.start) && other.bytes <= self.bytes - (other.start - self.start)
+    }
+}
+
+/// Addresses that this module has mapped, without access, where nothing was before. Made nowhere else.
+#[derive(Debug)]
+pub(crate) struct Reserved(Range);
+
+impl Reserved {
+    /// No addresses.
+    pub(crate) const NONE: Self = Self(Range { start: 0, bytes: 0 });
+
+    pub(crate) fn range(&self) -> Range {
+        self.0
+    }
+
+    pub(crate) fn contains(&self, address: u64) -> bool {
+        self.0.contains(address)
+    }
+
+    /// These addresses of it, if it has them all. The rest stays reserved for as long as the process runs.
+    pub(crate) fn part(self, part: Range) -> Result<Self, Self> {
+        if self.0.holds(&part) {
+            Ok(Self(part))
+        } else {
+            Err(self)
+        }
     }
 }
 
@@ -37,7 +69,7 @@ const CANDIDATES: [u64; 6] = [
 const FURTHER: (u64, u64, u64) = (0x0400_0000_0000, 0x5000_0000_0000, 0x0400_0000_0000);
 
 /// Reserves `bytes` addresses without access, at one of the usual places.
-pub(crate) fn anywhere(bytes: u64) -> Option<Range> {
+pub(crate) fn anywhere(bytes: u64) -> Option<Reserved> {
     let (first, end, step) = FURTHER;
     let further = (0..(end - first) / step).map(|at| first + at * step);
     CANDIDATES
@@ -47,7 +79,7 @@ pub(crate) fn anywhere(bytes: u64) -> Option<Range> {
 }
 
 /// Reserves exactly this range without access, if all of it is free.
-pub(crate) fn at(start: u64, bytes: u64) -> Option<Range> {
+pub(crate) fn at(start: u64, bytes: u64) -> Option<Reserved> {
     let len = usize::try_from(bytes).ok()?;
     // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is mapped; no memory is taken or changed.
     let got = unsafe {
@@ -72,37 +104,38 @@ pub(crate) fn at(start: u64, bytes: u64) -> Option<Range> {
         unsafe { libc::munmap(got, len) };
         return None;
     }
-    Some(Range { start, bytes })
+    Some(Reserved(Range { start, bytes }))
 }
 
-/// Gives a reserved range back.
-pub(crate) fn release(range: Range) {
+/// Gives back a range in which nothing was opened.
+pub(crate) fn release(reserved: Reserved) {
+    let Reserved(range) = reserved;
     let Ok(len) = usize::try_from(range.bytes) else {
         return;
     };
-    // SAFETY: `range` came from `at`, so the mapping is ours; nothing was opened in it yet.
+    // SAFETY: `reserved` came from `at`, so the mapping is ours, and nobody else has it: it was moved here.
     unsafe { libc::munmap(range.start as *mut libc::c_void, len) };
 }
 
 /// Opens `bytes` at `start`, inside `range`, for reading and writing; fresh pages read as zeros.
-pub(crate) fn open(range: &Range, start: u64, bytes: u64) -> bool {
+pub(crate) fn open(range: &Reserved, start: u64, bytes: u64) -> bool {
     map_inside(range, start, bytes, libc::PROT_READ | libc::PROT_WRITE)
 }
 
 /// Closes what [`open`] opened; the pages go back to the system.
-pub(crate) fn close(range: &Range, start: u64, bytes: u64) -> bool {
+pub(crate) fn close(range: &Reserved, start: u64, bytes: u64) -> bool {
     map_inside(range, start, bytes, libc::PROT_NONE)
 }
 
-fn map_inside(range: &Range, start: u64, bytes: u64, access: libc::c_int) -> bool {
-    let inside = range.contains(start) && bytes <= range.bytes - (start - range.start);
+fn map_inside(reserved: &Reserved, start: u64, bytes: u64, access: libc::c_int) -> bool {
+    let inside = reserved.0.holds(&Range { start, bytes });
     let Ok(len) = usize::try_from(bytes) else {
         return false;
     };
     if !inside || len == 0 {
         return false;
     }
-    // SAFETY: the range is reserved by this module and `start..start+bytes` lies inside it, so MAP_FIXED
+    // SAFETY: only this module makes a `Reserved`, and `start..start+bytes` lies inside it, so MAP_FIXED
     // replaces only our own pages; the caller frees them only after the program gave them back.
     let got = unsafe {
         libc::mmap(
@@ -120,16 +153,46 @@ fn map_inside(range: &Range, start: u64, bytes: u64, access: libc::c_int) -> boo
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{anywhere, at, close, open, release};
+    use super::{Range, anywhere, at, close, open, release};
+
+    #[test]
+    fn a_part_lies_inside() {
+        let whole = anywhere(1 << 30).unwrap();
+        let start = whole.range().start;
+        let behind = Range {
+            start: start + (1 << 29),
+            bytes: (1 << 29) + 1,
+        };
+        let before = Range {
+            start: start - 4096,
+            bytes: 8192,
+        };
+        let endless = Range {
+            start: start + 4096,
+            bytes: u64::MAX,
+        };
+        let whole = whole.part(behind).unwrap_err().part(before).unwrap_err();
+        let whole = whole.part(endless).unwrap_err();
+        let half = Range {
+            bytes: 1 << 29,
+            ..behind
+        };
+        let part = whole.part(half).unwrap();
+        assert_eq!(part.range(), half);
+        assert!(!open(&part, start, 4096));
+        assert!(open(&part, half.start, half.bytes));
+        assert!(close(&part, half.start, half.bytes));
+    }
 
     #[test]
     fn a_taken_range_is_not_taken_again() {
-        let range = anywhere(1 << 30).unwrap();
+        let reserved = anywhere(1 << 30).unwrap();
+        let range = reserved.range();
         assert!(at(range.start, 4096).is_none());
-        assert!(open(&range, range.start + 4096, 8192));
-        assert!(close(&range, range.start + 4096, 8192));
-        assert!(!open(&range, range.start + range.bytes, 4096));
-        release(range);
+        assert!(open(&reserved, range.start + 4096, 8192));
+        assert!(close(&reserved, range.start + 4096, 8192));
+        assert!(!open(&reserved, range.start + range.bytes, 4096));
+        release(reserved);
         release(at(range.start, 4096).unwrap());
     }
 }

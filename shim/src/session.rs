@@ -22,7 +22,7 @@ use crate::landing;
 use crate::memory::{DeviceRange, HostRange};
 use crate::observe;
 use crate::offers::Offer;
-use crate::reserve::Range;
+use crate::reserve::{Range, Reserved};
 use crate::steps;
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
 use crate::ticket::{Pending, Sink};
@@ -75,7 +75,7 @@ pub(crate) struct Session {
     pub(crate) driver_version: u32,
     pub(crate) device_memory: Mutex<DeviceRange>,
     pub(crate) device_range: Range,
-    pub(crate) host_range: Range,
+    pub(crate) host_range: Reserved,
     pub(crate) host_memory: Mutex<HostRange>,
     is_placing: bool,
     /// Modules that the server has.
@@ -125,7 +125,7 @@ pub(crate) struct Opened {
     pub(crate) kind: DeviceKind,
     pub(crate) driver_version: u32,
     pub(crate) device_range: Range,
-    pub(crate) host_range: Range,
+    pub(crate) host_range: Reserved,
     pub(crate) known_modules: HashSet<[u8; 32]>,
 }
 
@@ -159,7 +159,7 @@ impl Session {
 
     /// Whether an address can mean memory of both.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        let ranges = |session: &Self| [session.device_range, session.host_range];
+        let ranges = |session: &Self| [session.device_range, session.host_range.range()];
         ranges(self)
             .iter()
             .any(|own| ranges(other).iter().any(|range| own.overlaps(range)))
@@ -540,7 +540,7 @@ impl SessionKey {
 impl Drop for Session {
     /// A session that the program does not get, at its start; the others stay as long as the process.
     fn drop(&mut self) {
-        self.inbox.end(CuStatus::DEVICE_UNAVAILABLE);
+        self.inbox.lose(CuStatus::DEVICE_UNAVAILABLE);
         self.endpoint.close();
     }
 }

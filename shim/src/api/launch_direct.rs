@@ -10,7 +10,7 @@ use farcall_marshal::wire::CuLaunchKernel;
 use super::launch::{Shape, check_shape};
 use crate::module::{Function, Parameters};
 use crate::ptr::Out;
-use crate::reserve::Range;
+use crate::reserve::Reserved;
 use crate::session::Refused;
 use crate::stream::Stream;
 use crate::{capture, coherent, observe};
@@ -70,7 +70,7 @@ pub(super) fn launch_direct(
 #[inline(always)]
 fn copy(
     parameters: &Parameters,
-    host: &Range,
+    host: &Reserved,
     block: &mut [u8],
     params: Out<*mut c_void>,
 ) -> Result<(), Refused> {
