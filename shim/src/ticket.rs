@@ -67,6 +67,14 @@ impl Pending {
         }
     }
 
+    /// The transfer that the reply says will not come.
+    fn refused_transfer(&self, status: u32) -> Option<u64> {
+        match self.sink {
+            Sink::Copy { bulk, .. } if status != 0 && bulk != 0 => Some(bulk),
+            _ => None,
+        }
+    }
+
     fn reply(&self, status: u32, body: &[u8]) {
         let status = match self.sink {
             Sink::Keep => {
@@ -151,10 +159,18 @@ impl Tickets {
         Ok((number, pending))
     }
 
-    /// A reply came; false if nobody asked.
-    pub(crate) fn reply(&self, ticket: u32, status: u32, body: &[u8]) -> bool {
+    /// A reply came; false if nobody asked. `cancel` is called with the transfer that will not come, before anybody
+    /// hears of it who may then free what it was to fill.
+    pub(crate) fn reply(
+        &self,
+        ticket: u32,
+        status: u32,
+        body: &[u8],
+        cancel: impl FnOnce(u64),
+    ) -> bool {
         let pending = self.inner.lock().pending.remove(&ticket);
         pending.is_some_and(|pending| {
+            pending.refused_transfer(status).map(cancel);
             pending.reply(status, body);
             true
         })
@@ -200,7 +216,7 @@ mod tests {
             })
             .unwrap();
         assert!(!pending.is_done());
-        assert!(tickets.reply(ticket, 0, &encoded(&[1, 2, 3, 4])));
+        assert!(tickets.reply(ticket, 0, &encoded(&[1, 2, 3, 4]), |_| {}));
         assert!(pending.is_done());
         assert_eq!(
             (pending.take().0, buffer),
@@ -221,7 +237,7 @@ mod tests {
                 later: false,
             })
             .unwrap();
-        assert!(tickets.reply(ticket, 0, &encoded(&[9; 8])));
+        assert!(tickets.reply(ticket, 0, &encoded(&[9; 8]), |_| {}));
         assert_eq!((pending.take().0, buffer), (CuStatus::UNKNOWN, [0; 8]));
     }
 
@@ -236,6 +252,6 @@ mod tests {
             tickets.issue(Sink::Keep).err(),
             Some(CuStatus::DEVICE_UNAVAILABLE)
         );
-        assert!(!tickets.reply(1, 0, &[]));
+        assert!(!tickets.reply(1, 0, &[], |_| {}));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use farcall_marshal::record::{self, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
+use farcall_marshal::text::printable;
 use farcall_marshal::wire::{CuModuleLoadData, ErrorNotice, HostFuncDue, KernelOutput, TraceStep};
 use farcall_transport::{CloseReason, Endpoint, Handler};
 use parking_lot::{Mutex, RwLock};
@@ -142,7 +143,10 @@ impl Inbox {
             let (head, body, rest) = record::split(frame)?;
             frame = rest;
             if head.is_reply() {
-                if !self.tickets.reply(head.ticket, head.context, body) {
+                let cancel = |transfer| {
+                    endpoint.bulk_cancel(transfer);
+                };
+                if !self.tickets.reply(head.ticket, head.context, body, cancel) {
                     log::warn!(
                         "the server answered ticket {}, which nobody waits for",
                         head.ticket
@@ -181,7 +185,8 @@ impl Inbox {
             "{name}: {}{}{}",
             CuStatus(notice.status),
             if notice.message.is_empty() { "" } else { ": " },
-            notice.message
+            // Of a server that may be anybody's: not to reach the terminal as commands.
+            printable(notice.message)
         );
         let known = self.contexts.read().get(&context).copied();
         match known {
@@ -200,11 +205,18 @@ impl Inbox {
             .run_later(endpoint.clone(), context, due, callback);
     }
 
-    /// Ends all waiting; every further call gets `status`, or what came first.
-    pub(super) fn end(&self, status: CuStatus) {
-        let _ = self
-            .lost
-            .compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Relaxed);
+    /// Every further call gets `status`, or what came first, which is returned.
+    pub(super) fn lose(&self, status: CuStatus) -> CuStatus {
+        let lost = &self.lost;
+        match lost.compare_exchange(0, status.0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => status,
+            Err(first) => CuStatus(first),
+        }
+    }
+
+    /// Ends all waiting, once nothing is written to the program's memory any more.
+    fn end(&self, status: CuStatus) {
+        let status = self.lose(status);
         self.tickets.end(status);
         self.offers.end();
         // Streams of other servers do not wait for this one any more.
@@ -219,7 +231,8 @@ impl Handler for Inbox {
     fn on_frame(&self, endpoint: &Endpoint, frame: &[u8]) {
         if let Err(error) = self.take(endpoint, frame) {
             log::error!("the server sent what no server sends ({error}); the session ends");
-            self.end(CuStatus::UNKNOWN);
+            self.lose(CuStatus::UNKNOWN);
+            // Those who wait hear of it from `on_closed`: until then transfers may fill what they wait for.
             endpoint.close();
         }
     }
@@ -229,5 +242,112 @@ impl Handler for Inbox {
         self.end(CuStatus::DEVICE_UNAVAILABLE);
         // Threads that wait for a reply which now never comes look again.
         endpoint.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::IoSlice;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use farcall_marshal::record::{Head, Record, to_vec};
+    use farcall_marshal::status::CuStatus;
+    use farcall_marshal::wire::{CuMemcpyDtoHAsyncV2, CuMemcpyDtoHAsyncV2Reply};
+    use farcall_transport::sim::{Faults, pair};
+    use farcall_transport::{Endpoint, Handler, Limits, Tuning, WaitError};
+
+    use super::Inbox;
+    use crate::landing;
+    use crate::ptr::HostPtr;
+    use crate::ticket::Sink;
+
+    struct Nobody;
+
+    impl Handler for Nobody {
+        fn on_frame(&self, _: &Endpoint, _: &[u8]) {}
+        fn on_closed(&self, _: &Endpoint, _: &farcall_transport::CloseReason) {}
+    }
+
+    /// A client's end with its inbox, and the server's.
+    fn connected() -> (Arc<Inbox>, Endpoint, Endpoint) {
+        let inbox = Arc::new(Inbox::default());
+        let (tuning, limits) = (Tuning::default(), Limits::default());
+        let handlers: (Arc<dyn Handler>, Arc<dyn Handler>) = (inbox.clone(), Arc::new(Nobody));
+        let (client, server) = pair(
+            1,
+            Faults::default(),
+            limits,
+            &tuning,
+            handlers.0,
+            handlers.1,
+        )
+        .unwrap();
+        (inbox, client, server)
+    }
+
+    fn answer(server: &Endpoint, ticket: u32, status: CuStatus) {
+        let head = Head::reply(CuMemcpyDtoHAsyncV2::NUMBER, status.0, ticket);
+        let record = to_vec(head, &CuMemcpyDtoHAsyncV2Reply { data: &[] });
+        let append = server.append(record.len(), |out| out.copy_from_slice(&record));
+        append.unwrap();
+        server.flush().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_written_behind_a_copy_that_was_refused() {
+        const TRANSFER: u64 = 7;
+        let (inbox, client, server) = connected();
+        let mut buffer = vec![1_u8; 4096];
+        let to = HostPtr::from_address(buffer.as_mut_ptr() as u64);
+        let sink = Sink::Copy {
+            to,
+            len: buffer.len(),
+            bulk: TRANSFER,
+            later: false,
+        };
+        let (ticket, pending) = inbox.tickets.issue(sink).unwrap();
+        landing::expect(&client, TRANSFER, to, buffer.len(), pending.clone()).unwrap();
+        answer(&server, ticket, CuStatus::INVALID_VALUE);
+        client.wait_until(&|| pending.is_done(), None).unwrap();
+        assert_eq!(pending.take().0, CuStatus::INVALID_VALUE);
+        // The program's buffer is the program's again, whatever the server still sends.
+        server
+            .bulk_send(TRANSFER, &[IoSlice::new(&[2; 4096])])
+            .unwrap();
+        let patience = Some(Duration::from_millis(100));
+        let written = client.wait_until(&|| to.bytes(1).unwrap() != [1], patience);
+        assert!(matches!(written, Err(WaitError::TimedOut)), "{written:?}");
+        assert!(!client.bulk_cancel(TRANSFER));
+    }
+
+    #[test]
+    fn a_session_that_ends_has_let_go_of_all_destinations() {
+        for _ in 0..100 {
+            let (_inbox, client, server) = connected();
+            let mut buffer = [0_u8; 64];
+            let to = HostPtr::from_address(buffer.as_mut_ptr() as u64);
+            let inbox = Inbox::default();
+            let sink = Sink::Copy {
+                to,
+                len: buffer.len(),
+                bulk: 1,
+                later: false,
+            };
+            let (_, pending) = inbox.tickets.issue(sink).unwrap();
+            landing::expect(&client, 1, to, buffer.len(), pending).unwrap();
+            std::thread::scope(|threads| {
+                // One of them leads and closes; the others only see that it is over.
+                for _ in 0..2 {
+                    threads.spawn(|| {
+                        let ended = client.wait_until(&|| false, None);
+                        assert!(matches!(ended, Err(WaitError::Closed(_))), "{ended:?}");
+                        assert!(!client.bulk_cancel(1), "it could still be written to");
+                    });
+                }
+                server.close();
+            });
+        }
     }
 }

@@ -74,6 +74,11 @@ impl Dest {
     pub(super) fn finish(self, len: usize) -> Step {
         Step::Done(self.done, len)
     }
+
+    /// Nothing will come.
+    pub(super) fn closed(self, why: &CloseReason) {
+        (self.done)(Err(BulkError::Closed(why.clone())));
+    }
 }
 
 /// The receiving half.
@@ -334,27 +339,6 @@ impl Endpoint {
             None => Step::Moved(got),
         })
     }
-
-    /// Tells every waiting destination that nothing will come.
-    pub(super) fn fail_bulk(&self, why: &CloseReason) {
-        let shared = &*self.shared;
-        let mut bulk = shared.bulk_in.lock();
-        bulk.halt();
-        let mut dests: Vec<Dest> = bulk.posted.drain().map(|(_, dest)| dest).collect();
-        dests.extend(
-            bulk.current
-                .as_mut()
-                .and_then(|current| current.dest.take()),
-        );
-        shared.bulk_posted.store(0, SeqCst);
-        if let Some(stream) = &bulk.stream {
-            stream.shutdown();
-        }
-        drop(bulk);
-        for dest in dests {
-            (dest.done)(Err(BulkError::Closed(why.clone())));
-        }
-    }
 }
 
 impl Shared {
@@ -367,6 +351,22 @@ impl Shared {
 }
 
 impl BulkIn {
+    /// Closes the session, with all destinations taken out that nothing will come for any more. The caller holds the lock
+    /// that every write to a destination needs, so that none follows.
+    pub(super) fn end(&mut self, shared: &Shared) -> Vec<Dest> {
+        self.halt();
+        let mut dests: Vec<Dest> = self.posted.drain().map(|(_, dest)| dest).collect();
+        let current = self.current.as_mut();
+        dests.extend(current.and_then(|current| current.dest.take()));
+        shared.bulk_posted.store(0, SeqCst);
+        if let Some(stream) = &self.stream {
+            stream.shutdown();
+        }
+        // SYNC: Release pairs with the Acquire in `check`.
+        shared.closed.store(true, Release);
+        dests
+    }
+
     /// Where the stream stands, in bytes of all transfers.
     pub(super) fn received(&self) -> u64 {
         self.received

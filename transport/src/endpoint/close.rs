@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::send::CTL_CLOSE;
@@ -93,13 +93,16 @@ impl Endpoint {
         if shared.reason.set(why.clone()).is_err() {
             return;
         }
-        // SYNC: Release pairs with the Acquire in `check`.
-        shared.closed.store(true, Release);
+        // Who sees that it is over may free what transfers were to fill: nothing is written there any more then.
+        let dests = shared.bulk_in.lock().end(shared);
         if !graceful {
             shared.link.stream().shutdown();
         }
-        self.fail_bulk(&why);
+        shared.link.close_silent();
         shared.events.advance();
+        for dest in dests {
+            dest.closed(&why);
+        }
         self.wake_leader();
         self.wake_helper();
         shared.handler.on_closed(self, &why);
