@@ -160,6 +160,66 @@ fn an_idle_session_comes_back_by_itself() {
     assert!(matches!(server.finish(), CloseReason::Peer));
 }
 
+/// Only what the server says is lost, for longer than a closed connection is waited for: the client gives the connection
+/// up first, and the server, who hears it hang up nothing, keeps the session for the whole grace.
+#[test]
+fn a_network_that_fails_one_way_ends_no_session() {
+    let (tap, answers) = counted(false);
+    let (echo, _) = counted(true);
+    let one_way = Tuning {
+        grace: Duration::from_secs(60),
+        grace_closed: Duration::from_millis(50),
+        keepalive: Duration::from_millis(20),
+        ..Tuning::default()
+    };
+    let (client, server, proxy) = session(Cut::Never, 0, one_way, tap, echo);
+    wait_for(|| client.stats().controls_out > 1);
+    for n in 0..3 {
+        proxy.aim(None);
+        proxy.hold_answers();
+        // The server hears nothing any more, and waits for longer than for a program that was killed.
+        wait_for(|| client.stats().losses > n && server.endpoint.stats().losses > n);
+        let noticed = Instant::now();
+        wait_for(|| noticed.elapsed() > 4 * one_way.grace_closed);
+        assert!(server.endpoint.closed().is_none());
+        proxy.aim(Some(server.listener.local_addr()));
+        proxy.release();
+        wait_for(|| client.stats().resumes > n && server.endpoint.stats().resumes > n);
+    }
+    converse(&client, &answers, 20, 5);
+    client.close();
+    assert!(matches!(server.finish(), CloseReason::Peer));
+}
+
+/// A client that gives up an attempt of which the server thinks that it came about: the session is kept as it was before.
+#[test]
+fn an_attempt_that_brings_nothing_leaves_the_grace_as_it_was() {
+    let (tap, answers) = counted(false);
+    let (echo, _) = counted(true);
+    let tuning = Tuning {
+        grace: Duration::from_secs(60),
+        grace_closed: Duration::from_millis(50),
+        keepalive: Duration::from_millis(20),
+        ..Tuning::default()
+    };
+    let (client, server, proxy) = session(Cut::Never, 0, tuning, tap, echo);
+    wait_for(|| client.stats().controls_out > 1);
+    // What the server says, to attempts as well, is held back until the client has given one up.
+    proxy.hold_answers();
+    wait_for(|| server.endpoint.stats().resumes > 0);
+    proxy.aim(None);
+    let resumes = server.endpoint.stats().resumes;
+    wait_for(|| server.endpoint.stats().losses > resumes);
+    let lost = Instant::now();
+    wait_for(|| lost.elapsed() > 4 * tuning.grace_closed);
+    assert!(server.endpoint.closed().is_none());
+    proxy.aim(Some(server.listener.local_addr()));
+    proxy.release();
+    converse(&client, &answers, 20, 5);
+    client.close();
+    assert!(matches!(server.finish(), CloseReason::Peer));
+}
+
 /// How long it takes until both sides take a silent peer for lost.
 fn time_to_notice(client: &Endpoint, server: &Endpoint, proxy: &Proxy) -> Duration {
     let start = Instant::now();

@@ -52,6 +52,13 @@ struct State {
     trouble: Option<Trouble>,
     lost: Option<(CloseReason, Instant)>,
     next: Option<Next>,
+    /// Connections that fell silent, of a client: open until another one is in use or the session is over. Closing them
+    /// would tell the server that the program has ended (see [`crate::Tuning::grace_closed`]).
+    silent: Vec<Arc<dyn Stream>>,
+    /// Why the connection before this one was lost.
+    before: Option<CloseReason>,
+    /// What had been heard of the peer when this connection began.
+    heard: u64,
 }
 
 /// A reported loss.
@@ -68,6 +75,17 @@ impl Trouble {
     fn is_due(&self, moved: bool) -> bool {
         let patience = self.patience * if moved { MOVING } else { 1 };
         self.since.elapsed() >= patience
+    }
+}
+
+impl State {
+    /// Why the connection was lost, where its end says `why`. One that brought nothing was given up by a client in the
+    /// middle of its attempt: that it was closed says nothing about the program, only the loss before does.
+    fn explained(&mut self, why: CloseReason, heard: u64) -> CloseReason {
+        match self.before.take() {
+            Some(before) if why.is_closed() && heard == self.heard => before,
+            _ => why,
+        }
     }
 }
 
@@ -89,6 +107,9 @@ impl Link {
                 trouble: None,
                 lost: None,
                 next: None,
+                silent: Vec::new(),
+                before: None,
+                heard: 0,
             }),
             number: AtomicU32::new(0),
         }
@@ -134,6 +155,12 @@ impl Link {
     /// Which of the session's connections this is.
     pub(super) fn number(&self) -> u32 {
         self.number.load(Acquire)
+    }
+
+    /// Closes what was kept open.
+    pub(super) fn close_silent(&self) {
+        let silent = std::mem::take(&mut self.state.lock().silent);
+        silent.iter().for_each(|stream| stream.shutdown());
     }
 
     /// Why and since when there is no connection.
@@ -200,16 +227,24 @@ impl Endpoint {
         state.stream = severed;
         state.epoch += 1;
         state.trouble = None;
+        let keeps_open = shared.redial.is_some() && !why.is_closed();
+        let why = state.explained(why, shared.counters.heard());
         state.lost = Some((why, Instant::now()));
+        if keeps_open {
+            state.silent.push(Arc::clone(&old));
+            state.silent.extend(old_bulk.clone());
+        }
         // SYNC: the last step: who sees DOWN sees positions that no longer move.
         let attention = &shared.link.attention;
         attention.store(attention.load(SeqCst) & NEXT | DOWN, SeqCst);
         drop(state);
         shared.want_write.store(false, SeqCst);
         drop(wire);
-        old.shutdown();
-        if let Some(bulk) = old_bulk {
-            bulk.shutdown();
+        if !keeps_open {
+            old.shutdown();
+            if let Some(bulk) = old_bulk {
+                bulk.shutdown();
+            }
         }
         shared.counters.add(&shared.counters.losses, 1);
         shared.events.advance();
@@ -263,21 +298,22 @@ impl Endpoint {
         shared.bulk_acked.fetch_max(there.bulk, Release);
         let mut state = shared.link.state.lock();
         state.stream = Arc::clone(&call);
-        let paused = state
-            .lost
-            .take()
-            .map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        let lost = state.lost.take();
+        let paused = lost.as_ref().map(|(_, since)| since.elapsed());
+        state.before = lost.map(|(why, _)| why);
+        state.heard = shared.counters.heard();
         wire.connect(call, there.call, state.epoch);
         shared.link.number.store(number, Release);
         // Under the lock: what is reported from now on is about the new connection.
         shared.link.attention.fetch_and(!(DOWN | TROUBLE), SeqCst);
         drop(state);
         drop(wire);
+        shared.link.close_silent();
         shared.counters.add(&shared.counters.resumes, 1);
         log::info!(
             "session {}: resumed after {:.3} s",
             shared.session,
-            paused.as_secs_f64()
+            paused.unwrap_or_default().as_secs_f64()
         );
         shared.events.advance();
         self.send_control(CTL_ACK);

@@ -69,7 +69,7 @@ impl Endpoint {
         }
         pulse.last = now;
         let counters = &shared.counters;
-        let heard = counters.bytes_in.load(Relaxed) + counters.bulk_bytes_in.load(Relaxed);
+        let heard = counters.heard();
         // After a pause of this process the peer's words may still lie unread.
         let slept = since > 2 * pulse.keepalive;
         pulse.doubts = heard == pulse.heard && !slept && !shared.link.is_down();

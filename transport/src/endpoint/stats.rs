@@ -95,6 +95,11 @@ impl Counters {
         counter.store(counter.load(Relaxed) + n, Relaxed);
     }
 
+    /// Bytes of the peer so far, on all its connections.
+    pub(super) fn heard(&self) -> u64 {
+        self.bytes_in.load(Relaxed) + self.bulk_bytes_in.load(Relaxed)
+    }
+
     pub(super) fn flushed(&self, why: Flush) {
         self.bump(&self.flushes[why as usize], 1);
     }
