@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use farcall_marshal::record::{Head, Record, split, to_vec};
 use farcall_marshal::wire::{SessionOpen, SessionWelcome};
-use farcall_transport::{Endpoint, SessionId, Tuning};
+use farcall_transport::{Endpoint, Tuning};
 
+use self::further::{Arrival, Further, Purpose};
 use self::outbox::Connection;
 use self::peers::{Dials, Peers};
 use self::session::{Live, Session};
@@ -30,6 +31,7 @@ use crate::share::gate::Gate;
 use crate::sys::env;
 
 mod confine;
+mod further;
 pub(crate) mod outbox;
 pub(crate) mod peers;
 pub(crate) mod session;
@@ -117,6 +119,7 @@ fn serve_one_session() -> io::Result<()> {
         control: control.try_clone()?,
         endpoint: endpoint.clone(),
         session: session.clone(),
+        further: Further::new(endpoint.clone(), peers.clone()),
         peers,
         dials,
     };
@@ -154,6 +157,7 @@ struct Orders {
     control: OwnedFd,
     endpoint: Endpoint,
     session: Arc<dyn Live>,
+    further: Further,
     peers: Arc<Peers>,
     dials: Option<Arc<Dials>>,
 }
@@ -200,29 +204,17 @@ impl Orders {
                 }
             }
             (_, None) => log::error!("an order without its descriptor"),
-            (Order::Peer, Some(fd)) => self.peers.open(fd, &state, &payload),
-            (header @ (Order::Bulk | Order::Resume), Some(fd)) => {
-                let Some(endpoint) = self.meant(&payload) else {
-                    return;
-                };
-                let taken = match header {
-                    Order::Resume => endpoint.resume(fd, &state),
-                    _ => endpoint.attach_bulk(fd, &state),
-                };
-                if let Err(error) = taken {
-                    log::warn!("a connection was not taken: {error}");
-                }
-            }
+            (Order::Peer, Some(fd)) => self.peers.open(fd, state, &payload),
+            (header @ (Order::Bulk | Order::Resume), Some(fd)) => self.further.take(Arrival {
+                purpose: match header {
+                    Order::Resume => Purpose::Resume,
+                    _ => Purpose::Bulk,
+                },
+                fd,
+                state,
+                link: payload,
+            }),
         }
-    }
-
-    /// The session itself, or the link that is named.
-    fn meant(&self, link: &[u8]) -> Option<Endpoint> {
-        if link.is_empty() {
-            return Some(self.endpoint.clone());
-        }
-        let session = link.try_into().map(SessionId).ok()?;
-        self.peers.link(session)
     }
 }
 

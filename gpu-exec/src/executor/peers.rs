@@ -147,7 +147,7 @@ impl Peers {
     }
 
     /// Another server opens a link.
-    pub(crate) fn open(&self, fd: OwnedFd, state: &[u8], hello: &[u8]) {
+    pub(crate) fn open(&self, fd: OwnedFd, state: Vec<u8>, hello: &[u8]) {
         self.incoming.open(fd, state, hello);
     }
 

@@ -236,6 +236,13 @@ fn way(from: &'static Session, to: &'static Session) -> Way {
 fn open(from: &Session, to: &Session) -> Result<u64, String> {
     static LINKS: AtomicU64 = AtomicU64::new(1);
     let link = LINKS.fetch_add(1, Ordering::Relaxed);
+    if [from, to]
+        .iter()
+        .any(|end| end.endpoint.transport_name() == "tls")
+    {
+        // A link between servers has no TLS: what was asked to be hidden would travel in the clear.
+        return Err("--tls was asked for, which links between servers do not have".to_owned());
+    }
     let address = address_of(to).ok_or("the other has no address in the network")?;
     let secret = random16().map_err(|error| error.to_string())?;
     let failed = |status: CuStatus| match status {

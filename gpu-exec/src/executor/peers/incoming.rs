@@ -4,22 +4,27 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farcall_marshal::record::{Record, split};
 use farcall_marshal::wire::{PeerExpect, PeerHello, PeerPut};
 use farcall_transport::{CloseReason, Endpoint, Handler, SessionId, Tuning};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{LIFE, LINKS_MAX, Secret, TICKETS_MAX};
 use crate::device::Violation;
 use crate::executor::outbox::Post;
 use crate::limits::STACK_BYTES;
 
+/// How long a further connection of a link waits for the link itself.
+const OPENING: Duration = Duration::from_secs(1);
+
 /// Links that bring bytes, and the tickets for them.
 #[derive(Default)]
 pub(crate) struct Incoming {
     inner: Mutex<Inner>,
+    /// A link was opened, or was not.
+    opened: Condvar,
 }
 
 #[derive(Default)]
@@ -27,6 +32,8 @@ struct Inner {
     /// Links that may be opened.
     accepted: HashMap<u64, (Secret, Instant)>,
     links: HashMap<u64, Endpoint>,
+    /// Links whose opening is under way.
+    opening: usize,
     tickets: HashMap<u64, Ticket>,
     /// Tickets that were shown before the client had told of them, by link and number.
     early: HashMap<(u64, u64), Shown>,
@@ -50,6 +57,8 @@ enum State {
     Shown,
     /// They will not come.
     Void,
+    /// Memory was there, and is not any more: who brings the bytes now ends its link, as nobody takes them.
+    Withdrawn,
 }
 
 struct Shown {
@@ -100,59 +109,93 @@ impl Incoming {
         Ok(())
     }
 
-    /// Somebody opens a link. A secret is good for one attempt.
-    pub(crate) fn open(self: &Arc<Self>, fd: OwnedFd, state: &[u8], hello: &[u8]) {
+    /// Somebody opens a link. A secret is good for one attempt. Does not wait for the other server: the link's own thread
+    /// does, as one that falls silent may take its time.
+    pub(crate) fn open(self: &Arc<Self>, fd: OwnedFd, state: Vec<u8>, hello: &[u8]) {
         if let Err(why) = self.try_open(fd, state, hello) {
-            log::warn!("a link from another server is refused: {why}");
+            refused(&why);
         }
     }
 
-    fn try_open(self: &Arc<Self>, fd: OwnedFd, state: &[u8], hello: &[u8]) -> Result<(), String> {
+    fn try_open(self: &Arc<Self>, fd: OwnedFd, state: Vec<u8>, hello: &[u8]) -> Result<(), String> {
         let (_, body, _) = split(hello).map_err(|error| error.to_string())?;
         let hello = PeerHello::decode_body(body).map_err(|error| error.to_string())?;
         let mut inner = self.inner.lock();
         let accepted = inner.accepted.remove(&hello.link);
         let is_right = accepted
             .is_some_and(|(secret, since)| since.elapsed() < LIFE && secret.is(hello.secret));
-        if !is_right || inner.links.len() >= LINKS_MAX {
+        if !is_right || inner.links.len() + inner.opening >= LINKS_MAX {
             return Err("nobody waits for it".to_owned());
         }
-        let link = Link {
-            number: hello.link,
-            incoming: Arc::downgrade(self),
-        };
-        let tuning = Tuning::default();
-        // The answer is one head: it fits any fresh socket's buffer.
-        let endpoint = Endpoint::adopt(fd, state, &[], &tuning, Arc::new(link))
-            .map_err(|error| error.to_string())?;
-        inner.links.insert(hello.link, endpoint.clone());
+        inner.opening += 1;
         drop(inner);
         let (incoming, number) = (self.clone(), hello.link);
         let builder = std::thread::Builder::new()
             .name("link".to_owned())
             .stack_size(2 * STACK_BYTES);
-        let receive = move || {
-            let why = endpoint.run();
-            log::info!("a link from another server ended: {why}");
-            incoming.end(number);
-        };
+        let receive = move || incoming.receive(number, fd, &state);
         if let Err(error) = builder.spawn(receive) {
-            self.end(hello.link);
+            self.opening_ended(None);
             return Err(error.to_string());
         }
         Ok(())
     }
 
+    /// Makes a connection the link, and receives until its end.
+    fn receive(self: &Arc<Self>, number: u64, fd: OwnedFd, state: &[u8]) {
+        let link = Link {
+            number,
+            incoming: Arc::downgrade(self),
+        };
+        let adopted = Endpoint::adopt(fd, state, &[], &Tuning::default(), Arc::new(link));
+        let endpoint = match adopted {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                self.opening_ended(None);
+                return refused(&error.to_string());
+            }
+        };
+        self.opening_ended(Some((number, endpoint.clone())));
+        let why = endpoint.run();
+        log::info!("a link from another server ended: {why}");
+        self.end(number);
+    }
+
+    fn opening_ended(&self, link: Option<(u64, Endpoint)>) {
+        let mut inner = self.inner.lock();
+        inner.opening -= 1;
+        inner.links.extend(link);
+        drop(inner);
+        self.opened.notify_all();
+    }
+
     /// The link whose session with this server has this name.
     pub(crate) fn link(&self, session: SessionId) -> Option<Endpoint> {
-        let inner = self.inner.lock();
-        let mut links = inner.links.values();
-        links.find(|link| link.session() == session).cloned()
+        let is_it = |link: &Endpoint| link.session() == session;
+        let inner = self.settled(|inner| inner.links.values().any(is_it));
+        inner.links.values().find(|link| is_it(link)).cloned()
+    }
+
+    /// Waits for what links that are about to be opened bring, but not for long: the other server, and so the client, may know
+    /// of one a moment before it is here.
+    fn settled(&self, is_here: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
+        let deadline = Instant::now() + OPENING;
+        let mut inner = self.inner.lock();
+        while inner.opening > 0 && !is_here(&inner) {
+            if self.opened.wait_until(&mut inner, deadline).timed_out() {
+                break;
+            }
+        }
+        inner
     }
 
     /// The client announces a transfer.
     pub(super) fn expect(&self, record: &PeerExpect<'_>) -> Result<(), Violation> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.settled(|inner| inner.links.contains_key(&record.link));
+        let is_over = |ticket: &Ticket| {
+            matches!(ticket.state, State::Withdrawn) && ticket.since.elapsed() >= LIFE
+        };
+        inner.tickets.retain(|_, ticket| !is_over(ticket));
         if inner.tickets.len() >= TICKETS_MAX || inner.tickets.contains_key(&record.bulk) {
             return Err(Violation::Rule("too many copies between servers"));
         }
@@ -198,7 +241,7 @@ impl Incoming {
                     None => Then::GiveUp(vec![post]),
                 }
             }
-            State::Void | State::Posted(_) => {
+            State::Void | State::Withdrawn | State::Posted(_) => {
                 inner.tickets.remove(&id);
                 Then::GiveUp(vec![post])
             }
@@ -217,10 +260,10 @@ impl Incoming {
         let post = match std::mem::replace(&mut ticket.state, State::Void) {
             State::Posted(post) => post,
             // Its bytes are on their way.
-            State::Shown => return ticket.state = State::Shown,
+            state @ (State::Shown | State::Withdrawn) => return ticket.state = state,
             State::New | State::Void => return,
         };
-        inner.tickets.remove(&id);
+        ticket.state = State::Withdrawn;
         drop(inner);
         post.give_up();
     }
@@ -265,12 +308,17 @@ impl Incoming {
                     posts.push(post);
                     false
                 }
+                State::Withdrawn => false,
                 _ => true,
             }
         });
         drop(inner);
         Then::GiveUp(posts).run(0);
     }
+}
+
+fn refused(why: &str) {
+    log::warn!("a link from another server is refused: {why}");
 }
 
 /// Ends a link that does what it may not.
