@@ -8,6 +8,7 @@ use std::time::Duration;
 use farcall_config::{LogLevel, read_token_file, vars};
 use farcall_gpu_exec::{DeviceChoice, ServeError, ServeOptions, Server, Signals};
 use farcall_transport::{LocalEnd, RdmaMode, RdmaOptions, SocketOptions};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::args::{Device, DeviceCount, ServeArgs, is_loopback};
 use crate::connect::config_failure;
@@ -18,6 +19,7 @@ use crate::run::absolute;
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
     start_log();
+    allow_descriptors();
     let options = options(args)?;
     if let Some(tls) = &options.tls {
         // As below, whoever reads it.
@@ -47,6 +49,21 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<ExitCode, Failure> {
         .map_err(|error| failure(&error))
 }
 
+/// Raises the limit of open files as far as it goes: a shell's usual 1024 would end at some hundred sessions.
+fn allow_descriptors() {
+    let files = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(files).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(files, hard, hard)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(error) = raised {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+}
+
 /// Answers with metrics, if that is wanted.
 pub(crate) fn start_metrics(args: &ServeArgs, server: &Server) -> Result<(), Failure> {
     let Some(listen) = &args.metrics else {
@@ -69,11 +86,38 @@ pub(crate) fn start_log() {
         .ok()
         .filter(|level| !level.is_empty());
     let level = wanted.unwrap_or_else(|| LogLevel::Warn.name().to_owned());
-    env_logger::Builder::new()
-        .parse_filters(&level)
+    let logger = Discreet::new(&level);
+    log::set_max_level(logger.0.filter());
+    // Fails only where there is a logger already.
+    let _ = log::set_boxed_logger(Box::new(logger));
+}
+
+/// A logger that keeps quiet about what nobody may read, whatever it is told to log.
+struct Discreet(env_logger::Logger);
+
+impl Discreet {
+    fn new(filters: &str) -> Self {
+        Self(env_logger::Builder::new().parse_filters(filters).build())
+    }
+}
+
+impl log::Log for Discreet {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         // Its traces have every byte of a request, tokens among them.
-        .filter_module("ureq_proto", log::LevelFilter::Debug)
-        .init();
+        let is_secret =
+            metadata.level() == log::Level::Trace && metadata.target().starts_with("ureq_proto");
+        !is_secret && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
@@ -141,4 +185,28 @@ pub(crate) fn failure(error: &ServeError) -> Failure {
         _ => "FARCALL_LOG=debug says more",
     };
     Failure::new(code::FAILED, error.to_string(), advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use log::{Level, Log as _, Metadata};
+
+    use super::Discreet;
+
+    #[test]
+    fn requests_are_never_traced_and_nothing_is_logged_that_was_not_asked_for() {
+        let logs = |filters: &str, target: &str, level: Level| {
+            let metadata = Metadata::builder().target(target).level(level).build();
+            Discreet::new(filters).enabled(&metadata)
+        };
+        assert!(!logs("warn", "ureq_proto::client", Level::Debug));
+        assert!(logs("debug", "ureq_proto::client", Level::Debug));
+        assert!(!logs("trace", "ureq_proto::client", Level::Trace));
+        assert!(!logs(
+            "ureq_proto=trace",
+            "ureq_proto::client",
+            Level::Trace
+        ));
+        assert!(logs("trace", "farcall_transport", Level::Trace));
+    }
 }

@@ -42,11 +42,11 @@ impl ServeTlsArgs {
             Failure::new(
                 code::CONFIG,
                 what,
-                "the directory of --tls has cert.pem and key.pem, or neither",
+                "the directory of --tls has cert.pem and key.pem, or neither, or the key alone",
             )
         };
         let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-        if !certificate.exists() && !key.exists() {
+        if !certificate.exists() {
             make(directory).map_err(|error| failed(error.to_string()))?;
         }
         let read = |path: &Path| {
@@ -58,13 +58,22 @@ impl ServeTlsArgs {
     }
 }
 
-/// A certificate that signs itself, and its key, which nobody else may read.
+/// A certificate that signs itself, and its key, which nobody else may read. A key that is there already is used: whoever
+/// made it was killed before there was a certificate, or wants to keep it.
 fn make(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)?;
-    let key = KeyPair::generate().map_err(io::Error::other)?;
+    let key = match fs::read_to_string(directory.join(KEY)) {
+        Ok(text) => KeyPair::from_pem(&text).map_err(io::Error::other)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate().map_err(io::Error::other)?;
+            place(directory, KEY, 0o600, &key.serialize_pem())?;
+            key
+        }
+        Err(error) => return Err(error),
+    };
     let mut params = CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
     params
         .distinguished_name
@@ -72,14 +81,18 @@ fn make(directory: &Path) -> io::Result<()> {
     params.not_before = date_time_ymd(VALID_YEARS.0, 1, 1);
     params.not_after = date_time_ymd(VALID_YEARS.1, 1, 1);
     let certificate = params.self_signed(&key).map_err(io::Error::other)?;
-    let create = |name: &str, mode: u32, text: &str| {
-        let mut options = fs::OpenOptions::new();
-        let path = directory.join(name);
-        let mut file = options.write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())
-    };
-    create(KEY, 0o600, &key.serialize_pem())?;
-    create(CERTIFICATE, 0o644, &certificate.pem())
+    place(directory, CERTIFICATE, 0o644, &certificate.pem())
+}
+
+/// Makes a file that is there as a whole or not at all.
+fn place(directory: &Path, name: &str, mode: u32, text: &str) -> io::Result<()> {
+    let unfinished = directory.join(format!(".{name}.new"));
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(mode);
+    let mut file = options.open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(unfinished, directory.join(name))
 }
 
 /// What a client is told to trust, checked; the path of a file from / on, as programs may change their directory.
@@ -117,6 +130,11 @@ mod tests {
         let mode = fs::metadata(directory.join(KEY)).unwrap().permissions();
         assert_eq!(mode.mode() & 0o777, 0o600);
         assert_eq!(trust(&made), Ok(made));
+        // Whoever made them may have been killed in between.
+        let key = fs::read(directory.join(KEY)).unwrap();
+        fs::remove_file(directory.join(CERTIFICATE)).unwrap();
+        served(&directory).unwrap();
+        assert_eq!(fs::read(directory.join(KEY)).unwrap(), key);
         // A key that is lost is not made up for: the certificate's clients would not know the new one.
         fs::remove_file(directory.join(KEY)).unwrap();
         assert!(served(&directory).is_err());

@@ -6,6 +6,7 @@
 //! - [`wire`]: one type per record, generated from `catalogue/driver.cat`;
 //! - [`status`]: CUDA result codes, passed through unchanged;
 //! - [`calltrace`]: the record of a program's calls, to be played again;
+//! - [`text`]: words of a peer, fit for a log;
 //! - [`texture`]: how records describe textures and surfaces;
 //! - [`image`]: fatbins, cubins and PTX: what is in them and what a device needs of them.
 #![forbid(unsafe_code)]
@@ -15,5 +16,6 @@ pub mod catalogue;
 pub mod image;
 pub mod record;
 pub mod status;
+pub mod text;
 pub mod texture;
 pub mod wire;

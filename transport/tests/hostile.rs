@@ -121,6 +121,25 @@ fn wrong_magic_gets_no_answer() {
 }
 
 #[test]
+fn who_goes_on_sending_after_a_refusal_is_hung_up_on() {
+    let listener = listener();
+    let accepting = accepting(&listener);
+    let mut socket = raw(listener.local_addr(), &[b'x'; 4096]);
+    let flood = vec![b'x'; 1 << 20];
+    let refused = (0..256).find_map(|_| socket.write_all(&flood).err());
+    let kind = refused.map(|error| error.kind());
+    assert!(
+        matches!(
+            kind,
+            Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+        ),
+        "{kind:?}: the listener reads on and on"
+    );
+    let _honest = raw(listener.local_addr(), &hello(1, [0; 16], [0; 16], 0));
+    accepting.join().unwrap();
+}
+
+#[test]
 fn wrong_version_is_told_ours() {
     let listener = listener();
     let accepting = accepting(&listener);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, Write};
 
 use farcall_marshal::status::CuStatus;
+use farcall_marshal::text::printable;
 
 use super::line::{Call, Line, Step, parse};
 
@@ -274,13 +275,6 @@ fn sent(call: &Call) -> String {
         format!(", reply {}", call.ticket)
     };
     format!("  [{} {} B{waits}]", printable(&call.record), call.bytes)
-}
-
-/// A program chooses names of kernels: they must not reach the terminal as commands.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 /// `ns` with three digits: `950 ns`, `1.52 µs`, `12.3 ms`, `3.00 s`.

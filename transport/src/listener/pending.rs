@@ -15,6 +15,9 @@ use crate::sys::socket;
 
 /// How long a client that was sent away may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
+/// How many bytes of a client that was sent away are thrown away, so that it gets to read why: closing a connection
+/// with unread bytes resets it. More than any hello has.
+const THROWN_AWAY: usize = 256 << 10;
 /// Magic and version: what every version of the protocol begins with.
 const PREAMBLE_BYTES: usize = 10;
 
@@ -28,8 +31,8 @@ pub(super) struct Pending {
     wanted: usize,
     head: Option<ClientHead>,
     tls: Option<Box<ServerHandshake>>,
-    /// Sent away: only waits until the client has read why.
-    refused: bool,
+    /// Sent away: only waits until the client has read why, and throws so many more bytes away.
+    refused: Option<usize>,
 }
 
 /// A complete hello.
@@ -66,7 +69,7 @@ impl Pending {
             wanted: PREAMBLE_BYTES,
             head: None,
             tls: None,
-            refused: false,
+            refused: None,
         })
     }
 
@@ -83,8 +86,16 @@ impl Pending {
         loop {
             match self.read() {
                 Ok(0) => return Progress::Gone,
-                Ok(_) if self.refused => self.buffer.clear(),
-                Ok(_) => {}
+                Ok(got) => {
+                    if let Some(left) = &mut self.refused {
+                        self.buffer.clear();
+                        // A sender that is never done would keep the listener's thread from everybody else.
+                        match left.checked_sub(got) {
+                            Some(rest) => *left = rest,
+                            None => return Progress::Gone,
+                        }
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return if now >= self.deadline {
                         Progress::Gone
@@ -95,7 +106,7 @@ impl Pending {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return Progress::Gone,
             }
-            if self.refused || self.buffer.len() < self.wanted {
+            if self.refused.is_some() || self.buffer.len() < self.wanted {
                 continue;
             }
             match self.decide(options) {
@@ -110,11 +121,11 @@ impl Pending {
     }
 
     fn read(&mut self) -> io::Result<usize> {
-        if let Some(tls) = self.tls.as_mut().filter(|_| !self.refused) {
+        if let Some(tls) = self.tls.as_mut().filter(|_| self.refused.is_none()) {
             return tls.read(self.fd.as_raw_fd(), &mut self.buffer);
         }
         let mut chunk = [0; 4096];
-        let want = if self.refused {
+        let want = if self.refused.is_some() {
             chunk.len()
         } else {
             self.wanted - self.buffer.len()
@@ -184,7 +195,7 @@ impl Pending {
             };
         }
         socket::shutdown_write(self.fd.as_raw_fd());
-        self.refused = true;
+        self.refused = Some(THROWN_AWAY);
         self.deadline = self.deadline.min(now + LINGER);
         self.buffer = Vec::new();
     }
