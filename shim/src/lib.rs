@@ -22,6 +22,7 @@ mod coherent;
 mod context;
 mod counters;
 mod crossing;
+mod device_range;
 mod enter;
 mod event;
 mod exports;

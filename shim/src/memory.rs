@@ -12,16 +12,13 @@ use parking_lot::RwLock;
 
 use crate::context::Context;
 use crate::crossing;
+use crate::device_range::GRANULE;
 use crate::landing;
 use crate::process::{Device, process};
 use crate::ptr::HostPtr;
 use crate::reserve::{self, Range};
 use crate::session::Session;
 
-/// Device memory is given in pieces of this size, at addresses that are multiples of it.
-pub(crate) const GRANULE: u64 = 512;
-/// Pieces of at least this size start at multiples of it, as a driver's do.
-const LARGE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 
 /// What an address range is.
@@ -193,7 +190,9 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
         place_there(context, reserved_bytes)
     } else {
         let mut range = session.device_memory.lock();
-        let start = range.take(reserved_bytes, |stamp| session.has_finished(stamp));
+        let start = range.take(device.index, reserved_bytes, |stamp| {
+            session.has_finished(stamp)
+        });
         start.ok_or(CuStatus::OUT_OF_MEMORY)
     };
     let start = start.inspect_err(|_| {
@@ -237,6 +236,7 @@ pub(crate) fn release(allocation: &Allocation) {
                 return;
             }
             session.device_memory.lock().give(
+                allocation.context.device.index,
                 allocation.start,
                 allocation.reserved_bytes,
                 session.stamp(),
@@ -382,150 +382,4 @@ pub(crate) fn send_bulk(session: &Session, id: u64, bytes: &[u8]) -> CuResult {
         .endpoint
         .bulk_send(id, &[IoSlice::new(bytes)])
         .map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
-}
-
-/// Addresses of one session's device memory.
-///
-/// First fit by size, best first; freed pieces are used again only when the work before the free is known to
-/// have run, because the server frees in the order of the device.
-pub(crate) struct DeviceRange {
-    range: Range,
-    /// First address never given.
-    fresh: u64,
-    /// Freed pieces by start: length and the stamp of the free.
-    free: BTreeMap<u64, (u64, u64)>,
-}
-
-impl DeviceRange {
-    pub(crate) fn new(range: Range) -> Self {
-        Self {
-            range,
-            fresh: range.start,
-            free: BTreeMap::new(),
-        }
-    }
-
-    fn take(&mut self, bytes: u64, has_finished: impl Fn(u64) -> bool) -> Option<u64> {
-        let align = if bytes >= LARGE { LARGE } else { GRANULE };
-        self.take_aligned(bytes, align, has_finished)
-    }
-
-    /// Addresses that are a multiple of `align`.
-    pub(crate) fn take_aligned(
-        &mut self,
-        bytes: u64,
-        align: u64,
-        has_finished: impl Fn(u64) -> bool,
-    ) -> Option<u64> {
-        let best = self
-            .free
-            .iter()
-            .filter(|(start, (len, stamp))| {
-                *len == bytes && start.is_multiple_of(align) && has_finished(*stamp)
-            })
-            .map(|(start, _)| *start)
-            .next();
-        if let Some(start) = best {
-            self.free.remove(&start);
-            return Some(start);
-        }
-        let start = self.fresh.checked_next_multiple_of(align)?;
-        let end = start.checked_add(bytes)?;
-        if end <= self.range.start.checked_add(self.range.bytes)? {
-            self.fresh = end;
-            return Some(start);
-        }
-        self.take_from_free(bytes, align, &has_finished)
-    }
-
-    /// The range has been given out once: cut a piece out of finished free space, neighbours joined. What is not
-    /// finished stays by itself, or it would hold up its neighbours.
-    fn take_from_free(
-        &mut self,
-        bytes: u64,
-        align: u64,
-        has_finished: &impl Fn(u64) -> bool,
-    ) -> Option<u64> {
-        let mut joined: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        for (start, (len, stamp)) in std::mem::take(&mut self.free) {
-            match joined.last_entry() {
-                Some(mut last)
-                    if *last.key() + last.get().0 == start
-                        && has_finished(stamp)
-                        && has_finished(last.get().1) =>
-                {
-                    let (old_len, old_stamp) = *last.get();
-                    last.insert((old_len + len, old_stamp.max(stamp)));
-                }
-                _ => {
-                    joined.insert(start, (len, stamp));
-                }
-            }
-        }
-        self.free = joined;
-        let (piece, at) = self.free.iter().find_map(|(start, (len, stamp))| {
-            let at = start.checked_next_multiple_of(align)?;
-            (has_finished(*stamp) && at + bytes <= start + len).then_some((*start, at))
-        })?;
-        let (len, stamp) = self.free.remove(&piece)?;
-        if at > piece {
-            self.free.insert(piece, (at - piece, stamp));
-        }
-        let end = piece + len;
-        if end > at + bytes {
-            self.free.insert(at + bytes, (end - at - bytes, stamp));
-        }
-        Some(at)
-    }
-
-    /// Gives addresses back; `stamp`: of the last work that may use them.
-    pub(crate) fn give(&mut self, start: u64, bytes: u64, stamp: u64) {
-        self.free.insert(start, (bytes, stamp));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::{DeviceRange, GRANULE};
-    use crate::reserve::Range;
-
-    fn range(bytes: u64) -> DeviceRange {
-        DeviceRange::new(Range {
-            start: 0x10_0000,
-            bytes,
-        })
-    }
-
-    #[test]
-    fn a_freed_piece_waits_for_the_work_before_it() {
-        let mut range = range(1 << 20);
-        let first = range.take(512, |_| true);
-        range.give(first.unwrap_or(0), 512, 5);
-        assert_ne!(range.take(512, |stamp| stamp < 5), first);
-        assert_eq!(range.take(512, |stamp| stamp <= 5), first);
-    }
-
-    #[test]
-    fn a_piece_that_is_not_finished_holds_up_no_neighbour() {
-        let mut range = range(8 * GRANULE);
-        let start = range.take_aligned(8 * GRANULE, GRANULE, |_| true).unwrap();
-        range.give(start, 7 * GRANULE, 0);
-        range.give(start + 7 * GRANULE, GRANULE, 9);
-        let finished = |stamp| stamp < 9;
-        assert_eq!(range.take(2 * GRANULE, finished), Some(start));
-        assert_eq!(range.take(6 * GRANULE, finished), None);
-        assert_eq!(range.take(6 * GRANULE, |_| true), Some(start + 2 * GRANULE));
-    }
-
-    #[test]
-    fn freed_neighbours_are_joined_when_the_range_is_used_up() {
-        let mut range = range(2048);
-        let pieces: Vec<u64> = (0..4).filter_map(|_| range.take(512, |_| true)).collect();
-        assert_eq!((pieces.len(), range.take(512, |_| true)), (4, None));
-        range.give(pieces[1], 512, 1);
-        range.give(pieces[2], 512, 1);
-        assert_eq!(range.take(1024, |_| true), Some(pieces[1]));
-        assert_eq!(range.take(512, |_| true), None);
-    }
 }

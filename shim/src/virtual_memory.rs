@@ -93,7 +93,7 @@ impl VirtualMemory {
         let start = session
             .device_memory
             .lock()
-            .take_aligned(bytes, align.max(GRANULARITY), |stamp| {
+            .reserve(bytes, align.max(GRANULARITY), |stamp| {
                 session.has_finished(stamp)
             })
             .ok_or(CuStatus::OUT_OF_MEMORY)?;
@@ -129,7 +129,7 @@ impl VirtualMemory {
         } else {
             0
         };
-        session.device_memory.lock().give(start, bytes, stamp);
+        session.device_memory.lock().unreserve(start, bytes, stamp);
         Ok(())
     }
 
