@@ -2,6 +2,7 @@
 //! client's addresses, order, waits, errors.
 #![allow(clippy::unwrap_used)]
 
+mod devices;
 mod memory;
 mod peers;
 #[path = "../support/mod.rs"]

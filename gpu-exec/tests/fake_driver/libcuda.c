@@ -1,12 +1,14 @@
-/* A CUDA driver whose device is this process' memory, for tests of the `cuda` device on machines without a GPU.
+/* A CUDA driver whose devices are this process' memory, for tests of the `cuda` device on machines without a GPU.
  *
- * It is strict and lazy where a real one may be: fresh memory is full of garbage, what is not mapped cannot be touched,
- * a mapping is undone as a whole or not at all, and work is done as late as can be: when somebody asks whether it is done,
- * the oldest streams first. So memory that is taken away, used again or zeroed at the wrong time shows. Kernels, by name:
+ * It is strict and lazy where a real one may be: fresh memory is full of garbage, what is not mapped cannot be touched, nor
+ * what is mapped for another device, a mapping is undone as a whole or not at all, streams and events are used with their own
+ * context alone, and work is done as late as can be: when somebody asks whether it is done, the oldest streams first. So
+ * memory that is taken away, used again or zeroed at the wrong time shows. Kernels, by name:
  *   set    {u64 address, u32 value, u32 count}   writes words; an address outside of all memory is a fault
  *   hold   {}                                    its stream stands still until `release` runs on another one
  *   release {}
  *   peek   {u64 to, u64 from, u32 count}         copies words from anywhere, as kernels can
+ * FAKE_DEVICES: how many there are, 1 if it is not set; each has 64 MiB.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -19,7 +21,7 @@
 
 typedef uint64_t u64;
 typedef uint32_t u32;
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_PTX = 218, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_PTX = 218, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 #define GRANULE (2ul << 20)
 #define TOTAL (64ul << 20)
 #define EXPORT __attribute__((visibility("default")))
@@ -28,6 +30,7 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_PTX = 218, INVALID_
 static pthread_mutex_t big = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 #define LOCKED __attribute__((cleanup(unlock))) int locked = (pthread_mutex_lock(&big), 0)
 static void unlock(int *locked) { (void)locked; pthread_mutex_unlock(&big); }
+static u32 number_of(const char *variable, u32 otherwise) { const char *text = getenv(variable); return text ? (u32)atoi(text) : otherwise; }
 
 /* FAKE_HANG: a file that holds the name of a call; while it does, that call does not come back. */
 static void hang_in(const char *call) {
@@ -41,17 +44,26 @@ static void hang_in(const char *call) {
 }
 #define MAY_HANG hang_in(__func__)
 
-/* Memory: everything that operations may touch. */
-struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; int is_accessible; };
+/* Devices and contexts. Context 1 + d is the primary one of device d, those from 17 on are made by the program. */
+enum { DEVICES = 16, CONTEXTS = 24, STREAMS = 128 };
+struct context { int alive, device; u32 fault; };
+static struct context contexts[CONTEXTS];
+static __thread u64 current;
+static int device_count(void) { return (int)number_of("FAKE_DEVICES", 1); }
+
+/* Memory: everything that operations may touch. `access`: what each device may do there; 1 to read, 2 to write. */
+struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; int is_filled; unsigned char access[DEVICES]; };
+enum { READ = 1, WRITE = 2, BOTH = 3 };
 enum { MAPPED = 1, PLAIN, PINNED, REGISTERED };
 static struct piece *pieces;
-static u64 physical_bytes, next_handle = 1, handle_bytes[4096];
-static u32 fault;
+static u64 physical_bytes[DEVICES], next_handle = 1, handle_bytes[4096];
+static int handle_device[4096];
 
-static void add_piece(u64 at, u64 bytes, int kind, u64 handle) {
-    struct piece *p = malloc(sizeof *p);
-    *p = (struct piece){at, bytes, kind, handle, pieces, 0};
-    pieces = p;
+static struct piece *add_piece(u64 at, u64 bytes, int kind, u64 handle) {
+    struct piece *p = calloc(1, sizeof *p);
+    *p = (struct piece){.at = at, .bytes = bytes, .kind = kind, .handle = handle, .next = pieces};
+    if (kind == PINNED || kind == REGISTERED) memset(p->access, BOTH, sizeof p->access);
+    return pieces = p;
 }
 static int remove_piece(u64 at, u64 bytes, int kind, struct piece *out) {
     for (struct piece **p = &pieces; *p; p = &(*p)->next)
@@ -64,60 +76,64 @@ static int remove_piece(u64 at, u64 bytes, int kind, struct piece *out) {
         }
     return 0;
 }
-/* Whether all of it is memory; neighbours count as one. */
-static int is_memory(u64 at, u64 bytes) {
+/* Whether a device may do this with all of it; neighbours count as one. */
+static int is_memory(int device, u64 at, u64 bytes, int access) {
     u64 end = at + bytes;
     while (at < end) {
         struct piece *p = pieces;
         while (p && !(p->at <= at && at < p->at + p->bytes)) p = p->next;
-        if (!p) return 0;
+        if (!p || (p->access[device] & access) != access) return 0;
         at = p->at + p->bytes;
     }
     return 1;
 }
 
-/* Work. */
+/* Work. Stream c is the legacy stream of context c; others begin behind the contexts. */
 enum { COPY, SET8, SET16, SET32, RECORD, WAIT, KERNEL };
-struct op { int kind; u64 a, b, n, rows, pitch; u64 generation; struct event *event; u64 before[64]; char name[16]; unsigned char params[32]; struct op *next; };
-struct event { u64 recorded, reached; };
-struct stream { int blocking, alive; u64 issued, done; struct op *head, *tail; };
-static struct stream streams[64] = {{.alive = 1}};
+struct op { int kind; u64 a, b, n, rows, pitch; int to, from; u64 generation; struct event *event; u64 before[STREAMS]; char name[16]; unsigned char params[32]; struct op *next; };
+struct event { u64 recorded, reached, context; };
+struct stream { int blocking, alive; u64 context, issued, done; struct op *head, *tail; };
+static struct stream streams[STREAMS];
 static int released;
 
-static int run_kernel(struct op *op, int stream) {
+static int run_kernel(struct op *op, struct context *context) {
+    int device = context->device;
     if (!strcmp(op->name, "hold")) return released > 0 ? (released--, 1) : 0;
-    if (!strcmp(op->name, "release")) { (void)stream; released++; return 1; }
+    if (!strcmp(op->name, "release")) { released++; return 1; }
     if (!strcmp(op->name, "peek")) {
         u64 ends[2]; u32 words;
         memcpy(ends, op->params, 16); memcpy(&words, op->params + 16, 4);
-        if (!is_memory(ends[0], words * 4ul) || !is_memory(ends[1], words * 4ul)) { fault = ILLEGAL_ADDRESS; return 1; }
+        if (!is_memory(device, ends[0], words * 4ul, WRITE) || !is_memory(device, ends[1], words * 4ul, READ)) { context->fault = ILLEGAL_ADDRESS; return 1; }
         memmove((void *)ends[0], (void *)ends[1], words * 4ul);
         return 1;
     }
     u64 at; u32 value, count;
     memcpy(&at, op->params, 8); memcpy(&value, op->params + 8, 4); memcpy(&count, op->params + 12, 4);
-    if (!is_memory(at, count * 4ul)) { fault = ILLEGAL_ADDRESS; return 1; }
+    if (!is_memory(device, at, count * 4ul, WRITE)) { context->fault = ILLEGAL_ADDRESS; return 1; }
     for (u32 i = 0; i < count; i++) ((u32 *)at)[i] = value;
     return 1;
 }
 static int run_op(struct op *op, int stream) {
-    for (int s = 0; s < 64; s++) if (streams[s].done < op->before[s]) return 0;
-    if (fault && op->kind != RECORD) return 1;
-    u64 end = op->rows ? op->pitch * (op->rows - 1) : 0;
+    for (int s = 0; s < STREAMS; s++) if (streams[s].done < op->before[s]) return 0;
+    struct context *context = &contexts[streams[stream].context];
+    if (context->fault && op->kind != RECORD) return 1;
+    u64 end = op->rows ? op->pitch * (op->rows - 1) : 0, rows = op->rows ? op->rows : 1;
+    u64 width = op->kind == SET16 ? 2 : op->kind == SET32 ? 4 : 1;
     switch (op->kind) {
-    case COPY: CHECK(is_memory(op->a, op->n) && is_memory(op->b, op->n)); memmove((void *)op->a, (void *)op->b, op->n); return 1;
-    case SET8: CHECK(is_memory(op->a, end + op->n)); for (u64 r = 0; r < (op->rows ? op->rows : 1); r++) memset((void *)(op->a + r * op->pitch), (int)op->b, op->n); return 1;
-    case SET16: CHECK(is_memory(op->a, end + op->n * 2)); for (u64 r = 0; r < (op->rows ? op->rows : 1); r++) for (u64 i = 0; i < op->n; i++) ((uint16_t *)(op->a + r * op->pitch))[i] = (uint16_t)op->b; return 1;
-    case SET32: CHECK(is_memory(op->a, end + op->n * 4)); for (u64 r = 0; r < (op->rows ? op->rows : 1); r++) for (u64 i = 0; i < op->n; i++) ((u32 *)(op->a + r * op->pitch))[i] = (u32)op->b; return 1;
+    case COPY: CHECK(is_memory(op->to, op->a, op->n, WRITE) && is_memory(op->from, op->b, op->n, READ)); memmove((void *)op->a, (void *)op->b, op->n); return 1;
+    case SET8: case SET16: case SET32:
+        CHECK(is_memory(context->device, op->a, end + op->n * width, WRITE));
+        for (u64 r = 0; r < rows; r++) for (u64 i = 0; i < op->n; i++) memcpy((void *)(op->a + r * op->pitch + i * width), &op->b, width);
+        return 1;
     case RECORD: if (op->event->reached < op->generation) op->event->reached = op->generation; return 1;
     case WAIT: return op->event->reached >= op->generation;
-    default: return run_kernel(op, stream);
+    default: return run_kernel(op, context);
     }
 }
 static void pump(void) {
     for (int again = 1; again;) {
         again = 0;
-        for (int s = 0; s < 64; s++) while (streams[s].head && run_op(streams[s].head, s)) {
+        for (int s = 0; s < STREAMS; s++) while (streams[s].head && run_op(streams[s].head, s)) {
             struct op *op = streams[s].head;
             streams[s].head = op->next;
             if (!op->next) streams[s].tail = NULL;
@@ -127,15 +143,22 @@ static void pump(void) {
         }
     }
 }
+/* The stream that a handle names in the current context. */
+static u64 stream_of(u64 stream) {
+    CHECK(current && contexts[current].alive);
+    if (stream == 0) return current;
+    CHECK(stream >= CONTEXTS && stream < STREAMS && streams[stream].alive && streams[stream].context == current);
+    return stream;
+}
 static u32 submit(u64 stream, struct op value) {
-    if (fault) return fault;
-    if (stream >= 64 || !streams[stream].alive) return INVALID_HANDLE;
+    stream = stream_of(stream);
+    if (contexts[current].fault) return contexts[current].fault;
     struct op *op = malloc(sizeof *op);
     *op = value;
     op->next = NULL;
     memset(op->before, 0, sizeof op->before);
-    if (stream == 0) { for (int s = 1; s < 64; s++) if (streams[s].blocking) op->before[s] = streams[s].issued; }
-    else if (streams[stream].blocking) op->before[0] = streams[0].issued;
+    if (stream == current) { for (int s = CONTEXTS; s < STREAMS; s++) if (streams[s].blocking && streams[s].context == current) op->before[s] = streams[s].issued; }
+    else if (streams[stream].blocking) op->before[current] = streams[current].issued;
     streams[stream].issued++;
     if (streams[stream].tail) streams[stream].tail->next = op; else streams[stream].head = op;
     streams[stream].tail = op;
@@ -143,37 +166,53 @@ static u32 submit(u64 stream, struct op value) {
 }
 
 /* The driver. */
+static u32 open_context(u64 context, int device) {
+    if (device < 0 || device >= device_count()) return INVALID_DEVICE;
+    if (!contexts[context].alive) contexts[context] = (struct context){.alive = 1, .device = device};
+    streams[context].context = context;
+    return OK;
+}
 /* FAKE_INIT: what the driver's start answers. FAKE_VERSION: for which CUDA it is. */
-static u32 number_of(const char *variable, u32 otherwise) { const char *text = getenv(variable); return text ? (u32)atoi(text) : otherwise; }
 EXPORT u32 cuInit(u32 flags) { return flags ? INVALID_VALUE : number_of("FAKE_INIT", OK); }
 EXPORT u32 cuDriverGetVersion(int *v) { *v = (int)number_of("FAKE_VERSION", 12020); return OK; }
-EXPORT u32 cuDeviceGetCount(int *n) { *n = 1; return OK; }
-EXPORT u32 cuDeviceGet(int *d, int n) { *d = n; return n ? 101 : OK; }
+EXPORT u32 cuDeviceGetCount(int *n) { *n = device_count(); return OK; }
+EXPORT u32 cuDeviceGet(int *d, int n) { *d = n; return n < 0 || n >= device_count() ? INVALID_DEVICE : OK; }
 EXPORT u32 cuDeviceGetName(char *name, int len, int d) { (void)d; snprintf(name, len, "fake GPU"); return OK; }
-EXPORT u32 cuDeviceGetUuid_v2(unsigned char *uuid, int d) { (void)d; memset(uuid, 7, 16); return OK; }
+EXPORT u32 cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, 7 + d, 16); return OK; }
 EXPORT u32 cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = TOTAL; return OK; }
 EXPORT u32 cuDeviceGetAttribute(int *value, int a, int d) { (void)d; if (a < 1 || a > 120) return INVALID_VALUE; *value = a == 75 ? 8 : a == 76 ? 6 : a; return OK; }
-EXPORT u32 cuDevicePrimaryCtxRetain(u64 *c, int d) { (void)d; *c = 1; return OK; }
-EXPORT u32 cuDevicePrimaryCtxRelease_v2(int d) { (void)d; return OK; }
+EXPORT u32 cuDevicePrimaryCtxRetain(u64 *c, int d) { LOCKED; *c = 1 + (u64)d; return open_context(*c, d); }
+EXPORT u32 cuDevicePrimaryCtxRelease_v2(int d) { LOCKED; CHECK(contexts[1 + d].alive); return OK; }
 EXPORT u32 cuDevicePrimaryCtxSetFlags_v2(int d, u32 f) { (void)d; (void)f; return OK; }
-EXPORT u32 cuCtxCreate_v2(u64 *c, u32 f, int d) { (void)f; (void)d; *c = 2; return OK; }
-EXPORT u32 cuCtxDestroy_v2(u64 c) { return c == 2 ? OK : INVALID_HANDLE; }
-EXPORT u32 cuCtxSetCurrent(u64 c) { return c == 1 || c == 2 ? OK : 201; }
-EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return fault; }
-EXPORT u32 cuCtxSynchronize(void) { MAY_HANG; LOCKED; pump(); return fault; }
-EXPORT u32 cuStreamCreateWithPriority(u64 *out, u32 flags, int p) {
-    LOCKED; (void)p;
-    for (u64 s = 1; s < 64; s++) if (!streams[s].alive && !streams[s].head) { streams[s].alive = 1; streams[s].blocking = !flags; *out = s; return OK; }
+EXPORT u32 cuCtxCreate_v2(u64 *c, u32 f, int d) {
+    LOCKED; (void)f;
+    for (u64 made = 1 + DEVICES; made < CONTEXTS; made++) if (!contexts[made].alive && !streams[made].head) { u32 status = open_context(made, d); if (!status) *c = current = made; return status; }
     return OUT_OF_MEMORY;
 }
-EXPORT u32 cuStreamDestroy_v2(u64 s) { LOCKED; CHECK(s && s < 64 && streams[s].alive); streams[s].alive = 0; return OK; }
-EXPORT u32 cuStreamQuery(u64 s) { MAY_HANG; LOCKED; pump(); if (fault) return fault; if (s == 0) { for (int i = 0; i < 64; i++) if (streams[i].head && (i == 0 || streams[i].blocking)) return NOT_READY; return OK; } return streams[s].head ? NOT_READY : OK; }
+EXPORT u32 cuCtxDestroy_v2(u64 c) { LOCKED; if (c <= DEVICES || c >= CONTEXTS || !contexts[c].alive) return INVALID_HANDLE; contexts[c].alive = 0; return OK; }
+EXPORT u32 cuCtxSetCurrent(u64 c) { LOCKED; if (!c || c >= CONTEXTS || !contexts[c].alive) return INVALID_CONTEXT; current = c; return OK; }
+EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return contexts[current].fault; }
+EXPORT u32 cuCtxSynchronize(void) { MAY_HANG; LOCKED; pump(); return contexts[current].fault; }
+EXPORT u32 cuStreamCreateWithPriority(u64 *out, u32 flags, int p) {
+    LOCKED; (void)p;
+    for (u64 s = CONTEXTS; s < STREAMS; s++) if (!streams[s].alive && !streams[s].head) { streams[s].alive = 1; streams[s].blocking = !flags; streams[s].context = current; *out = s; return OK; }
+    return OUT_OF_MEMORY;
+}
+EXPORT u32 cuStreamDestroy_v2(u64 s) { LOCKED; CHECK(s && stream_of(s)); streams[s].alive = 0; return OK; }
+EXPORT u32 cuStreamQuery(u64 s) {
+    MAY_HANG; LOCKED;
+    s = stream_of(s);
+    pump();
+    if (contexts[current].fault) return contexts[current].fault;
+    for (u64 i = CONTEXTS; i < STREAMS; i++) if (s == current && streams[i].head && streams[i].blocking && streams[i].context == current) return NOT_READY;
+    return streams[s].head ? NOT_READY : OK;
+}
 EXPORT u32 cuStreamWaitEvent(u64 s, struct event *e, u32 f) { LOCKED; (void)f; return submit(s, (struct op){.kind = WAIT, .event = e, .generation = e->recorded}); }
-EXPORT u32 cuEventCreate(struct event **e, u32 f) { (void)f; *e = calloc(1, sizeof **e); return OK; }
+EXPORT u32 cuEventCreate(struct event **e, u32 f) { LOCKED; (void)f; *e = calloc(1, sizeof **e); (*e)->context = current; return OK; }
 /* Kept: operations may still name it. */
 EXPORT u32 cuEventDestroy_v2(struct event *e) { return e ? OK : INVALID_HANDLE; }
-EXPORT u32 cuEventQuery(struct event *e) { MAY_HANG; LOCKED; pump(); if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
-EXPORT u32 cuEventRecord(struct event *e, u64 s) { LOCKED; e->recorded++; return submit(s, (struct op){.kind = RECORD, .event = e, .generation = e->recorded}); }
+EXPORT u32 cuEventQuery(struct event *e) { MAY_HANG; LOCKED; pump(); u32 fault = contexts[e->context].fault; if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
+EXPORT u32 cuEventRecord(struct event *e, u64 s) { LOCKED; if (e->context != current) return INVALID_HANDLE; e->recorded++; return submit(s, (struct op){.kind = RECORD, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventElapsedTime(float *ms, struct event *a, struct event *b) { LOCKED; *ms = 1.5f; return a->reached < a->recorded || b->reached < b->recorded ? NOT_READY : OK; }
 
 EXPORT u32 cuMemAddressReserve(u64 *out, size_t bytes, size_t align, u64 hint, u64 flags) {
@@ -186,15 +225,17 @@ EXPORT u32 cuMemAddressReserve(u64 *out, size_t bytes, size_t align, u64 hint, u
 }
 EXPORT u32 cuMemAddressFree(u64 at, size_t bytes) { return munmap((void *)at, bytes) ? INVALID_VALUE : OK; }
 EXPORT u32 cuMemCreate(u64 *handle, size_t bytes, const void *prop, u64 flags) {
-    LOCKED; (void)prop; (void)flags;
-    if (bytes % GRANULE) return INVALID_VALUE;
-    if (physical_bytes + bytes > TOTAL || next_handle >= 4096) return OUT_OF_MEMORY;
-    physical_bytes += bytes;
+    LOCKED; (void)flags;
+    int device = ((const int *)prop)[3];
+    if (bytes % GRANULE || device < 0 || device >= device_count()) return INVALID_VALUE;
+    if (physical_bytes[device] + bytes > TOTAL || next_handle >= 4096) return OUT_OF_MEMORY;
+    physical_bytes[device] += bytes;
     handle_bytes[next_handle] = bytes;
+    handle_device[next_handle] = device;
     *handle = next_handle++;
     return OK;
 }
-EXPORT u32 cuMemRelease(u64 handle) { LOCKED; CHECK(handle && handle < next_handle && handle_bytes[handle]); physical_bytes -= handle_bytes[handle]; handle_bytes[handle] = 0; return OK; }
+EXPORT u32 cuMemRelease(u64 handle) { LOCKED; CHECK(handle && handle < next_handle && handle_bytes[handle]); physical_bytes[handle_device[handle]] -= handle_bytes[handle]; handle_bytes[handle] = 0; return OK; }
 EXPORT u32 cuMemMap(u64 at, size_t bytes, size_t offset, u64 handle, u64 flags) {
     LOCKED; (void)flags;
     CHECK(handle_bytes[handle] >= offset + bytes && offset % GRANULE == 0 && at % GRANULE == 0);
@@ -202,12 +243,17 @@ EXPORT u32 cuMemMap(u64 at, size_t bytes, size_t offset, u64 handle, u64 flags) 
     add_piece(at, bytes, MAPPED, handle);
     return OK;
 }
-EXPORT u32 cuMemSetAccess(u64 at, size_t bytes, const void *desc, size_t count) {
-    LOCKED; (void)desc; (void)count;
-    CHECK(is_memory(at, bytes) && !mprotect((void *)at, bytes, PROT_READ | PROT_WRITE));
-    for (struct piece *p = pieces; p; p = p->next)
-        if (p->at == at && !p->is_accessible) { p->is_accessible = 1; memset((void *)at, 0xaa, bytes); }
-    return OK;
+struct access { int kind, device; u32 flags; };
+EXPORT u32 cuMemSetAccess(u64 at, size_t bytes, const struct access *wanted, size_t count) {
+    LOCKED;
+    CHECK(count == 1 && wanted->kind == 1 && wanted->device >= 0 && wanted->device < device_count());
+    for (struct piece *p = pieces; p; p = p->next) if (p->at == at && p->kind == MAPPED && p->bytes == bytes) {
+        CHECK(!mprotect((void *)at, bytes, PROT_READ | PROT_WRITE));
+        p->access[wanted->device] = (unsigned char)wanted->flags;
+        if (wanted->flags && !p->is_filled) { p->is_filled = 1; memset((void *)at, 0xaa, bytes); }
+        return OK;
+    }
+    return INVALID_VALUE;
 }
 EXPORT u32 cuMemUnmap(u64 at, size_t bytes) {
     MAY_HANG; LOCKED;
@@ -215,37 +261,51 @@ EXPORT u32 cuMemUnmap(u64 at, size_t bytes) {
     CHECK(remove_piece(at, bytes, MAPPED, &gone) && !mprotect((void *)at, bytes, PROT_NONE));
     return OK;
 }
-/* Enough for the check of the GPU; everything else is to be mapped. FAKE_BROKEN: the GPU fails that check. */
+/* Enough for the check of the GPU; everything else is to be mapped. FAKE_BROKEN: GPUs fail that check, all or the one of
+ * FAKE_BROKEN_DEVICE. */
+static int is_broken(void) { return getenv("FAKE_BROKEN") && number_of("FAKE_BROKEN_DEVICE", (u32)contexts[current].device) == (u32)contexts[current].device; }
 EXPORT u32 cuMemAlloc_v2(u64 *at, size_t bytes) {
     LOCKED;
-    if (getenv("FAKE_BROKEN") && !strcmp(getenv("FAKE_BROKEN"), "crash")) abort();
-    if (getenv("FAKE_BROKEN")) return 214;
+    if (is_broken() && !strcmp(getenv("FAKE_BROKEN"), "crash")) abort();
+    if (is_broken()) return 214;
     if (bytes > 65536) return OUT_OF_MEMORY;
     *at = (u64)malloc(bytes);
-    add_piece(*at, bytes, PLAIN, 0);
+    add_piece(*at, bytes, PLAIN, 0)->access[contexts[current].device] = BOTH;
     return OK;
 }
 EXPORT u32 cuMemFree_v2(u64 at) { LOCKED; struct piece gone; if (!remove_piece(at, 0, PLAIN, &gone)) return INVALID_VALUE; free((void *)at); return OK; }
-EXPORT u32 cuMemHostAlloc(void **at, size_t bytes, u32 flags) { LOCKED; (void)flags; *at = malloc(bytes); add_piece((u64)*at, bytes, PINNED, 0); return OK; }
+EXPORT u32 cuMemHostAlloc(void **at, size_t bytes, u32 flags) { LOCKED; if (flags != 1) return INVALID_VALUE; *at = malloc(bytes); add_piece((u64)*at, bytes, PINNED, 0); return OK; }
 EXPORT u32 cuMemFreeHost(void *at) { LOCKED; struct piece gone; CHECK(remove_piece((u64)at, 0, PINNED, &gone)); free(at); return OK; }
 EXPORT u32 cuMemHostRegister_v2(void *at, size_t bytes, u32 flags) { LOCKED; if (flags != 3 || (u64)at % 4096 || bytes % 4096) return INVALID_VALUE; add_piece((u64)at, bytes, REGISTERED, 0); return OK; }
 EXPORT u32 cuMemHostUnregister(void *at) { LOCKED; struct piece gone; CHECK(remove_piece((u64)at, 0, REGISTERED, &gone)); return OK; }
 EXPORT u32 cuMemHostGetDevicePointer_v2(u64 *out, void *at, u32 flags) { (void)flags; *out = (u64)at; return OK; }
 
-static u32 copy(u64 dst, u64 src, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = COPY, .a = dst, .b = src, .n = n}); }
+static u32 copy(u64 dst, u64 src, size_t n, u64 s) {
+    LOCKED;
+    int device = contexts[current].device;
+    return submit(s, (struct op){.kind = COPY, .a = dst, .b = src, .n = n, .to = device, .from = device});
+}
 EXPORT u32 cuMemcpyHtoDAsync_v2(u64 dst, const void *src, size_t n, u64 s) { return copy(dst, (u64)src, n, s); }
 EXPORT u32 cuMemcpyDtoHAsync_v2(void *dst, u64 src, size_t n, u64 s) { return copy((u64)dst, src, n, s); }
 EXPORT u32 cuMemcpyDtoDAsync_v2(u64 dst, u64 src, size_t n, u64 s) { return copy(dst, src, n, s); }
 EXPORT u32 cuMemcpyAsync(u64 dst, u64 src, size_t n, u64 s) { return copy(dst, src, n, s); }
-struct box { size_t sx, sy, sz, slod; u32 skind; const void *shost; u64 sdev; void *sarray, *r0; size_t spitch, srows, dx, dy, dz, dlod; u32 dkind; void *dhost; u64 ddev; void *darray, *r1; size_t dpitch, drows, width, height, depth; };
-EXPORT u32 cuMemcpy3DAsync_v2(const struct box *b, u64 s) {
+static u32 copy_peer(u64 dst, u64 to, u64 src, u64 from, size_t n, u64 s) {
+    LOCKED;
+    CHECK(to < CONTEXTS && from < CONTEXTS && contexts[to].alive && contexts[from].alive);
+    return submit(s, (struct op){.kind = COPY, .a = dst, .b = src, .n = n, .to = contexts[to].device, .from = contexts[from].device});
+}
+EXPORT u32 cuMemcpyPeerAsync(u64 dst, u64 to, u64 src, u64 from, size_t n, u64 s) { return copy_peer(dst, to, src, from, n, s); }
+struct box { size_t sx, sy, sz, slod; u32 skind; const void *shost; u64 sdev; void *sarray; u64 from; size_t spitch, srows, dx, dy, dz, dlod; u32 dkind; void *dhost; u64 ddev; void *darray; u64 to; size_t dpitch, drows, width, height, depth; };
+static u32 copy_box(const struct box *b, u64 to, u64 from, u64 s) {
     if (b->spitch < b->width || b->dpitch < b->width || (b->depth > 1 && (b->srows < b->height || b->drows < b->height))) return INVALID_VALUE;
     for (size_t z = 0; z < b->depth; z++) for (size_t y = 0; y < b->height; y++) {
-        u32 status = copy(b->ddev + (z * b->drows + y) * b->dpitch, b->sdev + (z * b->srows + y) * b->spitch, b->width, s);
+        u32 status = copy_peer(b->ddev + (z * b->drows + y) * b->dpitch, to, b->sdev + (z * b->srows + y) * b->spitch, from, b->width, s);
         if (status) return status;
     }
     return OK;
 }
+EXPORT u32 cuMemcpy3DAsync_v2(const struct box *b, u64 s) { return b->to || b->from ? INVALID_VALUE : copy_box(b, current, current, s); }
+EXPORT u32 cuMemcpy3DPeerAsync(const struct box *b, u64 s) { return copy_box(b, b->to, b->from, s); }
 EXPORT u32 cuMemsetD8Async(u64 at, unsigned char v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET8, .a = at, .b = v, .n = n}); }
 EXPORT u32 cuMemsetD16Async(u64 at, uint16_t v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET16, .a = at, .b = v, .n = n}); }
 EXPORT u32 cuMemsetD32Async(u64 at, u32 v, size_t n, u64 s) { LOCKED; return submit(s, (struct op){.kind = SET32, .a = at, .b = v, .n = n}); }

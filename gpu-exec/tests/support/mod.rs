@@ -129,6 +129,7 @@ pub(crate) struct Client {
     pub(crate) welcome: Vec<u8>,
     next_ticket: AtomicU32,
     next_bulk: AtomicU64,
+    context: AtomicU32,
 }
 
 pub(crate) const CONTEXT: u32 = 1;
@@ -171,6 +172,13 @@ impl Client {
         Self::open(options)
     }
 
+    /// Says hello with what a test made.
+    pub(crate) fn connect_for(server: &str, hello: Vec<u8>) -> Result<Self, ConnectError> {
+        let mut options = ConnectOptions::new(server);
+        options.payload = hello;
+        Self::open(options)
+    }
+
     /// Shows a token.
     pub(crate) fn connect_as(server: &str, token: &str) -> Result<Self, ConnectError> {
         let mut options = ConnectOptions::new(server);
@@ -190,6 +198,7 @@ impl Client {
             welcome,
             next_ticket: AtomicU32::new(1),
             next_bulk: AtomicU64::new(1),
+            context: AtomicU32::new(CONTEXT),
         };
         client.send(&CuDevicePrimaryCtxRetain {
             device: 0,
@@ -201,6 +210,11 @@ impl Client {
     pub(crate) fn welcome(&self) -> SessionWelcome<'_> {
         let (_, body, _) = split(&self.welcome).unwrap();
         SessionWelcome::decode_body(body).unwrap()
+    }
+
+    /// What is sent from now on is of this context.
+    pub(crate) fn enter(&self, context: u32) {
+        self.context.store(context, Ordering::Relaxed);
     }
 
     /// First address for device memory.
@@ -218,7 +232,7 @@ impl Client {
         record: &R,
         ticket: u32,
     ) -> Result<(), farcall_transport::SendError> {
-        let head = Head::request(R::NUMBER, CONTEXT, ticket);
+        let head = Head::request(R::NUMBER, self.context.load(Ordering::Relaxed), ticket);
         self.endpoint
             .append(record_bytes(record), |out| encode(head, record, out))
             .map(|_| ())

@@ -121,7 +121,7 @@ fn insert(
     cleared.map(|()| addr)
 }
 
-/// Has memory cleared that was mapped, before later work of its context.
+/// Has memory cleared that was mapped, before later work of the session, in whichever context.
 ///
 /// # Errors
 /// `INVALID_CONTEXT`: there is no context of its device. Else as the driver.
@@ -138,6 +138,8 @@ pub(super) fn clear(state: &mut State, key: ContextKey) -> CuResult {
             }
         };
         let context = contexts.get_mut(&key).ok_or(CuStatus::INVALID_CONTEXT)?;
+        state.zeroings += 1;
+        context.zeroing = state.zeroings;
         let event = zero(context, extent)?;
         if let Some(access) = fresh.access {
             // Rare: memory that its own device may not write to from its first mapping on.
@@ -162,7 +164,6 @@ fn zero(context: &mut ContextState, extent: Extent) -> CuResult<Arc<Event>> {
         Some(event) => event,
         None => Arc::new(Event::create(driver_context, EVENT_DISABLE_TIMING)?),
     };
-    context.zeroings += 1;
     let event = context.zeroed.insert(event);
     zeroer.record(event)?;
     Ok(event.clone())

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use farcall_marshal::status::{CuResult, CuStatus};
 use parking_lot::Mutex;
 
+use super::abroad::near;
 use super::driver::{Landing, Region, Slab, receive, receive_staged};
 use super::issue::{Later, Progress, Shared};
 use super::op::Op;
-use super::perform::on;
 use super::sender::{Job, Payload, answer_read};
 use super::state::{ContextKey, Lane, LaneKey, State};
 use crate::executor::outbox::{Failure, Outbox, Reply};
@@ -199,7 +199,7 @@ impl Shared {
             Ok(None) => Progress::Blocked(Op::Write { dst, data }),
             Ok(Some(mut region)) => {
                 region.write(0, &data);
-                let outcome = on(state, lane, |stream| stream.upload(extent, &region));
+                let outcome = near(state, lane, dst, |stream| stream.upload(extent, &region));
                 Progress::Given(
                     self.keep(state, lane, region)
                         .and(outcome)
@@ -231,7 +231,7 @@ impl Shared {
                 let outcome = state
                     .memory
                     .extent(dst, bytes as u64)
-                    .and_then(|extent| on(state, lane, |stream| stream.upload(extent, &region)));
+                    .and_then(|extent| near(state, lane, dst, |stream| stream.upload(extent, &region)));
                 let outcome = self.keep(state, lane, region).and(outcome);
                 Progress::Given(
                     outcome.map_err(|status| {
@@ -388,7 +388,7 @@ impl Shared {
                 .part(at, piece.len())
                 .ok_or(CuStatus::INVALID_VALUE)?;
             region.write(0, piece);
-            let outcome = on(state, lane, |stream| stream.upload(part, &region));
+            let outcome = near(state, lane, dst, |stream| stream.upload(part, &region));
             self.keep(state, lane, region).and(outcome)?;
             at += piece.len();
         }
@@ -498,9 +498,10 @@ impl Shared {
         region: Region,
         extent: super::driver::Extent,
     ) -> CuResult<(Landing, ContextKey, Arc<AtomicUsize>)> {
-        state.use_lane(lane)?;
+        let landing = near(state, lane, extent.addr(), |stream| {
+            stream.download(region, extent)
+        })?;
         let held = state.lanes.get_mut(&lane).ok_or(CuStatus::INVALID_HANDLE)?;
-        let landing = held.stream.download(region, extent)?;
         self.attach(held, landing.fence());
         held.unanswered.fetch_add(1, Ordering::Relaxed);
         Ok((landing, held.key, held.unanswered.clone()))

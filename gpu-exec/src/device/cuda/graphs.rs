@@ -16,6 +16,7 @@ use farcall_marshal::wire::{
     CuStreamWaitEvent,
 };
 
+use super::abroad::is_abroad;
 use super::driver::{self, Region, Slab};
 use super::issue::{Later, Progress, Shared};
 use super::modules::Modules;
@@ -381,6 +382,16 @@ fn native(
         ) {
             after.push(from);
         }
+    }
+    // A graph of the driver works on one device.
+    let ends = |node: &Op<'_>| match node {
+        Op::Copy { dst, src, .. } => [*dst, *src],
+        Op::Fill(Fill { dst, .. }) | Op::Write { dst, .. } => [*dst; 2],
+        _ => [0; 2],
+    };
+    let mut addresses = nodes.iter().flat_map(ends);
+    if addresses.any(|addr| is_abroad(state, lane, addr)) {
+        return Err(CuStatus::NOT_SUPPORTED);
     }
     let memory = &state.memory;
     for (node, after) in nodes.iter().zip(&after) {

@@ -79,7 +79,7 @@ pub(crate) struct Lane {
     pub(crate) is_used: bool,
     /// Reads whose answers are under way.
     pub(crate) unanswered: Arc<AtomicUsize>,
-    /// The last zeroing of fresh memory that the stream waits for.
+    /// The last zeroing of fresh memory, of any context, that the stream waits for.
     pub(crate) zeroed: u64,
     pub(super) kind: LaneKind,
     pub(super) queue: VecDeque<Queued>,
@@ -102,8 +102,8 @@ pub(crate) struct ContextState {
     pub(crate) lanes: Vec<LaneKey>,
     /// Zeroes fresh memory, beside everything else.
     pub(crate) zeroer: Option<Stream>,
-    /// How often it did, and the event behind the last time.
-    pub(crate) zeroings: u64,
+    /// The number that its last zeroing has in the session, and the event behind it.
+    pub(crate) zeroing: u64,
     pub(crate) zeroed: Option<Arc<Event>>,
     /// Fences behind streams that were destroyed.
     pub(crate) orphans: Vec<Arc<Fence>>,

@@ -231,6 +231,11 @@ impl Memory {
         Ok(tiles)
     }
 
+    /// The device that physical memory is of, by the client's ordinal.
+    pub(super) fn device_of_physical(&self, handle: u64) -> Option<usize> {
+        self.physicals.0.get(handle).ok().map(|piece| piece.device)
+    }
+
     /// A range that mappings cover without a gap.
     pub(super) fn mapped_extent(&self, addr: u64, bytes: u64) -> CuResult<Extent> {
         let invalid = CuStatus::INVALID_VALUE;

@@ -364,6 +364,16 @@ impl Memory {
         extent.ok_or(CuStatus::INVALID_VALUE)
     }
 
+    /// The client's ordinal of the device whose memory is at an address; `None`: the host's, or nothing.
+    pub(crate) fn device_of(&self, addr: u64) -> Option<usize> {
+        let (_, block) = self.blocks.range(..=addr).next_back()?;
+        match block.kind {
+            BlockKind::Device | BlockKind::Global => Some(block.device),
+            BlockKind::Mapped { physical, .. } => self.device_of_physical(physical),
+            BlockKind::Host | BlockKind::Managed => None,
+        }
+    }
+
     /// What is to be cleared before anybody uses it: pages of the host are zeros already, and of granules at an edge
     /// all is cleared, as kernels could read beyond the block.
     pub(crate) fn take_fresh(&mut self) -> Vec<Fresh> {

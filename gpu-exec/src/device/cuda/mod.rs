@@ -30,6 +30,7 @@ use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::GRAPHS_MAX;
 use crate::share::gate::Gate;
 
+mod abroad;
 mod after;
 mod alloc;
 mod answer;

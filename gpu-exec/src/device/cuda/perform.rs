@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
+use super::abroad::{self, near};
 use super::driver::{Event, Stream};
 use super::issue::{Later, Progress, Shared};
 use super::op::{Fill, Launch, Op};
@@ -86,32 +87,34 @@ impl Shared {
 }
 
 /// Gives something to the driver on a stream.
-pub(crate) fn on(
+pub(crate) fn on<T>(
     state: &mut State,
     lane: LaneKey,
-    give: impl FnOnce(&Stream) -> CuResult,
-) -> CuResult {
+    give: impl FnOnce(&Stream) -> CuResult<T>,
+) -> CuResult<T> {
     state.use_lane(lane)?;
     let lane = state.lanes.get(&lane).ok_or(CuStatus::INVALID_HANDLE)?;
     give(&lane.stream)
 }
 
-/// Lets a stream wait for the zeroing of memory that it may be about to use.
+/// Lets a stream wait for the zeroing of memory that it may be about to use: that of every context, since copies reach the
+/// memory of others.
 pub(crate) fn prepare(state: &mut State, at: LaneKey) -> CuResult {
+    let zeroings = state.zeroings;
     let Some(lane) = state.lanes.get_mut(&at) else {
         return Ok(());
     };
-    let Some(context) = state.contexts.get(&lane.key) else {
-        return Ok(());
-    };
-    if lane.zeroed == context.zeroings {
+    if lane.zeroed == zeroings {
         return Ok(());
     }
-    lane.zeroed = context.zeroings;
-    match context.zeroed.clone() {
-        Some(event) => on(state, at, |stream| stream.wait(&event)),
-        None => Ok(()),
-    }
+    let known = std::mem::replace(&mut lane.zeroed, zeroings);
+    // A lost context's event would make this one fail, and what was lost with it is not used any more.
+    let newer = state.contexts.values();
+    let newer = newer.filter(|context| context.zeroing > known && context.error.is_none());
+    let events: Vec<Arc<Event>> = newer.filter_map(|context| context.zeroed.clone()).collect();
+    events
+        .iter()
+        .try_for_each(|event| on(state, at, |stream| stream.wait(event)))
 }
 
 fn record(state: &mut State, lane: LaneKey, handle: u64, event: &Arc<Event>) -> CuResult {
@@ -135,7 +138,7 @@ fn copy(state: &mut State, lane: LaneKey, dst: u64, src: u64, count: u64) -> Res
     let (to, from) = extents.map_err(|status| {
         Failure::new(status, format!("no {count} bytes at {dst:#x} or {src:#x}"))
     })?;
-    Ok(on(state, lane, |stream| stream.copy(to, from))?)
+    Ok(abroad::copy(state, lane, to, from)?)
 }
 
 fn copy_box(state: &mut State, lane: LaneKey, copy: &BoxCopy) -> Result<(), Failure> {
@@ -151,7 +154,7 @@ fn copy_box(state: &mut State, lane: LaneKey, copy: &BoxCopy) -> Result<(), Fail
         let (dst, src) = (copy.dst.addr, copy.src.addr);
         Failure::new(status, format!("no box at {dst:#x} or {src:#x}"))
     })?;
-    Ok(on(state, lane, |stream| stream.copy_box(to, from, copy))?)
+    Ok(abroad::copy_box(state, lane, (to, from), copy)?)
 }
 
 fn fill(state: &mut State, lane: LaneKey, fill: &Fill) -> CuResult {
@@ -159,11 +162,11 @@ fn fill(state: &mut State, lane: LaneKey, fill: &Fill) -> CuResult {
         return Ok(());
     };
     if rows.count == 1 {
-        return on(state, lane, |stream| {
+        return near(state, lane, fill.dst, |stream| {
             stream.fill(extent, fill.value, fill.width)
         });
     }
-    on(state, lane, |stream| {
+    near(state, lane, fill.dst, |stream| {
         stream.fill_rows(
             extent,
             rows.pitch,

@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) arriving: VecDeque<(ContextKey, Arc<Transfer>)>,
     /// Frees that the device has not reached.
     pub(crate) frees: usize,
+    /// How often fresh memory was zeroed, in all contexts.
+    pub(crate) zeroings: u64,
     /// Kernels that are measured, by the session's ordinals.
     pub(crate) meters: HashMap<usize, Meter>,
     names: HashMap<u32, ContextKey>,
@@ -67,6 +69,7 @@ impl State {
             queued_count: 0,
             arriving: VecDeque::new(),
             frees: 0,
+            zeroings: 0,
             meters: HashMap::new(),
             names: HashMap::new(),
             handles: HandleTable::new(STREAMS_MAX),
@@ -108,7 +111,7 @@ impl State {
             legacy,
             lanes: vec![legacy],
             zeroer: None,
-            zeroings: 0,
+            zeroing: 0,
             zeroed: None,
             orphans: Vec::new(),
             textures: HashMap::new(),

@@ -77,6 +77,11 @@ impl Context {
         })
     }
 
+    /// Whether both are on one device.
+    pub(crate) fn is_on_device_of(&self, other: &Self) -> bool {
+        self.device == other.device
+    }
+
     /// Makes it the calling thread's current context.
     ///
     /// # Errors

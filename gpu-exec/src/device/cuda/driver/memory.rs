@@ -1,4 +1,4 @@
-//! Device memory: address ranges, physical pieces mapped there, plain allocations; copies and fills.
+//! Device memory: address ranges, physical pieces mapped there, plain allocations; fills.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use farcall_marshal::status::{CuResult, CuStatus};
 
 use super::context::{Context, Stream};
 use super::table::{Driver, check};
-use crate::device::box_copy::{BoxCopy, BoxEnd};
 
 /// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
 const READ_WRITE: u32 = 3;
@@ -53,6 +52,11 @@ impl Extent {
     /// Its size.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Where it begins.
+    pub(crate) fn addr(&self) -> u64 {
+        self.addr
     }
 }
 
@@ -322,80 +326,6 @@ impl Drop for PlainBlock {
 }
 
 impl Stream {
-    /// Copies between device memory. `src` and `dst` have the same size.
-    ///
-    /// # Errors
-    /// As the driver.
-    pub(crate) fn copy(&self, dst: Extent, src: Extent) -> CuResult {
-        self.context.make_current()?;
-        let (table, bytes) = (&self.context.driver.table, dst.bytes.min(src.bytes));
-        let copy = if dst.is_host || src.is_host {
-            table.cuMemcpyAsync
-        } else {
-            table.cuMemcpyDtoDAsync_v2
-        };
-        // SAFETY: both extents were vouched for.
-        check(unsafe { (copy.call())(dst.addr, src.addr, bytes, self.raw) })
-    }
-
-    /// Copies rows and slices between device memory; the extents are those of the whole box.
-    ///
-    /// # Errors
-    /// `INVALID_VALUE`: rows that leave an extent, or slices that no driver can name; else as the driver.
-    pub(crate) fn copy_box(&self, dst: Extent, src: Extent, copy: &BoxCopy) -> CuResult {
-        let invalid = CuStatus::INVALID_VALUE;
-        let size = |value: u64| usize::try_from(value).map_err(|_| invalid);
-        for (extent, end) in [(&dst, &copy.dst), (&src, &copy.src)] {
-            if extent.addr != end.addr || copy.span(end)? > extent.bytes as u64 {
-                return Err(invalid);
-            }
-        }
-        // A driver names the distance of slices in rows.
-        let rows = |end: &BoxEnd| match copy.depth {
-            0 | 1 => Ok(0),
-            _ if end.pitch != 0 && end.slice.is_multiple_of(end.pitch) => {
-                size(end.slice / end.pitch)
-            }
-            _ => Err(invalid),
-        };
-        let pitch = |end: &BoxEnd| size(end.pitch.max(copy.width));
-        let kind = |extent: &Extent| match extent.is_host {
-            true => sys::CUmemorytype::CU_MEMORYTYPE_UNIFIED,
-            false => sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-        };
-        let request = sys::CUDA_MEMCPY3D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcZ: 0,
-            srcLOD: 0,
-            srcMemoryType: kind(&src),
-            srcHost: std::ptr::null(),
-            srcDevice: src.addr,
-            srcArray: std::ptr::null_mut(),
-            reserved0: std::ptr::null_mut(),
-            srcPitch: pitch(&copy.src)?,
-            srcHeight: rows(&copy.src)?,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstZ: 0,
-            dstLOD: 0,
-            dstMemoryType: kind(&dst),
-            dstHost: std::ptr::null_mut(),
-            dstDevice: dst.addr,
-            dstArray: std::ptr::null_mut(),
-            reserved1: std::ptr::null_mut(),
-            dstPitch: pitch(&copy.dst)?,
-            dstHeight: rows(&copy.dst)?,
-            WidthInBytes: size(copy.width)?,
-            Height: size(copy.height)?,
-            Depth: size(copy.depth)?,
-        };
-        self.context.make_current()?;
-        let copy = self.context.driver.table.cuMemcpy3DAsync_v2;
-        // SAFETY: a valid request, whose rows lie in extents that were vouched for (checked above).
-        check(unsafe { (copy.call())(&raw const request, self.raw) })
-    }
-
     /// Writes elements of `width` bytes all over `dst`.
     ///
     /// # Errors

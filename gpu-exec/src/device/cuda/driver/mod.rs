@@ -15,6 +15,7 @@
 
 mod code;
 mod context;
+mod copy;
 mod graph;
 mod host;
 mod memory;

@@ -124,6 +124,8 @@ entry_points! {
         cuMemcpyDtoDAsync_v2: fn(u64, u64, usize, Raw);
         cuMemcpyAsync: fn(u64, u64, usize, Raw);
         cuMemcpy3DAsync_v2: fn(*const sys::CUDA_MEMCPY3D, Raw);
+        cuMemcpyPeerAsync: fn(u64, Raw, u64, Raw, usize, Raw);
+        cuMemcpy3DPeerAsync: fn(*const sys::CUDA_MEMCPY3D_PEER, Raw);
         cuMemsetD8Async: fn(u64, u8, usize, Raw);
         cuMemsetD16Async: fn(u64, u16, usize, Raw);
         cuMemsetD32Async: fn(u64, c_uint, usize, Raw);
