@@ -10,7 +10,7 @@ use farcall_marshal::record::Record;
 use farcall_marshal::wire::*;
 use farcall_transport::{ConnectError, ConnectOptions, RefuseCode, connect};
 
-use support::{Client, PATIENCE, ServerProcess, eventually, hello};
+use support::{Client, PATIENCE, ServerProcess, eventually, hello, hello_with};
 
 const MIB: u64 = 1 << 20;
 const INVALID_VALUE: u32 = 1;
@@ -448,4 +448,45 @@ fn what_a_session_left_is_nowhere_whatever_ended_it() {
             assert!(!holds(pid, LEFT), "in a buffer of another executor");
         }
     }
+}
+
+/// Clients that come at once, before there are executors for them, get a device each.
+#[test]
+fn clients_that_come_at_once_are_spread_over_the_devices() {
+    const DEVICES: u32 = 8;
+    let server = ServerProcess::start(&["null", &DEVICES.to_string(), "67108864"]);
+    let connect = |_| {
+        let address = server.address.clone();
+        std::thread::spawn(move || Client::connect_for(&address, hello(0, 1)).unwrap())
+    };
+    let clients: Vec<_> = (0..DEVICES).map(connect).collect();
+    // All stay until the last one has come.
+    let clients: Vec<Client> = clients.into_iter().map(|it| it.join().unwrap()).collect();
+    let device = |client: &Client| {
+        let (_, body, _) = farcall_marshal::record::split(client.welcome().devices).unwrap();
+        DeviceDescription::decode_body(body).unwrap().server_ordinal
+    };
+    let mut devices: Vec<u32> = clients.iter().map(device).collect();
+    devices.sort_unstable();
+    assert_eq!(devices, Vec::from_iter(0..DEVICES));
+}
+
+/// A session goes where least of a device is taken, and where there is the memory that it asks for.
+#[test]
+fn a_session_goes_where_most_is_left() {
+    let server = ServerProcess::start(&["null", "2", "67108864"]);
+    let open = |memory_bytes, share| {
+        Client::connect_for(&server.address, hello_with(memory_bytes, 1, share)).unwrap()
+    };
+    let device = |client: &Client| {
+        let (_, body, _) = farcall_marshal::record::split(client.welcome().devices).unwrap();
+        DeviceDescription::decode_body(body).unwrap().server_ordinal
+    };
+    let half = open(0, 500);
+    let (tenth, fifth) = (open(0, 100), open(0, 200));
+    assert_eq!([&half, &tenth, &fifth].map(device), [0, 1, 1]);
+    assert_eq!(device(&open(0, 150)), 1, "0.3 are less than 0.5");
+    let large = open(48 * MIB, 100);
+    assert_eq!((device(&large), large.alloc(0, 48 * MIB)), (1, 0));
+    assert_eq!(device(&open(32 * MIB, 100)), 0, "it has the memory");
 }

@@ -71,6 +71,11 @@ impl Client {
         self.lease
     }
 
+    /// What it will get of which devices.
+    pub(super) fn devices(&self) -> &[DeviceSpec] {
+        &self.devices
+    }
+
     pub(super) fn refuse(self, why: &str) {
         self.incoming.refuse(RefuseCode::TOKEN, why);
     }
@@ -278,42 +283,6 @@ impl Keeper {
         });
     }
 
-    /// The devices with the fewest sessions. Who asks for a share and for no amount of memory gets that share of the memory.
-    fn choose_devices(
-        &self,
-        count: usize,
-        limit_bytes: u64,
-        share_permille: u16,
-    ) -> Result<Vec<DeviceSpec>, String> {
-        let mut devices = self.plan.devices.clone();
-        devices.retain(|device| !self.board.is_lost(device.ordinal as usize));
-        if devices.len() < count {
-            let lost = self.plan.devices.len() - devices.len();
-            return Err(format!(
-                "{count} devices wanted, and {lost} of this server's are lost"
-            ));
-        }
-        devices.retain(|device| limit_bytes == u64::MAX || limit_bytes <= device.total_bytes);
-        if devices.len() < count {
-            return Err(format!(
-                "{limit_bytes} bytes of memory wanted on {count} devices, this server has {} that large",
-                devices.len()
-            ));
-        }
-        devices.sort_by_key(|device| (self.sessions_of(device.ordinal), device.ordinal));
-        devices.truncate(count);
-        devices.sort_by_key(|device| device.ordinal);
-        for device in &mut devices {
-            let part = device.total_bytes / u64::from(WHOLE_PERMILLE) * u64::from(share_permille);
-            device.limit_bytes = match limit_bytes {
-                u64::MAX if share_permille < WHOLE_PERMILLE => part,
-                _ => limit_bytes.min(device.total_bytes),
-            };
-            device.share_permille = share_permille;
-        }
-        Ok(devices)
-    }
-
     fn sessions_of_lease(&self, lease: u64) -> usize {
         let serving = self.executors.values().filter_map(Executor::serving);
         let serving = serving.filter(|serving| serving.lease == lease).count();
@@ -323,15 +292,6 @@ impl Keeper {
                 .iter()
                 .filter(|client| client.lease == lease)
                 .count()
-    }
-
-    fn sessions_of(&self, device: u32) -> u32 {
-        let having = self
-            .executors
-            .values()
-            .filter_map(Executor::serving)
-            .filter(|serving| serving.devices.contains(&device));
-        u32::try_from(having.count()).unwrap_or(u32::MAX)
     }
 
     fn assign_waiting(&mut self) {

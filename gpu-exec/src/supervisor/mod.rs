@@ -30,6 +30,7 @@ mod inbox;
 mod keeper;
 mod leases;
 mod peers;
+mod placement;
 mod plan;
 mod signals;
 pub(crate) mod usage;
