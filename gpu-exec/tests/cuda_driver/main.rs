@@ -98,6 +98,7 @@ fn server_with(
     command.arg("cuda").args(arguments);
     command.env("LD_LIBRARY_PATH", folder.path());
     command.env("FAKE_HANG", folder.path().join("hang"));
+    command.env("FAKE_LOST", folder.path().join("lost"));
     prepare(&mut command);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -176,10 +177,7 @@ fn the_device_is_described_as_its_driver_does() {
         (device.name.as_str(), device.sm, device.total_bytes),
         ("fake GPU", 86, 64 * MIB)
     );
-    assert_eq!(
-        inventory.driver_version, 13_000,
-        "an older driver than the catalogue's"
-    );
+    assert_eq!(inventory.driver_version, 13_000, "an older driver than the catalogue's");
     let client = Client::connect(&server.address);
     let (_, body, _) = farcall_marshal::record::split(client.welcome().devices).unwrap();
     let attributes = DeviceDescription::decode_body(body).unwrap().attributes;
@@ -298,6 +296,45 @@ fn a_stream_that_stands_still_holds_up_nobody_else() {
     assert_eq!(client.call(&CuEventSynchronize { event }).0, 0);
     assert_eq!(client.call(&CuStreamQuery { stream: STREAM }).0, 0);
     assert!(client.download(base + 4 * MIB, 20 << 20).unwrap() == large);
+}
+
+/// Uploads that wait for the client take all pinned memory that they may have; what the client waits for meanwhile comes all the same.
+#[test]
+fn uploads_that_stand_still_leave_room_for_what_comes_down() {
+    const PIECE: usize = 8 << 20;
+    let (server, _folder) = server();
+    let client = client(&server);
+    let base = client.base();
+    assert_eq!(client.alloc(0, 48 * MIB), 0);
+    client.send(&CuLaunchHostFunc {
+        stream: STREAM,
+        callback: 4,
+    });
+    let data = pattern(PIECE, 8);
+    let places = [0, 8, 16, 24].map(|at| at * MIB);
+    for dst in places {
+        client.send(&CuMemcpyHtoDAsyncV2 {
+            dst: base + dst,
+            count: 8 * MIB,
+            stream: STREAM,
+            bulk: 900 + dst,
+            data: &[],
+        });
+    }
+    let send = |place: u64| {
+        let bytes = [IoSlice::new(&data)];
+        client.endpoint.bulk_send(900 + place, &bytes).unwrap();
+    };
+    places[..3].iter().copied().for_each(send);
+    client.push(HostFuncDue::NUMBER);
+    assert!(client.download(base + 40 * MIB, PIECE).unwrap() == vec![0; PIECE]);
+    client.send(&HostFuncDone {
+        callback: 4,
+        stream: STREAM,
+    });
+    send(places[3]);
+    assert_eq!(client.synchronize(), 0);
+    assert!(client.download(base + 24 * MIB, PIECE).unwrap() == data);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use parking_lot::Mutex;
 
 use super::abroad::near;
-use super::driver::{Landing, Region, Slab, receive, receive_staged};
+use super::driver::{Flow, Landing, Region, Slab, receive, receive_staged};
 use super::issue::{Later, Progress, Shared};
 use super::op::Op;
 use super::sender::{Job, Payload, answer_read};
@@ -194,7 +194,7 @@ impl Shared {
                 )));
             }
         };
-        match self.region(state, lane, data.len()) {
+        match self.region(state, lane, data.len(), Flow::Up) {
             Err(status) => Progress::Given(Err(status.into())),
             Ok(None) => Progress::Blocked(Op::Write { dst, data }),
             Ok(Some(mut region)) => {
@@ -284,7 +284,7 @@ impl Shared {
         if extent.bytes() > REGION_BYTES_MAX {
             return self.read_pieces(state, lane, reply, (src, count), (bulk, at, gathering));
         }
-        let region = match self.region(state, lane, extent.bytes()) {
+        let region = match self.region(state, lane, extent.bytes(), Flow::Down) {
             Err(status) => return Progress::Given(Err(status.into())),
             Ok(None) => {
                 return Progress::Blocked(Op::Read {
@@ -327,13 +327,19 @@ impl Shared {
     }
 
     /// A region of the stream's slab, which is made by the first call; `None` while there is no room.
-    fn region(&self, state: &mut State, lane: LaneKey, bytes: usize) -> CuResult<Option<Region>> {
+    fn region(
+        &self,
+        state: &mut State,
+        lane: LaneKey,
+        bytes: usize,
+        flow: Flow,
+    ) -> CuResult<Option<Region>> {
         let key = state
             .lanes
             .get(&lane)
             .map(|lane| lane.key)
             .ok_or(CuStatus::INVALID_HANDLE)?;
-        let region = slab(state, key)?.take(bytes);
+        let region = slab(state, key)?.take(bytes, flow);
         if region.is_none() {
             // What only waits for a fence that nobody asked for gets one.
             let lanes = state
@@ -381,7 +387,7 @@ impl Shared {
         let mut at = at;
         while let Some(rest) = data.get(at..).filter(|rest| !rest.is_empty()) {
             let piece = rest.get(..PIECE_BYTES).unwrap_or(rest);
-            let Some(mut region) = self.region(state, lane, piece.len())? else {
+            let Some(mut region) = self.region(state, lane, piece.len(), Flow::Up)? else {
                 return Ok(Some(at));
             };
             let part = extent
@@ -416,9 +422,9 @@ impl Shared {
         let len = usize::try_from(count).unwrap_or(usize::MAX);
         let gathering = match gathering {
             Some(gathering) => gathering,
-            None if !may_stage(state, len) => return blocked(at, None),
+            None if !may_stage(state.gathered_bytes, len) => return blocked(at, None),
             None => {
-                state.staged_bytes += len;
+                state.gathered_bytes += len;
                 Arc::new(Gathering {
                     bytes: Mutex::new(vec![0; len]),
                 })
@@ -426,7 +432,7 @@ impl Shared {
         };
         while at < len {
             let bytes = PIECE_BYTES.min(len - at);
-            let landed = match self.region(state, lane, bytes) {
+            let landed = match self.region(state, lane, bytes, Flow::Down) {
                 Ok(None) => return blocked(at, Some(gathering)),
                 Ok(Some(region)) => {
                     let extent = state.memory.extent(src + at as u64, bytes as u64);
@@ -437,7 +443,7 @@ impl Shared {
             let (landing, key, unanswered) = match landed {
                 Ok(landed) => landed,
                 Err(status) => {
-                    state.staged_bytes -= len.min(state.staged_bytes);
+                    state.gathered_bytes -= len.min(state.gathered_bytes);
                     return Progress::Given(Err(status.into()));
                 }
             };
@@ -472,7 +478,7 @@ impl Shared {
                 return this.pump();
             };
             let mut state = this.state();
-            state.staged_bytes -= len.min(state.staged_bytes);
+            state.gathered_bytes -= len.min(state.gathered_bytes);
             drop(state);
             if status == CuStatus::SUCCESS {
                 let bytes = std::mem::take(&mut *gathering.bytes.lock());
@@ -543,13 +549,13 @@ fn room(state: &mut State, key: ContextKey, count: u64) -> Option<Room> {
     let len = usize::try_from(count).ok()?;
     if len <= REGION_BYTES_MAX {
         // Without pinned memory it goes through plain memory: the copy itself will say what is wrong.
-        match slab(state, key).map(|slab| slab.take(len)) {
+        match slab(state, key).map(|slab| slab.take(len, Flow::Up)) {
             Ok(Some(region)) => return Some(Room::Pinned(region)),
             Ok(None) => return None,
             Err(_) => {}
         }
     }
-    if !may_stage(state, len) {
+    if !may_stage(state.staged_bytes, len) {
         return None;
     }
     state.staged_bytes += len;
@@ -563,7 +569,8 @@ pub(crate) fn discard(outbox: &dyn Outbox, id: u64, count: u64) {
     receive_staged(outbox, id, &Arc::new(Staging::new(len)), len, || ());
 }
 
-/// Whether there is room for `len` bytes in plain memory; one transfer of any size always has.
-fn may_stage(state: &State, len: usize) -> bool {
-    state.staged_bytes == 0 || state.staged_bytes.saturating_add(len) <= STAGING_BYTES_MAX
+/// Whether `len` bytes more may be in plain memory where `bytes` are; one transfer of any size always may. What goes up and what comes
+/// down is counted apart, so that neither waits for the other.
+fn may_stage(bytes: usize, len: usize) -> bool {
+    bytes == 0 || bytes.saturating_add(len) <= STAGING_BYTES_MAX / 2
 }

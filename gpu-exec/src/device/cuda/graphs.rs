@@ -17,7 +17,7 @@ use farcall_marshal::wire::{
 };
 
 use super::abroad::is_abroad;
-use super::driver::{self, Region, Slab};
+use super::driver::{self, Flow, Region, Slab};
 use super::issue::{Later, Progress, Shared};
 use super::modules::Modules;
 use super::op::{Fill, Launch, Op};
@@ -60,6 +60,21 @@ enum Segment {
 }
 
 impl GraphExec {
+    /// Whether it can be launched, or refused: its definition has come, and all its functions are known.
+    pub(crate) fn is_ready(&self) -> bool {
+        let is_known = |node: &Op<'_>| match node {
+            Op::Launch(launch) => launch.function.resolved().is_some(),
+            _ => true,
+        };
+        match self.definition.get() {
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(definition)) => {
+                self.segments.get().is_some() || definition.nodes.iter().all(is_known)
+            }
+        }
+    }
+
     /// The definition has come, or is none.
     pub(crate) fn define(&self, definition: Result<Definition, Failure>) {
         let _ = self.definition.set(definition);
@@ -67,7 +82,7 @@ impl GraphExec {
 }
 
 impl Shared {
-    /// Runs the segments of a graph from one on.
+    /// Runs the segments of a graph that is ready, from one on.
     pub(crate) fn run_graph<'a>(
         &self,
         state: &mut State,
@@ -77,22 +92,13 @@ impl Shared {
         exec: Arc<GraphExec>,
         from: usize,
     ) -> Progress<'a> {
-        let definition = match exec.definition.get() {
-            None => return Progress::Blocked(Op::Graph { exec, from }),
-            Some(Err(_)) => {
-                return Progress::Given(Err(Failure::new(
-                    CuStatus::INVALID_HANDLE,
-                    "the graph was not instantiated",
-                )));
-            }
-            Some(Ok(definition)) => definition,
+        let Some(Ok(definition)) = exec.definition.get() else {
+            return Progress::Given(Err(Failure::new(
+                CuStatus::INVALID_HANDLE,
+                "the graph was not instantiated",
+            )));
         };
         if exec.segments.get().is_none() {
-            if definition.nodes.iter().any(
-                |node| matches!(node, Op::Launch(launch) if launch.function.resolved().is_none()),
-            ) {
-                return Progress::Blocked(Op::Graph { exec, from });
-            }
             let _ = exec.segments.set(segments(state, lane, definition));
         }
         let segments = exec.segments.get().map(Vec::as_slice).unwrap_or_default();
@@ -412,7 +418,8 @@ fn native(
             Op::Write { dst, data } => {
                 // Lives as long as the graph, so it has pinned memory of its own.
                 let slab = Slab::new(&context, data.len().next_multiple_of(4096))?;
-                let mut region = slab.take(data.len()).ok_or(CuStatus::OUT_OF_MEMORY)?;
+                let region = slab.take(data.len(), Flow::Down);
+                let mut region = region.ok_or(CuStatus::OUT_OF_MEMORY)?;
                 region.write(0, data);
                 graph.add_upload(after, memory.extent(*dst, data.len() as u64)?, &mut region)?;
                 regions.push(region);

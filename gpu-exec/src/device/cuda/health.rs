@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
-use super::driver::{Context, Driver, PlainBlock, Slab, Stream};
+use super::driver::{Context, Driver, Flow, PlainBlock, Slab, Stream};
 
 /// What is sent there and back.
 const BYTES: usize = 64 << 10;
@@ -63,7 +63,9 @@ fn echo(context: &Arc<Context>) -> CuResult<bool> {
     let extent = block.extent(block.base(), BYTES as u64);
     let extent = extent.ok_or(CuStatus::INVALID_VALUE)?;
     let slab = Slab::new(context, 2 * BYTES)?;
-    let (Some(mut source), Some(target)) = (slab.take(BYTES), slab.take(BYTES)) else {
+    let (Some(mut source), Some(target)) =
+        (slab.take(BYTES, Flow::Up), slab.take(BYTES, Flow::Down))
+    else {
         return Err(CuStatus::OUT_OF_MEMORY);
     };
     source.write(0, &pattern);

@@ -46,11 +46,18 @@ impl Shared {
                 Progress::Given(fill(state, lane, &request).map_err(Failure::from))
             }
             Op::Launch(launch) => self.launch(state, lane, launch),
+            Op::Graph { exec, from } if !exec.is_ready() => {
+                Progress::Blocked(Op::Graph { exec, from })
+            }
             Op::Graph { exec, from } => match self.turn(state, lane) {
                 Turn::NotYet => Progress::Blocked(Op::Graph { exec, from }),
                 turn => {
                     let progress = self.run_graph(state, later, lane, reply, exec, from);
-                    self.launched(state, lane, turn);
+                    // One that found no room for a copy has launched nothing since it was asked last.
+                    if !matches!(&progress, Progress::Blocked(Op::Graph { from: at, .. }) if *at == from)
+                    {
+                        self.launched(state, lane, turn);
+                    }
                     progress
                 }
             },

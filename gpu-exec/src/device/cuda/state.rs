@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) detached: Vec<Detached>,
     /// Uploads received into memory that is not pinned.
     pub(crate) staged_bytes: usize,
+    /// Reads being put together in such memory.
+    pub(crate) gathered_bytes: usize,
     /// Bytes that queued operations hold.
     pub(crate) queued_bytes: usize,
     pub(crate) queued_count: usize,
@@ -65,6 +67,7 @@ impl State {
             lanes: HashMap::new(),
             detached: Vec::new(),
             staged_bytes: 0,
+            gathered_bytes: 0,
             queued_bytes: 0,
             queued_count: 0,
             arriving: VecDeque::new(),

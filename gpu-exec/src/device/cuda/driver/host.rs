@@ -20,11 +20,21 @@ const REGION_GRAIN: usize = 256;
 const HOST_ALLOC_PORTABLE: u32 = 1;
 const HOST_REGISTER_PORTABLE_DEVICEMAP: u32 = 3;
 
+/// What a region is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// Bytes for the device, which may wait for anything before it takes them. Such regions leave the last quarter of a slab free.
+    Up,
+    /// Bytes of the device, which go on as they come.
+    Down,
+}
+
 /// Pinned memory, divided into regions.
 #[derive(Debug)]
 pub(crate) struct Slab {
     context: Arc<Context>,
     base: u64,
+    bytes: usize,
     /// Free pieces: start and length.
     free: Mutex<BTreeMap<usize, usize>>,
 }
@@ -45,21 +55,28 @@ impl Slab {
         Ok(Arc::new(Self {
             context: context.clone(),
             base: base.expose_provenance() as u64,
+            bytes,
             free,
         }))
     }
 
-    /// A free region of `bytes` bytes; `None` while there is none. First fit.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Region> {
+    /// A free region of `bytes` bytes; `None` while there is none. First fit from the slab's start for what goes up, from its end for
+    /// what comes down.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize, flow: Flow) -> Option<Region> {
         let wanted = bytes.max(1).checked_next_multiple_of(REGION_GRAIN)?;
         let mut free = self.free.lock();
-        let (start, len) = free
-            .iter()
-            .find(|(_, len)| **len >= wanted)
-            .map(|(start, len)| (*start, *len))?;
-        free.remove(&start);
-        if len > wanted {
-            free.insert(start + wanted, len - wanted);
+        let start = place(&free, wanted, flow, self.bytes)?;
+        let (piece, len) = free
+            .range(..=start)
+            .next_back()
+            .map(|(at, len)| (*at, *len))?;
+        free.remove(&piece);
+        if start > piece {
+            free.insert(piece, start - piece);
+        }
+        let (end, piece_end) = (start + wanted, piece + len);
+        if piece_end > end {
+            free.insert(end, piece_end - end);
         }
         Some(Region {
             slab: self.clone(),
@@ -84,6 +101,22 @@ impl Slab {
             len += after_len;
         }
         free.insert(start, len);
+    }
+}
+
+/// Where in the free pieces of a slab of `bytes` bytes a region begins.
+fn place(free: &BTreeMap<usize, usize>, wanted: usize, flow: Flow, bytes: usize) -> Option<usize> {
+    match flow {
+        Flow::Up => {
+            let end_max = bytes / 4 * 3;
+            let mut fitting = free.iter().filter(|(_, len)| **len >= wanted);
+            let (start, _) = fitting.find(|(start, _)| **start + wanted <= end_max)?;
+            Some(*start)
+        }
+        Flow::Down => {
+            let (start, len) = free.iter().rev().find(|(_, len)| **len >= wanted)?;
+            Some(start + len - wanted)
+        }
     }
 }
 
@@ -315,4 +348,24 @@ pub(crate) fn receive_staged(
     });
     // SAFETY: `done` holds the buffer, which so outlives the transfer, and nobody reads it before `filled`.
     unsafe { outbox.bulk_post(id, staging.destination(), len, done) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Flow, place};
+
+    #[test]
+    fn what_goes_up_leaves_the_last_quarter_to_what_comes_down() {
+        let all = BTreeMap::from([(0, 4096)]);
+        assert_eq!(place(&all, 3072, Flow::Up, 4096), Some(0));
+        assert_eq!(place(&all, 3328, Flow::Up, 4096), None);
+        assert_eq!(place(&all, 256, Flow::Down, 4096), Some(3840));
+        let parts = BTreeMap::from([(256, 512), (2816, 1024)]);
+        assert_eq!(place(&parts, 512, Flow::Up, 4096), Some(256));
+        assert_eq!(place(&parts, 768, Flow::Up, 4096), None);
+        assert_eq!(place(&parts, 768, Flow::Down, 4096), Some(3072));
+        assert_eq!(place(&parts, 2048, Flow::Down, 4096), None);
+    }
 }

@@ -27,7 +27,7 @@ mod watch;
 pub(crate) use code::{Function, Launch, Module};
 pub(crate) use context::{Context, Event, Fence, Stream};
 pub(crate) use graph::{Graph, GraphExec, Rows};
-pub(crate) use host::{HostBlock, Landing, Region, Slab, receive, receive_staged};
+pub(crate) use host::{Flow, HostBlock, Landing, Region, Slab, receive, receive_staged};
 pub(crate) use memory::{Extent, Mapping, Physical, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};
 pub(crate) use tensor_map::TensorMap;
