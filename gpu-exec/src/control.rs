@@ -110,6 +110,8 @@ pub(crate) enum Report {
     Counted(Counts),
     /// A call into the driver has not come back for long.
     Stuck(Stuck),
+    /// The driver has answered with what may mean that a GPU of the session is lost.
+    Suspect { status: u32 },
     /// It needs a connection to this address.
     Dial { number: u64, address: SocketAddr },
     /// The session is over; the process ends.

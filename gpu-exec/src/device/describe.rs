@@ -13,6 +13,9 @@ pub(crate) const DRIVER_VERSION: u32 = 13_000;
 /// PCI bus of the first CPU device; the others follow.
 const PCI_BUS_FIRST: u32 = 0x20;
 
+/// What to do about a GPU that is lost.
+pub(crate) const LOST_ADVICE: &str = "on its server look at nvidia-smi and dmesg | grep Xid, and restart farcall serve when it works";
+
 /// All of a device.
 pub(crate) const WHOLE_PERMILLE: u16 = 1000;
 

@@ -1,4 +1,4 @@
-//! Looks whether driver calls come back, and tells the supervisor of those that do not.
+//! Looks whether driver calls come back, and tells the supervisor of those that do not, and of errors that may mean that a GPU is lost.
 //!
 //! A long call is no broken driver: compiling takes minutes, and a launch may wait for room behind kernels that run for
 //! hours. So what counts is what a call does (`driver/watch.rs`): one that has nothing to wait for is given the patience
@@ -14,11 +14,13 @@ use std::time::Duration;
 use farcall_transport::Endpoint;
 
 use crate::control::{self, Report, Stuck, Verdict};
-use crate::device::cuda::driver::{Blocked, Kind, Watch};
+use crate::device::cuda::driver::{Blocked, Kind, Watch, take_suspicion};
 use crate::limits::STACK_BYTES;
 
 /// Looks within the patience.
 const LOOKS: u32 = 8;
+/// A session's GPUs are not suspected again for so long: a program may fail all the time.
+const SUSPECT_AGAIN: Duration = Duration::from_secs(10);
 /// How many times the patience compilers get.
 const SLOW_FACTOR: u32 = 20;
 
@@ -49,8 +51,17 @@ impl Watchdog {
     fn run(self) {
         let period = self.patience / LOOKS;
         let (mut watch, mut judge) = (Watch::default(), Judge::new(self.patience, self.grace));
+        let mut suspect = Duration::ZERO;
         loop {
             std::thread::park_timeout(period);
+            suspect = suspect.saturating_sub(period);
+            if suspect.is_zero()
+                && let Some(status) = take_suspicion()
+            {
+                suspect = SUSPECT_AGAIN;
+                let report = Report::Suspect { status: status.0 };
+                let _ = control::send(self.control.as_fd(), &report, &[], &[], &[]);
+            }
             let blocked = watch.look(period);
             let is_alone = || self.endpoint.get().is_some_and(Endpoint::has_hung_up);
             let Some(stuck) = judge.look(&blocked, period, is_alone) else {

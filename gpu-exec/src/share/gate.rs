@@ -105,16 +105,6 @@ impl Gate {
         device.is_some_and(|device| self.member.is_lost(*device))
     }
 
-    /// A device is lost: for this session, for others, and for those to come.
-    pub(crate) fn lose(&self, ordinal: usize) {
-        if let Some(device) = self.devices.get(ordinal) {
-            if !self.member.is_lost(*device) {
-                log::error!("GPU {device} is lost");
-            }
-            self.member.lose(*device);
-        }
-    }
-
     /// Device time of work that has ended.
     pub(crate) fn charge(&self, ordinal: usize, time: Duration, launches: u64) {
         if let Some(device) = self.devices.get(ordinal) {

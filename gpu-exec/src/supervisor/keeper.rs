@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farcall_marshal::record::{Record, split};
+use farcall_marshal::status::CuStatus;
 use farcall_marshal::wire::SessionOpen;
 use farcall_transport::{Incoming, IncomingKind, RefuseCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -421,6 +422,10 @@ impl Keeper {
                     header: Report::Stuck(stuck),
                     ..
                 })) => self.take_stuck(id, &stuck),
+                Ok(Some(Message {
+                    header: Report::Suspect { status },
+                    ..
+                })) => self.take_suspect(id, CuStatus(status)),
                 Ok(Some(Message {
                     header: Report::Dial { number, address },
                     ..

@@ -9,7 +9,7 @@ use super::admission::{Activity, Admitted, AdmittedDevice, LeaseActivity};
 use super::executors::Executor;
 use super::keeper::Keeper;
 use crate::control::{self, Order};
-use crate::device::describe::{DeviceSpec, device_uuid};
+use crate::device::describe::{DeviceSpec, LOST_ADVICE, device_uuid};
 use crate::inventory::uuid_text;
 
 /// Leases that are remembered as ended; their numbers rise.
@@ -76,7 +76,10 @@ impl Keeper {
             .collect::<Result<_, String>>()?;
         let is_lost = |device: &&DeviceSpec| self.board.is_lost(device.ordinal as usize);
         match devices.iter().find(is_lost) {
-            Some(device) => Err(format!("GPU {} of this server is lost", device.ordinal)),
+            Some(device) => Err(format!(
+                "GPU {} of this server is lost: {LOST_ADVICE}",
+                device.ordinal
+            )),
             None => Ok(devices),
         }
     }

@@ -3,7 +3,7 @@
 
 use super::executors::Executor;
 use super::keeper::Keeper;
-use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
+use crate::device::describe::{DeviceSpec, LOST_ADVICE, WHOLE_PERMILLE};
 
 /// How much a device is in demand; the least is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +33,7 @@ impl Keeper {
         if devices.len() < count {
             let lost = self.plan.devices.len() - devices.len();
             return Err(format!(
-                "{count} devices wanted, and {lost} of this server's are lost"
+                "{count} devices wanted, and {lost} of this server's are lost: {LOST_ADVICE}"
             ));
         }
         devices.retain(|device| limit_bytes == u64::MAX || limit_bytes <= device.total_bytes);

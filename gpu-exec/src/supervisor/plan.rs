@@ -66,7 +66,9 @@ impl Plan {
         };
         let arguments: Vec<OsString> = command.collect();
         let gpus = match kind {
-            DeviceKind::Cuda => healthy(gpus, &program, &arguments).map_err(ServeError::NoGpu)?,
+            DeviceKind::Cuda => {
+                healthy(within(gpus), &program, &arguments).map_err(ServeError::NoGpu)?
+            }
             DeviceKind::Soft | DeviceKind::Null => gpus,
         };
         let bad = |what: String| Err(ServeError::Option(what));
@@ -176,6 +178,21 @@ fn choose(choice: DeviceChoice) -> Result<(DeviceKind, Vec<DeviceSpec>), ServeEr
     }
 }
 
+/// The GPUs that there is room for: what sessions share has a place for each number.
+fn within(mut gpus: Vec<DeviceSpec>) -> Vec<DeviceSpec> {
+    gpus.retain(|gpu| {
+        let is_within = (gpu.ordinal as usize) < DEVICES_MAX;
+        if !is_within {
+            log::error!(
+                "GPU {} is not served: a server has at most {DEVICES_MAX}; start another one with CUDA_VISIBLE_DEVICES",
+                gpu.ordinal
+            );
+        }
+        is_within
+    });
+    gpus
+}
+
 fn host_memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
@@ -186,7 +203,8 @@ fn host_memory_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::Plan;
+    use super::{Plan, within};
+    use crate::device::describe::DeviceSpec;
     use crate::{DeviceChoice, ServeOptions};
 
     fn options() -> ServeOptions {
@@ -208,6 +226,19 @@ mod tests {
             .to_string();
             assert!(error.contains("--device soft"), "{error}");
         }
+    }
+
+    #[test]
+    fn gpus_whose_number_has_no_place_are_left_out() {
+        let gpu = |ordinal| DeviceSpec {
+            ordinal,
+            total_bytes: 1,
+            limit_bytes: 1,
+            share_permille: 1000,
+        };
+        // The first one did not work, say.
+        let left = within((1..=17).map(gpu).collect());
+        assert_eq!(left.last().map(|gpu| gpu.ordinal), Some(15));
     }
 
     #[test]

@@ -1,16 +1,20 @@
-//! The keeper's part where a driver does not come back: ends the session, checks its GPUs, takes out of service those that fail.
+//! The keeper's part where a driver does not come back, or a GPU may be lost: ends the session, checks its GPUs, takes out of service those
+//! that fail.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::executors::Executor;
+use farcall_marshal::status::CuStatus;
+
+use super::executors::{Executor, Serving};
 use super::health::{self, Finding};
 use super::inbox::Event;
 use super::keeper::Keeper;
 use super::leases::close;
 use crate::DeviceKind;
 use crate::control::{Stuck, Verdict};
+use crate::device::describe::LOST_ADVICE;
 use crate::limits::STACK_BYTES;
 
 /// A killed process that is not gone after so long is inside of the driver's kernel part.
@@ -63,6 +67,16 @@ impl Keeper {
         }
     }
 
+    /// A driver has told an executor what it tells of a lost GPU, though not of that alone.
+    pub(super) fn take_suspect(&mut self, id: u64, status: CuStatus) {
+        let serving = self.executors.get(&id).and_then(Executor::serving);
+        if let Some(serving) = serving.filter(|it| it.ending.is_none()) {
+            let (client, devices) = (serving.client.clone(), serving.devices.clone());
+            log::warn!("session of {client}: the CUDA driver says {status}; its GPUs are checked");
+            self.check_gpus(&devices);
+        }
+    }
+
     /// Checks GPUs, each in a process of its own. Does not block.
     pub(super) fn check_gpus(&mut self, devices: &[u32]) {
         if self.plan.kind != DeviceKind::Cuda || self.is_stopping() {
@@ -99,7 +113,10 @@ impl Keeper {
                 log::warn!("GPU {device} could not be checked: {}", found.why);
             }
             Err(found) => {
-                let text = format!("GPU {device} is out of service: {}", found.why);
+                let text = format!(
+                    "GPU {device} is out of service: {}; {LOST_ADVICE}",
+                    found.why
+                );
                 log::error!("{text}");
                 self.board.lose(device as usize);
                 for executor in self.executors.values_mut() {
@@ -119,7 +136,7 @@ impl Keeper {
         let mut devices = Vec::new();
         for executor in self.executors.values_mut() {
             let process = executor.process;
-            let stays = |it: &&mut super::executors::Serving| {
+            let stays = |it: &&mut Serving| {
                 it.is_suspect && it.ending.is_some_and(|since| since.elapsed() > UNKILLABLE)
             };
             if let Some(serving) = executor.serving_mut().filter(stays) {
@@ -137,9 +154,10 @@ impl Keeper {
 }
 
 impl Executor {
-    /// The GPUs to be checked now that the process is gone.
+    /// The GPUs to be checked now that the process is gone: also where it went without a word, as a driver may have brought it down.
     pub(super) fn suspects(&self) -> Vec<u32> {
-        let serving = self.serving().filter(|serving| serving.is_suspect);
+        let is_suspect = |it: &&Serving| it.is_suspect || it.farewell.is_none();
+        let serving = self.serving().filter(is_suspect);
         serving.map_or(Vec::new(), |serving| serving.devices.clone())
     }
 }

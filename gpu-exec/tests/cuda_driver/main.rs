@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod devices;
+mod lost;
 mod memory;
 mod peers;
 #[path = "../support/mod.rs"]
@@ -177,7 +178,7 @@ fn the_device_is_described_as_its_driver_does() {
         (device.name.as_str(), device.sm, device.total_bytes),
         ("fake GPU", 86, 64 * MIB)
     );
-    assert_eq!(inventory.driver_version, 13_000, "an older driver than the catalogue's");
+    assert_eq!(inventory.driver_version, 12_020, "the driver's own");
     let client = Client::connect(&server.address);
     let (_, body, _) = farcall_marshal::record::split(client.welcome().devices).unwrap();
     let attributes = DeviceDescription::decode_body(body).unwrap().attributes;
@@ -188,6 +189,19 @@ fn the_device_is_described_as_its_driver_does() {
         (102, 0),
         "virtual memory management is the client's, exporting is nobody's"
     );
+}
+
+/// A client is told for which CUDA the driver is, as far as the catalogue knows it: a program that needs a newer one says so.
+#[test]
+fn clients_are_told_the_version_of_the_driver() {
+    for (driver, told) in [(12_040, 12_040), (13_000, 13_000), (14_020, 13_050)] {
+        let (server, _folder) = server_with(&[], |command| {
+            command.env("FAKE_VERSION", driver.to_string());
+        });
+        let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
+        assert_eq!(inventory.driver_version, told);
+        assert_eq!(Client::connect(&server.address).welcome().driver_version, told);
+    }
 }
 
 #[test]

@@ -49,6 +49,18 @@ enum { DEVICES = 16, CONTEXTS = 24, STREAMS = 128 };
 struct context { int alive, device; u32 fault; };
 static struct context contexts[CONTEXTS];
 static __thread u64 current;
+/* FAKE_LOST: a file that holds the number of a device and a status, with which every call for that device is answered. */
+static u32 lost(int device) {
+    int which = -1;
+    u32 status = OK;
+    const char *path = getenv("FAKE_LOST");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!file) return OK;
+    if (fscanf(file, "%d %u", &which, &status) != 2) which = -1;
+    fclose(file);
+    return which == device ? status : OK;
+}
+static u32 fault_of(u64 context) { u32 status = lost(contexts[context].device); return status ? status : contexts[context].fault; }
 static int device_count(void) { return (int)number_of("FAKE_DEVICES", 1); }
 
 /* Memory: everything that operations may touch. `access`: what each device may do there; 1 to read, 2 to write. */
@@ -152,7 +164,8 @@ static u64 stream_of(u64 stream) {
 }
 static u32 submit(u64 stream, struct op value) {
     stream = stream_of(stream);
-    if (contexts[current].fault) return contexts[current].fault;
+    u32 fault = fault_of(current);
+    if (fault) return fault;
     struct op *op = malloc(sizeof *op);
     *op = value;
     op->next = NULL;
@@ -168,6 +181,7 @@ static u32 submit(u64 stream, struct op value) {
 /* The driver. */
 static u32 open_context(u64 context, int device) {
     if (device < 0 || device >= device_count()) return INVALID_DEVICE;
+    if (lost(device)) return lost(device);
     if (!contexts[context].alive) contexts[context] = (struct context){.alive = 1, .device = device};
     streams[context].context = context;
     return OK;
@@ -191,8 +205,8 @@ EXPORT u32 cuCtxCreate_v2(u64 *c, u32 f, int d) {
 }
 EXPORT u32 cuCtxDestroy_v2(u64 c) { LOCKED; if (c <= DEVICES || c >= CONTEXTS || !contexts[c].alive) return INVALID_HANDLE; contexts[c].alive = 0; return OK; }
 EXPORT u32 cuCtxSetCurrent(u64 c) { LOCKED; if (!c || c >= CONTEXTS || !contexts[c].alive) return INVALID_CONTEXT; current = c; return OK; }
-EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return contexts[current].fault; }
-EXPORT u32 cuCtxSynchronize(void) { MAY_HANG; LOCKED; pump(); return contexts[current].fault; }
+EXPORT u32 cuCtxSetLimit(u32 l, size_t v) { (void)l; (void)v; LOCKED; return fault_of(current); }
+EXPORT u32 cuCtxSynchronize(void) { MAY_HANG; LOCKED; pump(); return fault_of(current); }
 EXPORT u32 cuStreamCreateWithPriority(u64 *out, u32 flags, int p) {
     LOCKED; (void)p;
     for (u64 s = CONTEXTS; s < STREAMS; s++) if (!streams[s].alive && !streams[s].head) { streams[s].alive = 1; streams[s].blocking = !flags; streams[s].context = current; *out = s; return OK; }
@@ -203,7 +217,8 @@ EXPORT u32 cuStreamQuery(u64 s) {
     MAY_HANG; LOCKED;
     s = stream_of(s);
     pump();
-    if (contexts[current].fault) return contexts[current].fault;
+    u32 fault = fault_of(current);
+    if (fault) return fault;
     for (u64 i = CONTEXTS; i < STREAMS; i++) if (s == current && streams[i].head && streams[i].blocking && streams[i].context == current) return NOT_READY;
     return streams[s].head ? NOT_READY : OK;
 }
@@ -211,7 +226,7 @@ EXPORT u32 cuStreamWaitEvent(u64 s, struct event *e, u32 f) { LOCKED; (void)f; r
 EXPORT u32 cuEventCreate(struct event **e, u32 f) { LOCKED; (void)f; *e = calloc(1, sizeof **e); (*e)->context = current; return OK; }
 /* Kept: operations may still name it. */
 EXPORT u32 cuEventDestroy_v2(struct event *e) { return e ? OK : INVALID_HANDLE; }
-EXPORT u32 cuEventQuery(struct event *e) { MAY_HANG; LOCKED; pump(); u32 fault = contexts[e->context].fault; if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
+EXPORT u32 cuEventQuery(struct event *e) { MAY_HANG; LOCKED; pump(); u32 fault = fault_of(e->context); if (fault) return fault; return e->reached < e->recorded ? NOT_READY : OK; }
 EXPORT u32 cuEventRecord(struct event *e, u64 s) { LOCKED; if (e->context != current) return INVALID_HANDLE; e->recorded++; return submit(s, (struct op){.kind = RECORD, .event = e, .generation = e->recorded}); }
 EXPORT u32 cuEventElapsedTime(float *ms, struct event *a, struct event *b) { LOCKED; *ms = 1.5f; return a->reached < a->recorded || b->reached < b->recorded ? NOT_READY : OK; }
 

@@ -15,6 +15,7 @@ use super::memory::{Memory, Turn};
 use super::state::{ContextKey, InFlight, State, StreamKey, Wait};
 use super::upload::{Upload, discard, receive_ahead};
 use super::work::Work;
+use crate::device::describe::LOST_ADVICE;
 use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::STAGING_BYTES_MAX;
 use crate::sys::staging::Staging;
@@ -348,7 +349,10 @@ impl Streams {
         }
         let status = CuStatus::DEVICE_UNAVAILABLE;
         state.lose_context(context, status);
-        Some(Failure::new(status, format!("device {device} is lost")))
+        Some(Failure::new(
+            status,
+            format!("GPU {device} is lost: {LOST_ADVICE}"),
+        ))
     }
 
     /// Receives an upload that its stream has begun.

@@ -5,7 +5,6 @@
 //! gathered in [`Later`].
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use farcall_marshal::status::CuStatus;
@@ -31,7 +30,6 @@ pub(crate) struct Shared {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) sender: Sender,
     pub(crate) gate: Arc<Gate>,
-    is_closed: AtomicBool,
     this: Weak<Self>,
 }
 
@@ -67,7 +65,6 @@ impl Shared {
             completion: Completion::new(outbox.clone()),
             sender: Sender::new(outbox.clone()),
             outbox,
-            is_closed: AtomicBool::new(false),
             this: this.clone(),
         });
         let told = shared.weak();
@@ -238,11 +235,6 @@ impl Shared {
             return;
         };
         context.error = Some(failure.status);
-        // A driver that is on its way out with this process says so, too; the device is there for others.
-        let is_closed = self.is_closed.load(Ordering::Acquire);
-        if failure.status == CuStatus::DEVICE_UNAVAILABLE && !is_closed {
-            self.gate.lose(context.owner.device);
-        }
         let (number, status) = (context.number, failure.status);
         later.notices.push((
             Reply {
@@ -268,7 +260,6 @@ impl Shared {
 
     /// The session is over.
     pub(crate) fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
         self.completion.stop();
         self.sender.stop();
     }

@@ -32,4 +32,4 @@ pub(crate) use memory::{Extent, Mapping, Physical, PlainBlock, VirtualRange};
 pub(crate) use table::{Driver, LoadError};
 pub(crate) use tensor_map::TensorMap;
 pub(crate) use texture::{Texels, Texture};
-pub(crate) use watch::{Blocked, Kind, Watch};
+pub(crate) use watch::{Blocked, Kind, Watch, take_suspicion};

@@ -10,14 +10,14 @@ use cudarc::driver::sys;
 use farcall_marshal::status::{CuResult, CuStatus};
 use libloading::Library;
 
-use super::watch::Entry;
+use super::watch::{self, Entry};
 
 /// Where the driver is looked for, in order.
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 /// Oldest driver that works.
 const VERSION_MIN: c_int = 12_000;
-/// Versions that the catalogue knows; a client is told one of them.
-const VERSION_KNOWN: (u32, u32) = (13_000, 13_050);
+/// Newest version that the catalogue knows; a client is told no newer one.
+const VERSION_KNOWN: u32 = 13_050;
 
 /// Why there is no driver.
 #[derive(Debug, thiserror::Error)]
@@ -220,9 +220,10 @@ impl Driver {
         Err(LoadError::Library(failures.join("; ")))
     }
 
-    /// CUDA version that clients are told: the driver's, within what the catalogue knows.
+    /// CUDA version that clients are told: the driver's, at most what the catalogue knows. Never a newer one: a runtime that needs it would
+    /// not say so, and its images would fail one by one.
     pub(crate) fn version_for_clients(&self) -> u32 {
-        self.version.clamp(VERSION_KNOWN.0, VERSION_KNOWN.1)
+        self.version.min(VERSION_KNOWN)
     }
 
     /// Devices that the driver shows.
@@ -326,13 +327,13 @@ fn said(name: &str, error: &libloading::Error) -> String {
     source.unwrap_or_else(|| format!("{name}: {error}"))
 }
 
-/// A `CUresult` as a result.
+/// A `CUresult` as a result. What may mean that a GPU is lost is noted for the watchdog.
 pub(super) fn check(status: u32) -> CuResult {
     if status == 0 {
-        Ok(())
-    } else {
-        Err(CuStatus(status))
+        return Ok(());
     }
+    watch::note(CuStatus(status));
+    Err(CuStatus(status))
 }
 
 #[cfg(test)]

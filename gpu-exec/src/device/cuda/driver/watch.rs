@@ -1,13 +1,15 @@
-//! Which driver call each thread of this process is in, and for how long: what a watchdog looks at.
+//! Which driver call each thread of this process is in, and for how long, and what the driver said that may be a GPU's end: what a
+//! watchdog looks at.
 //!
 //! A call costs two stores to a word that the thread alone writes. Time is counted in looks, so a process that was stopped
 //! or starved has not been waiting meanwhile.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use farcall_marshal::status::CuStatus;
 use parking_lot::Mutex;
 
 /// Low bits of a thread's word: the number of the entry point that it is in, plus 1; 0 = none. The others count calls.
@@ -21,6 +23,38 @@ static PLACES: Mutex<Vec<&'static Place>> = Mutex::new(Vec::new());
 
 thread_local! {
     static PLACE: &'static Place = Place::register();
+}
+
+/// The last status that [`may_be_lost`]; 0: none that was not taken.
+static SUSPICION: AtomicU32 = AtomicU32::new(0);
+
+/// Notes what the driver answered.
+#[cold]
+pub(super) fn note(status: CuStatus) {
+    if may_be_lost(status) {
+        SUSPICION.store(status.0, Ordering::Relaxed);
+    }
+}
+
+/// What a driver has answered, since this was last asked, that may mean that a GPU is lost.
+pub(crate) fn take_suspicion() -> Option<CuStatus> {
+    let status = CuStatus(SUSPICION.swap(0, Ordering::Relaxed));
+    (!status.is_success()).then_some(status)
+}
+
+/// Whether a GPU that fell off its bus, or whose memory or links are broken, answers like that. Faults of programs may, too: a check
+/// of the GPU tells them apart.
+fn may_be_lost(status: CuStatus) -> bool {
+    matches!(
+        status,
+        CuStatus::DEVICE_UNAVAILABLE
+            | CuStatus::ECC_UNCORRECTABLE
+            | CuStatus::NVLINK_UNCORRECTABLE
+            | CuStatus::CONTAINED
+            | CuStatus::HARDWARE_STACK_ERROR
+            | CuStatus::LAUNCH_FAILED
+            | CuStatus::UNKNOWN
+    )
 }
 
 /// For how long a call may block, by what it does.
@@ -228,6 +262,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use farcall_marshal::status::CuStatus;
+
     use super::{Blocked, Entry, Kind, Watch};
 
     /// What the test's own threads do; other tests of this process may be in calls, too.
@@ -235,6 +271,18 @@ mod tests {
         let mut blocked = watch.look(Duration::from_secs(passed));
         blocked.retain(|blocked| blocked.thread.starts_with("watched-"));
         blocked
+    }
+
+    #[test]
+    fn what_may_be_the_end_of_a_gpu_is_told_once() {
+        for usual in [CuStatus::NOT_READY, CuStatus::ILLEGAL_ADDRESS] {
+            super::note(usual);
+            assert_eq!(super::take_suspicion(), None);
+        }
+        super::note(CuStatus::UNKNOWN);
+        super::note(CuStatus::NOT_READY);
+        assert_eq!(super::take_suspicion(), Some(CuStatus::UNKNOWN));
+        assert_eq!(super::take_suspicion(), None);
     }
 
     #[test]
