@@ -18,8 +18,8 @@ pub(crate) use self::inbox::Inbox;
 
 use crate::coherent::Coherent;
 use crate::crossing::{Ferry, Ways};
-use crate::landing;
 use crate::device_range::DeviceRange;
+use crate::landing;
 use crate::memory::HostRange;
 use crate::observe;
 use crate::offers::Offer;
@@ -78,6 +78,8 @@ pub(crate) struct Session {
     pub(crate) device_range: Range,
     pub(crate) host_range: Reserved,
     pub(crate) host_memory: Mutex<HostRange>,
+    /// Held from the record of an upload to the end of its bytes.
+    pub(crate) uploads: Mutex<()>,
     is_placing: bool,
     /// Modules that the server has.
     pub(crate) known_modules: Mutex<HashSet<[u8; 32]>>,
@@ -142,6 +144,7 @@ impl Session {
             device_range: opened.device_range,
             host_range: opened.host_range,
             host_memory: Mutex::default(),
+            uploads: Mutex::default(),
             known_modules: Mutex::new(opened.known_modules),
             issued: AtomicU64::new(0),
             finished: AtomicU64::new(0),

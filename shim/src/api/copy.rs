@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use farcall_marshal::catalogue::StreamMode;
 use farcall_marshal::record::INLINE_BYTES_MAX;
@@ -18,7 +19,12 @@ use crate::graph::Node;
 use crate::process::process;
 use crate::ptr::HostPtr;
 use crate::stream::Stream;
-use crate::ticket::Sink;
+use crate::ticket::{Pending, Sink};
+
+/// Longest transfer that is made at once.
+const WHOLE_BYTES_MAX: usize = 8 << 20;
+/// Longer ones are made in pieces of this size.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// What an address of unknown kind is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,23 +84,57 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     // What an earlier copy still has to write there is what this one is to read.
     process()?.await_writers(src.address(), bytes as u64)?;
     let data = src.bytes(bytes)?;
-    let is_inline = bytes <= INLINE_BYTES_MAX;
-    let bulk = if is_inline { 0 } else { session.new_id() };
-    let record = CuMemcpyHtoDAsyncV2 {
-        dst,
-        count: bytes as u64,
-        stream: stream.id,
-        bulk,
-        data: if is_inline { data } else { &[] },
+    let issue = |at: usize, count: usize, bulk: u64, data: &[u8]| {
+        let record = CuMemcpyHtoDAsyncV2 {
+            dst: dst + at as u64,
+            count: count as u64,
+            stream: stream.id,
+            bulk,
+            data,
+        };
+        stream.issue_for(only_devices, &record)
     };
-    stream.issue_for(only_devices, &record)?;
-    if is_inline {
-        return Ok(());
+    if bytes <= INLINE_BYTES_MAX {
+        return issue(0, bytes, 0, data);
     }
-    session
-        .endpoint
-        .bulk_send(bulk, &[IoSlice::new(data)])
-        .map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+    let send = |bulk: u64, data: &[u8]| {
+        let sent = session.endpoint.bulk_send(bulk, &[IoSlice::new(data)]);
+        sent.map_err(|_| CuStatus::DEVICE_UNAVAILABLE)
+    };
+    // The server makes room in the order of the records: bytes that came in another one might wait for each other.
+    let _turn = session.uploads.lock();
+    let mut announced = None;
+    for (at, count) in pieces(bytes) {
+        let (bulk, piece) = (session.new_id(), data.get(at..at + count));
+        issue(at, count, bulk, &[])?;
+        // One piece ahead, so that the server expects bytes when they come.
+        if let Some((bulk, piece)) = announced.replace((bulk, piece.unwrap_or_default())) {
+            send(bulk, piece)?;
+        }
+    }
+    announced.map_or(Ok(()), |(bulk, piece)| send(bulk, piece))
+}
+
+/// Cuts a transfer that is longer than [`WHOLE_BYTES_MAX`], so that the server gives the device what has come while the rest comes, and sends
+/// what the device has given: start and length of each piece. None is so short that it would belong in a record.
+fn pieces(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let piece = if bytes > WHOLE_BYTES_MAX {
+        PIECE_BYTES
+    } else {
+        bytes
+    };
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let left = bytes - at;
+        let count = if left <= piece + INLINE_BYTES_MAX {
+            left
+        } else {
+            piece
+        };
+        let start = at;
+        at += count;
+        (count > 0).then_some((start, count))
+    })
 }
 
 /// The same for a call that is over when it returns.
@@ -137,41 +177,68 @@ pub(crate) fn to_host(
     }
     stream.context.check()?;
     let session = stream.session();
-    let bulk = if bytes <= INLINE_BYTES_MAX {
-        0
-    } else {
-        session.new_id()
+    let request = |(at, count)| {
+        let stamp = stream.mark()?;
+        let ends = (dst.offset(at), src + at as u64);
+        Ok((stamp, request_piece(stream, ends, count, lands_later)?))
     };
-    let stamp = stream.mark()?;
-    let record = CuMemcpyDtoHAsyncV2 {
-        src,
-        count: bytes as u64,
-        stream: stream.id,
-        bulk,
-    };
-    let pending = session.request(
-        stream.context.id,
-        &record,
-        Sink::Copy {
-            to: dst,
-            len: bytes,
-            bulk,
-            later: lands_later,
-        },
-    )?;
     if lands_later {
-        session.lands(stamp, pending);
-        return Ok(());
+        return pieces(bytes).map(request).try_for_each(|asked| {
+            let (stamp, pending) = asked?;
+            session.lands(stamp, pending);
+            Ok(())
+        });
     }
-    session.wait(&pending)?;
-    let (status, _) = pending.take();
-    if !status.is_success() {
-        return Err(status);
-    }
+    let stamp = if bytes <= WHOLE_BYTES_MAX {
+        let (stamp, pending) = request((0, bytes))?;
+        session.wait(&pending)?;
+        done(&pending)?;
+        stamp
+    } else {
+        let asked: Vec<(u64, Arc<Pending>)> =
+            pieces(bytes).map(request).collect::<CuResult<_>>()?;
+        let all: Vec<&Pending> = asked.iter().map(|(_, pending)| &**pending).collect();
+        session.wait_all(&all)?;
+        all.into_iter().try_for_each(done)?;
+        asked.last().map_or(0, |(stamp, _)| *stamp)
+    };
     stream.set_done(stamp);
     // To the program the work before the copy is over too, with all that it wrote.
     coherent::after_wait(stream.context, stamp)?;
     session.take_deferred()
+}
+
+/// How a request ended.
+fn done(pending: &Pending) -> CuResult {
+    match pending.take().0 {
+        CuStatus::SUCCESS => Ok(()),
+        status => Err(status),
+    }
+}
+
+/// Asks for bytes at `from` to be sent to `to`.
+fn request_piece(
+    stream: &Stream,
+    (to, from): (HostPtr, u64),
+    len: usize,
+    later: bool,
+) -> CuResult<Arc<Pending>> {
+    let session = stream.session();
+    let is_inline = len <= INLINE_BYTES_MAX;
+    let bulk = if is_inline { 0 } else { session.new_id() };
+    let record = CuMemcpyDtoHAsyncV2 {
+        src: from,
+        count: len as u64,
+        stream: stream.id,
+        bulk,
+    };
+    let sink = Sink::Copy {
+        to,
+        len,
+        bulk,
+        later,
+    };
+    session.request(stream.context.id, &record, sink)
 }
 
 fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResult {
@@ -313,4 +380,35 @@ pub(crate) fn cuMemcpyDtoDAsync_v2(
     handle: u64,
 ) -> CuResult {
     device_to_device(&*stream(mode, handle)?, dst, src, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{INLINE_BYTES_MAX, PIECE_BYTES, WHOLE_BYTES_MAX, pieces};
+
+    #[test]
+    fn pieces_are_the_whole_and_never_short() {
+        let sizes = [
+            0,
+            1,
+            600,
+            INLINE_BYTES_MAX + 1,
+            PIECE_BYTES,
+            WHOLE_BYTES_MAX,
+        ];
+        for whole in sizes {
+            let expected = (whole > 0).then_some((0, whole));
+            assert_eq!(pieces(whole).collect::<Vec<_>>(), Vec::from_iter(expected));
+        }
+        for more in [1, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, PIECE_BYTES] {
+            let bytes = 5 * PIECE_BYTES + more;
+            let mut end = 0;
+            for (at, count) in pieces(bytes) {
+                assert_eq!(at, end, "no gap");
+                assert!(count > INLINE_BYTES_MAX && count <= PIECE_BYTES + INLINE_BYTES_MAX);
+                end += count;
+            }
+            assert_eq!(end, bytes);
+        }
+    }
 }
