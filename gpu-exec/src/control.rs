@@ -47,6 +47,8 @@ pub(crate) struct OpenOrder {
     pub(crate) kind: DeviceKind,
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) slot: Slot,
+    /// What MPS is to give it of the multiprocessors.
+    pub(crate) mps_percentage: Option<u16>,
     /// Whose memory limit it shares; 0 = nobody's.
     pub(crate) lease: u64,
     pub(crate) server_name: String,

@@ -9,39 +9,55 @@ use std::collections::BTreeMap;
 use std::io;
 
 use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter,
+    BpfProgramRef, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter, apply_filter_all_threads,
 };
 
 use crate::DeviceKind;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Confines the calling thread and those that it starts. Call it while there is no other.
+/// Confines the process. Call it while there is no other thread, or none but those of the real driver, which is started before.
 ///
 /// # Errors
-/// The kernel has no filters of system calls, or other threads are there already.
+/// The kernel has no filters of system calls, other threads are there already, or a driver's have filters of their own.
 pub(crate) fn confine(kind: DeviceKind) -> io::Result<()> {
+    if kind == DeviceKind::Cuda {
+        return filter(kind, apply_filter_all_threads);
+    }
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("threads were started before the filter"));
     }
-    filter(kind)
+    filter(kind, apply_filter)
 }
 
-fn filter(kind: DeviceKind) -> io::Result<()> {
+/// How a filter becomes that of this thread, or of all.
+type Apply = fn(BpfProgramRef<'_>) -> seccompiler::Result<()>;
+
+fn filter(kind: DeviceKind, apply: Apply) -> io::Result<()> {
     match kind {
         DeviceKind::Soft | DeviceKind::Null => {
             // Its flags lie in memory, where a filter cannot see them; libc then takes `clone`, as on old kernels.
             // Of several filters the strictest holds, so the second one may let it pass.
             let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
             let without = [(libc::SYS_clone3, vec![])].into();
-            install(without, SeccompAction::Allow, absent)?;
+            install(without, SeccompAction::Allow, absent, apply)?;
             let listed = allowed().map_err(io::Error::other)?;
-            install(listed, SeccompAction::Errno(EPERM), SeccompAction::Allow)
+            install(
+                listed,
+                SeccompAction::Errno(EPERM),
+                SeccompAction::Allow,
+                apply,
+            )
         }
         DeviceKind::Cuda => {
             let refused = REFUSED.iter().map(|call| (*call, vec![])).collect();
-            install(refused, SeccompAction::Allow, SeccompAction::Errno(EPERM))
+            install(
+                refused,
+                SeccompAction::Allow,
+                SeccompAction::Errno(EPERM),
+                apply,
+            )
         }
     }
 }
@@ -316,12 +332,17 @@ fn both(
     SeccompRule::new(vec![one, other])
 }
 
-fn install(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> io::Result<()> {
+fn install(
+    rules: Rules,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+    apply: Apply,
+) -> io::Result<()> {
     let filter = SeccompFilter::new(rules, otherwise, listed, ARCH).map_err(io::Error::other)?;
     let program: Vec<_> = filter
         .try_into()
         .map_err(|error: seccompiler::BackendError| io::Error::other(error))?;
-    apply_filter(&program).map_err(io::Error::other)
+    apply(&program).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -339,7 +360,7 @@ mod tests {
     fn confined<T: Send>(kind: DeviceKind, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                filter(kind).unwrap();
+                filter(kind, seccompiler::apply_filter).unwrap();
                 work()
             });
             thread.join().unwrap()

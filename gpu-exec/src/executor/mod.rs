@@ -40,6 +40,9 @@ mod watchdog;
 /// Argument of an executor that checks a GPU and ends: its number follows.
 pub(crate) const CHECK_GPU: &str = "--check-gpu=";
 
+/// Argument of an executor that starts its driver before it says that it is ready: that takes longer than all else.
+pub(crate) const LOAD_DRIVER: &str = "--load-driver";
+
 /// Exit code of such an executor that found no memory there.
 pub(crate) const GPU_IS_FULL: u8 = 3;
 
@@ -59,7 +62,8 @@ pub fn executor_main() -> ExitCode {
     }
     // Nothing that it starts, should a client ever bring it to start something, gains rights by a set-uid bit.
     let harmless = nix::sys::prctl::set_no_new_privs().map_err(io::Error::from);
-    match harmless.and_then(|()| serve_one_session()) {
+    let loads_driver = std::env::args().any(|arg| arg == LOAD_DRIVER);
+    match harmless.and_then(|()| serve_one_session(loads_driver)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("executor: {error}");
@@ -73,8 +77,12 @@ fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<u32> {
     args.find_map(|arg| arg.strip_prefix(CHECK_GPU)?.parse().ok())
 }
 
-fn serve_one_session() -> io::Result<()> {
+fn serve_one_session(loads_driver: bool) -> io::Result<()> {
     let control = io::stdin().as_fd().try_clone_to_owned()?;
+    if loads_driver && let Err(error) = Driver::get() {
+        // Whoever gets this executor is told.
+        log::error!("{error}");
+    }
     control::send(control.as_fd(), &Report::Ready, &[], &[], &[])?;
     let Some(message) = control::receive::<Order>(control.as_fd(), true)? else {
         return Ok(());
@@ -88,7 +96,7 @@ fn serve_one_session() -> io::Result<()> {
     else {
         return Err(io::Error::other("the first order is to open a session"));
     };
-    // Before anything of the client's is looked at, and before there are threads.
+    // Before anything of the client's is looked at, and before there are threads but a driver's.
     if order.is_unconfined {
         log::warn!("unconfined: this executor may make any system call");
     } else {
@@ -277,8 +285,8 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
     let cache = Cache::new(order.cache_directory.clone());
     let outbox = Arc::new(Connection::new(ledger.clone(), order.slot, peers));
     if order.kind == DeviceKind::Cuda {
-        if let Some(percentage) = cuda::mps::percentage(&order.devices)
-            && !env::set_while_alone(cuda::mps::PERCENTAGE, &percentage)
+        if let Some(percentage) = order.mps_percentage
+            && !env::set_while_alone(cuda::mps::PERCENTAGE, &percentage.to_string())
         {
             log::warn!("MPS is not told of this session's share: the process has threads already");
         }

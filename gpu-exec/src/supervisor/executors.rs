@@ -13,9 +13,12 @@ use farcall_transport::SessionId;
 use super::inbox::{Event, Inbox};
 use super::leases::Seen;
 use super::plan::Plan;
+use crate::DeviceKind;
 use crate::cache::Cache;
 use crate::control::Counts;
+use crate::device::cuda::mps;
 use crate::device::describe::DeviceSpec;
+use crate::executor::LOAD_DRIVER;
 use crate::ledger::Slot;
 use crate::limits::STACK_BYTES;
 use crate::sys::fds;
@@ -29,6 +32,8 @@ pub(crate) struct Executor {
     pub(crate) control: Option<OwnedFd>,
     pub(crate) stage: Stage,
     pub(crate) process: u32,
+    /// Its driver is loaded with its session, because MPS ran when it was started, which has to be told its share before.
+    pub(crate) is_under_mps: bool,
 }
 
 /// What an executor does.
@@ -77,8 +82,10 @@ impl Executor {
     pub(crate) fn start(plan: &Plan) -> io::Result<Self> {
         let (ours, theirs) = fds::pair()?;
         let mut command = Command::new(&plan.program);
+        let (has_driver, is_under_mps) = (plan.kind == DeviceKind::Cuda, mps::is_running());
         command
             .args(&plan.arguments)
+            .args((has_driver && !is_under_mps).then_some(LOAD_DRIVER))
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
         // A group of its own: Ctrl-C is for the supervisor, which ends executors in good order.
@@ -89,6 +96,7 @@ impl Executor {
             control: Some(ours),
             stage: Stage::Starting,
             process,
+            is_under_mps: has_driver && is_under_mps,
         })
     }
 

@@ -22,6 +22,7 @@ use super::usage::{Counting, Past};
 use super::wedged::Checks;
 use crate::cache::Cache;
 use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
+use crate::device::cuda::mps;
 use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
 use crate::ledger::{Ledger, Slot};
 use crate::limits::{OPEN_BYTES_MAX, SESSIONS_MAX};
@@ -324,7 +325,13 @@ impl Keeper {
             devices,
             lease,
         } = client;
+        let mps_percentage = if executor.is_under_mps {
+            mps::percentage(&devices)
+        } else {
+            None
+        };
         let order = OpenOrder {
+            mps_percentage,
             kind: self.plan.kind,
             devices: devices.clone(),
             slot,
@@ -339,9 +346,8 @@ impl Keeper {
                 .unwrap_or(u64::MAX),
             is_unconfined: self.plan.is_unconfined,
         };
-        let shares = devices.iter();
-        let shares = shares.map(|device| (device.ordinal as usize, device.share_permille));
-        self.board.enter(slot, shares);
+        self.board
+            .enter(slot, mps::shares_of_time(&devices, mps_percentage));
         let (session, payload) = (incoming.session(), incoming.payload().to_vec());
         let (connection, state) = incoming.into_parts();
         let order = Order::Open(Box::new(order));

@@ -6,6 +6,7 @@ mod devices;
 mod lost;
 mod memory;
 mod peers;
+mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod wedged;
@@ -200,7 +201,10 @@ fn clients_are_told_the_version_of_the_driver() {
         });
         let inventory = Inventory::fetch(&server.address, None, PATIENCE).unwrap();
         assert_eq!(inventory.driver_version, told);
-        assert_eq!(Client::connect(&server.address).welcome().driver_version, told);
+        assert_eq!(
+            Client::connect(&server.address).welcome().driver_version,
+            told
+        );
     }
 }
 

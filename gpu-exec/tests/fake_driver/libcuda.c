@@ -179,6 +179,7 @@ static u32 submit(u64 stream, struct op value) {
 }
 
 /* The driver. */
+static char device_name[64];
 static u32 open_context(u64 context, int device) {
     if (device < 0 || device >= device_count()) return INVALID_DEVICE;
     if (lost(device)) return lost(device);
@@ -186,12 +187,17 @@ static u32 open_context(u64 context, int device) {
     streams[context].context = context;
     return OK;
 }
-/* FAKE_INIT: what the driver's start answers. FAKE_VERSION: for which CUDA it is. */
-EXPORT u32 cuInit(u32 flags) { return flags ? INVALID_VALUE : number_of("FAKE_INIT", OK); }
+/* FAKE_INIT: what the driver's start answers. FAKE_INIT_MS: how long it takes. The name says what MPS gave it then. FAKE_VERSION: for which CUDA it is. */
+EXPORT u32 cuInit(u32 flags) {
+    usleep(number_of("FAKE_INIT_MS", 0) * 1000);
+    const char *percentage = getenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE");
+    snprintf(device_name, sizeof device_name, percentage ? "fake GPU, %s%%" : "fake GPU", percentage);
+    return flags ? INVALID_VALUE : number_of("FAKE_INIT", OK);
+}
 EXPORT u32 cuDriverGetVersion(int *v) { *v = (int)number_of("FAKE_VERSION", 12020); return OK; }
 EXPORT u32 cuDeviceGetCount(int *n) { *n = device_count(); return OK; }
 EXPORT u32 cuDeviceGet(int *d, int n) { *d = n; return n < 0 || n >= device_count() ? INVALID_DEVICE : OK; }
-EXPORT u32 cuDeviceGetName(char *name, int len, int d) { (void)d; snprintf(name, len, "fake GPU"); return OK; }
+EXPORT u32 cuDeviceGetName(char *name, int len, int d) { (void)d; snprintf(name, len, "%s", device_name); return OK; }
 EXPORT u32 cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, 7 + d, 16); return OK; }
 EXPORT u32 cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = TOTAL; return OK; }
 EXPORT u32 cuDeviceGetAttribute(int *value, int a, int d) { (void)d; if (a < 1 || a > 120) return INVALID_VALUE; *value = a == 75 ? 8 : a == 76 ? 6 : a; return OK; }

@@ -228,10 +228,9 @@ impl Shared {
             Buffer::Gone => Progress::Given(Err(transfer.failure(None))),
             Buffer::Pinned(region) => {
                 let bytes = region.bytes();
-                let outcome = state
-                    .memory
-                    .extent(dst, bytes as u64)
-                    .and_then(|extent| near(state, lane, dst, |stream| stream.upload(extent, &region)));
+                let outcome = state.memory.extent(dst, bytes as u64).and_then(|extent| {
+                    near(state, lane, dst, |stream| stream.upload(extent, &region))
+                });
                 let outcome = self.keep(state, lane, region).and(outcome);
                 Progress::Given(
                     outcome.map_err(|status| {

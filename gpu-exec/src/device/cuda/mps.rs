@@ -1,5 +1,5 @@
-//! Sessions under NVIDIA's MPS: where its control daemon runs, a session that has a share of its GPUs gets no more of their
-//! multiprocessors than that.
+//! Sessions under NVIDIA's MPS: where its control daemon runs, a session that has a share of its GPUs gets that part of their
+//! multiprocessors, instead of turns: both together would give it the share of a share.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -12,11 +12,32 @@ pub(crate) const PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
 /// Where the daemon's pipes are, if this does not say.
 const PIPES_DEFAULT: &str = "/tmp/nvidia-mps";
 
-/// The percentage for a session with these devices, if MPS runs and it has a share of some. MPS knows one number for all GPUs of a
-/// process: the largest share.
-pub(crate) fn percentage(devices: &[DeviceSpec]) -> Option<String> {
-    let pipes = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY");
-    percentage_at(&directory(pipes), devices)
+/// Whether its daemon runs.
+pub(crate) fn is_running() -> bool {
+    runs_at(&directory(std::env::var_os("CUDA_MPS_PIPE_DIRECTORY")))
+}
+
+/// The percentage for a session with these devices under MPS, if it has a share. MPS knows one number for all GPUs of a process, so
+/// there is none where their shares differ: such a session takes turns.
+pub(crate) fn percentage(devices: &[DeviceSpec]) -> Option<u16> {
+    let share = devices.first()?.share_permille;
+    let is_one_part =
+        share < WHOLE_PERMILLE && devices.iter().all(|device| device.share_permille == share);
+    is_one_part.then(|| share.div_ceil(10))
+}
+
+/// The shares for which a session takes turns: of the whole where MPS divides the multiprocessors.
+pub(crate) fn shares_of_time(
+    devices: &[DeviceSpec],
+    percentage: Option<u16>,
+) -> impl Iterator<Item = (usize, u16)> {
+    devices.iter().map(move |device| {
+        let share = match percentage {
+            Some(_) => WHOLE_PERMILLE,
+            None => device.share_permille,
+        };
+        (device.ordinal as usize, share)
+    })
 }
 
 fn directory(variable: Option<OsString>) -> PathBuf {
@@ -24,10 +45,8 @@ fn directory(variable: Option<OsString>) -> PathBuf {
     named.map_or_else(|| PIPES_DEFAULT.into(), PathBuf::from)
 }
 
-fn percentage_at(pipes: &Path, devices: &[DeviceSpec]) -> Option<String> {
-    let largest = devices.iter().map(|device| device.share_permille).max()?;
-    let is_part = largest < WHOLE_PERMILLE;
-    (is_part && pipes.join("control").exists()).then(|| largest.div_ceil(10).to_string())
+fn runs_at(pipes: &Path) -> bool {
+    pipes.join("control").exists()
 }
 
 #[cfg(test)]
@@ -35,7 +54,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::path::Path;
 
-    use super::{directory, percentage_at};
+    use super::{directory, percentage, runs_at, shares_of_time};
     use crate::device::describe::DeviceSpec;
 
     fn devices(shares: &[u16]) -> Vec<DeviceSpec> {
@@ -49,15 +68,30 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_percentages_where_the_daemon_runs() {
+    fn the_daemon_runs_where_its_pipe_is() {
         let pipes = tempfile::tempdir().unwrap();
-        let percentage = |shares: &[u16]| percentage_at(pipes.path(), &devices(shares));
-        assert_eq!(percentage(&[250]), None, "no daemon");
+        assert!(!runs_at(pipes.path()));
         std::fs::write(pipes.path().join("control"), "").unwrap();
-        assert_eq!(percentage(&[250]).as_deref(), Some("25"));
-        assert_eq!(percentage(&[255, 3]).as_deref(), Some("26"));
-        assert_eq!(percentage(&[250, 1000]), None, "all of one");
-        assert_eq!(percentage(&[]), None);
+        assert!(runs_at(pipes.path()));
+    }
+
+    #[test]
+    fn a_session_has_a_percentage_or_turns() {
+        for (shares, expected) in [
+            (&[250][..], Some(25)),
+            (&[255, 255], Some(26)),
+            (&[255, 3], None),
+            (&[1000, 1000], None),
+            (&[], None),
+        ] {
+            let devices = devices(shares);
+            let found = percentage(&devices);
+            assert_eq!(found, expected, "{shares:?}");
+            let turns = shares_of_time(&devices, found).map(|(_, share)| share);
+            let whole = vec![1000; shares.len()];
+            let expected = if found.is_some() { &whole } else { shares };
+            assert_eq!(turns.collect::<Vec<_>>(), expected, "{shares:?}");
+        }
     }
 
     #[test]
