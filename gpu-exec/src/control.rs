@@ -46,6 +46,8 @@ pub(crate) enum Order {
 pub(crate) struct OpenOrder {
     pub(crate) kind: DeviceKind,
     pub(crate) devices: Vec<DeviceSpec>,
+    /// Of the devices, where the driver knows: a driver that is started later may number them in another way.
+    pub(crate) uuids: Vec<Option<[u8; 16]>>,
     pub(crate) slot: Slot,
     /// What MPS is to give it of the multiprocessors.
     pub(crate) mps_percentage: Option<u16>,

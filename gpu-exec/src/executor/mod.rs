@@ -37,7 +37,7 @@ pub(crate) mod peers;
 pub(crate) mod session;
 mod watchdog;
 
-/// Argument of an executor that checks a GPU and ends: its number follows.
+/// Argument of an executor that checks a GPU and ends: its number follows, a colon and, in hexadecimal digits, its UUID.
 pub(crate) const CHECK_GPU: &str = "--check-gpu=";
 
 /// Argument of an executor that starts its driver before it says that it is ready: that takes longer than all else.
@@ -51,8 +51,8 @@ pub(crate) const GPU_IS_FULL: u8 = 3;
 pub fn executor_main() -> ExitCode {
     // The supervisor's end is noticed by the control socket too; this is for one that cannot even close it.
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    if let Some(ordinal) = checked_gpu(std::env::args()) {
-        return match cuda::health::check(ordinal) {
+    if let Some((ordinal, uuid)) = checked_gpu(std::env::args()) {
+        return match cuda::health::check(ordinal, uuid) {
             Ok(()) => ExitCode::SUCCESS,
             Err(broken) => {
                 println!("{}", broken.why);
@@ -73,8 +73,11 @@ pub fn executor_main() -> ExitCode {
 }
 
 /// The GPU that this process was started to check, instead of serving a session.
-fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<u32> {
-    args.find_map(|arg| arg.strip_prefix(CHECK_GPU)?.parse().ok())
+fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<(u32, u128)> {
+    args.find_map(|arg| {
+        let (ordinal, uuid) = arg.strip_prefix(CHECK_GPU)?.split_once(':')?;
+        Some((ordinal.parse().ok()?, u128::from_str_radix(uuid, 16).ok()?))
+    })
 }
 
 fn serve_one_session(loads_driver: bool) -> io::Result<()> {
@@ -292,6 +295,7 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
         }
         watchdog.start()?;
         let driver = Driver::get().map_err(io::Error::other)?;
+        check_numbers(driver, order)?;
         let memory =
             cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account, limit_bytes);
         let welcome = welcome(order, memory.areas(), &cache);
@@ -322,6 +326,19 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
     });
     let adopted = (outbox, ledger, order.slot);
     adopt(order, (connection, state), &welcome, device, adopted)
+}
+
+/// Refuses a session whose GPUs this driver has under other numbers: it was started after one was lost.
+fn check_numbers(driver: &Driver, order: &OpenOrder) -> io::Result<()> {
+    for (device, uuid) in order.devices.iter().zip(&order.uuids) {
+        if uuid.is_some() && driver.device_uuid(device.ordinal).ok() != *uuid {
+            let ordinal = device.ordinal;
+            return Err(io::Error::other(format!(
+                "the driver has another GPU {ordinal} than when this server was started; restart it"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Lets a device serve the connection.

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::device::describe::DeviceSpec;
+use crate::DeviceKind;
+use crate::device::describe::{DeviceSpec, device_uuid};
 use crate::executor::{CHECK_GPU, GPU_IS_FULL};
 
 /// For a context and a copy; the first context after the start of a machine takes seconds.
@@ -68,10 +69,11 @@ pub(super) fn check(
     arguments: &[OsString],
     patience: Duration,
 ) -> Result<(), Finding> {
+    let uuid = device_uuid(DeviceKind::Cuda, ordinal).map_or(0, u128::from_be_bytes);
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .arg(format!("{CHECK_GPU}{ordinal}"))
+        .arg(format!("{CHECK_GPU}{ordinal}:{uuid:032x}"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let failed = |error: std::io::Error| format!("its check cannot be started: {error}");

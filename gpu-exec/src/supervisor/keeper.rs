@@ -23,7 +23,7 @@ use super::wedged::Checks;
 use crate::cache::Cache;
 use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
 use crate::device::cuda::mps;
-use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE};
+use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE, device_uuid};
 use crate::ledger::{Ledger, Slot};
 use crate::limits::{OPEN_BYTES_MAX, SESSIONS_MAX};
 use crate::share::board::Board;
@@ -330,7 +330,11 @@ impl Keeper {
         } else {
             None
         };
+        let uuids = devices.iter();
         let order = OpenOrder {
+            uuids: uuids
+                .map(|device| device_uuid(self.plan.kind, device.ordinal))
+                .collect(),
             mps_percentage,
             kind: self.plan.kind,
             devices: devices.clone(),

@@ -90,6 +90,14 @@ impl Plan {
                 "a device memory of {total_bytes} bytes: at least {MEMORY_BYTES_MIN}"
             ));
         }
+        let wanted = options.memory_bytes.unwrap_or(0);
+        let served = gpus.iter().take(count as usize);
+        if let Some(gpu) = served.into_iter().find(|gpu| gpu.total_bytes < wanted) {
+            return bad(format!(
+                "{wanted} bytes of memory of each device: GPU {} has {}; leave --memory out to serve all of it",
+                gpu.ordinal, gpu.total_bytes
+            ));
+        }
         if options.sessions_max == 0 || options.sessions_max as usize > SESSIONS_MAX {
             return bad(format!(
                 "{} sessions: there can be 1 to {SESSIONS_MAX}",

@@ -69,6 +69,22 @@ fn a_gpu_that_works_stays_in_service() {
     assert_eq!(next.alloc(MIB, MIB), 0);
 }
 
+/// A driver that is started after a GPU was lost may not show it at all, and give its number to the next one.
+#[test]
+fn another_gpu_under_its_number_is_not_taken_for_it() {
+    let (server, folder, [victim, _other]) = setting();
+    assert_eq!(victim.alloc(0, MIB), 0);
+    std::fs::write(folder.path().join("gone"), "").unwrap();
+    std::fs::write(folder.path().join("lost"), format!("0 {UNKNOWN}")).unwrap();
+    assert_eq!(victim.synchronize(), UNKNOWN);
+    std::fs::remove_file(folder.path().join("lost")).unwrap();
+    victim.closed();
+    let refused = Client::connect_for(&server.address, hello(0, 2))
+        .err()
+        .unwrap();
+    assert!(refused.to_string().contains("lost"), "{refused}");
+}
+
 /// An executor that a driver brings down has its GPUs checked.
 #[test]
 fn a_gpu_is_checked_when_an_executor_dies() {

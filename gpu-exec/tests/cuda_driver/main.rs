@@ -64,6 +64,21 @@ fn a_broken_gpu_is_not_served() {
     }
 }
 
+/// More memory than a GPU has is refused, not cut.
+#[test]
+fn memory_that_a_gpu_does_not_have_is_refused() {
+    let folder = driver();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
+    command.args(["cuda", "1", &(65 * MIB).to_string()]);
+    let output = command
+        .env("LD_LIBRARY_PATH", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("GPU 0 has 67108864"), "{said}");
+}
+
 /// A driver that cannot be used is said to be so, and what to do.
 #[test]
 fn a_driver_that_does_not_do_is_told_with_advice() {
@@ -101,6 +116,7 @@ fn server_with(
     command.env("LD_LIBRARY_PATH", folder.path());
     command.env("FAKE_HANG", folder.path().join("hang"));
     command.env("FAKE_LOST", folder.path().join("lost"));
+    command.env("FAKE_GONE", folder.path().join("gone"));
     prepare(&mut command);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();

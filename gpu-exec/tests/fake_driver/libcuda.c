@@ -61,7 +61,9 @@ static u32 lost(int device) {
     return which == device ? status : OK;
 }
 static u32 fault_of(u64 context) { u32 status = lost(contexts[context].device); return status ? status : contexts[context].fault; }
-static int device_count(void) { return (int)number_of("FAKE_DEVICES", 1); }
+/* FAKE_GONE: a file; a driver that is started while it is there does not find its first device: the next one has its number, and so on. */
+static int is_gone;
+static int device_count(void) { return (int)number_of("FAKE_DEVICES", 1) - is_gone; }
 
 /* Memory: everything that operations may touch. `access`: what each device may do there; 1 to read, 2 to write. */
 struct piece { u64 at, bytes; int kind; u64 handle; struct piece *next; int is_filled; unsigned char access[DEVICES]; };
@@ -190,6 +192,7 @@ static u32 open_context(u64 context, int device) {
 /* FAKE_INIT: what the driver's start answers. FAKE_INIT_MS: how long it takes. The name says what MPS gave it then. FAKE_VERSION: for which CUDA it is. */
 EXPORT u32 cuInit(u32 flags) {
     usleep(number_of("FAKE_INIT_MS", 0) * 1000);
+    is_gone = getenv("FAKE_GONE") && !access(getenv("FAKE_GONE"), F_OK);
     const char *percentage = getenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE");
     snprintf(device_name, sizeof device_name, percentage ? "fake GPU, %s%%" : "fake GPU", percentage);
     return flags ? INVALID_VALUE : number_of("FAKE_INIT", OK);
@@ -198,7 +201,7 @@ EXPORT u32 cuDriverGetVersion(int *v) { *v = (int)number_of("FAKE_VERSION", 1202
 EXPORT u32 cuDeviceGetCount(int *n) { *n = device_count(); return OK; }
 EXPORT u32 cuDeviceGet(int *d, int n) { *d = n; return n < 0 || n >= device_count() ? INVALID_DEVICE : OK; }
 EXPORT u32 cuDeviceGetName(char *name, int len, int d) { (void)d; snprintf(name, len, "%s", device_name); return OK; }
-EXPORT u32 cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, 7 + d, 16); return OK; }
+EXPORT u32 cuDeviceGetUuid_v2(unsigned char *uuid, int d) { memset(uuid, 7 + d + is_gone, 16); return OK; }
 EXPORT u32 cuDeviceTotalMem_v2(size_t *bytes, int d) { (void)d; *bytes = TOTAL; return OK; }
 EXPORT u32 cuDeviceGetAttribute(int *value, int a, int d) { (void)d; if (a < 1 || a > 120) return INVALID_VALUE; *value = a == 75 ? 8 : a == 76 ? 6 : a; return OK; }
 EXPORT u32 cuDevicePrimaryCtxRetain(u64 *c, int d) { LOCKED; *c = 1 + (u64)d; return open_context(*c, d); }

@@ -14,12 +14,19 @@ const BYTES: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 const STREAM_NON_BLOCKING: u32 = 1;
 
-/// Makes a context on a GPU and sends a pattern there and back. Blocks.
+/// Makes a context on the GPU that had this UUID when the server was started, and sends a pattern there and back. Blocks.
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(crate) fn check(ordinal: u32) -> Result<(), Broken> {
+pub(crate) fn check(ordinal: u32, uuid: u128) -> Result<(), Broken> {
     let driver = Driver::get().map_err(|error| Broken::new(error.to_string()))?;
+    // A driver that is started without a GPU that was lost gives its number to the next one.
+    let found = driver.device_uuid(ordinal).map(u128::from_be_bytes);
+    if found != Ok(uuid) {
+        return Err(Broken::new(
+            "the driver does not find it any more".to_owned(),
+        ));
+    }
     let failed = |what: &str, status: CuStatus| Broken {
         why: format!("{what}: {status}{}", advice(status)),
         is_full: status == CuStatus::OUT_OF_MEMORY,
