@@ -259,6 +259,9 @@ pub(crate) struct ServeArgs {
     /// File that holds the token which clients must show
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) token_file: Option<PathBuf>,
+    /// How much memory of this host all sessions together may have pinned (cuMemHostAlloc), besides what copies pass through [default: half of it]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) pinned: Option<u64>,
     /// Name that clients see [default: the host's name]
     #[arg(long)]
     pub(crate) name: Option<String>,

@@ -159,6 +159,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions, Failure> {
         grace: args.grace.map_or(defaults.grace, Duration::from_secs),
         grace_closed: args.grace_closed.unwrap_or(defaults.grace_closed),
         driver_patience: args.driver_timeout.unwrap_or(defaults.driver_patience),
+        pinned_bytes: args.pinned,
         warm_executors: args.warm_executors.unwrap_or(defaults.warm_executors),
         server_name: args.name.clone().unwrap_or(defaults.server_name),
         cache_dir: args.cache_dir.clone(),

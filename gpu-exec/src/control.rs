@@ -49,6 +49,8 @@ pub(crate) struct OpenOrder {
     /// Of the devices, where the driver knows: a driver that is started later may number them in another way.
     pub(crate) uuids: Vec<Option<[u8; 16]>>,
     pub(crate) slot: Slot,
+    /// Pinned memory of the host that all sessions may have.
+    pub(crate) pinned_bytes_max: u64,
     /// What MPS is to give it of the multiprocessors.
     pub(crate) mps_percentage: Option<u16>,
     /// Whose memory limit it shares; 0 = nobody's.

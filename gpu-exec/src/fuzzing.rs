@@ -37,8 +37,9 @@ pub fn session(frames: &[u8]) {
         total_bytes: LIMIT_BYTES,
         limit_bytes: LIMIT_BYTES,
     };
-    let account = Account::new(ledger.clone(), Slot(0), vec![allowance]);
-    let (memory, turn) = Memory::open(0, 0, RANGE_BYTES, account, LIMIT_BYTES).expect("memory");
+    let host = Allowance::host(LIMIT_BYTES, LIMIT_BYTES);
+    let account = Account::new(ledger.clone(), Slot(0), vec![allowance], host);
+    let (memory, turn) = Memory::open(0, 0, RANGE_BYTES, account).expect("memory");
     let mut device = CpuDevice::new(CpuParts {
         memory,
         turn,

@@ -5,7 +5,7 @@
 //! then sums the words of the device; if the sum is too large it takes its addition back. All claims
 //! that were accepted were visible to every later check, so the accepted ones never exceed the
 //! device; at worst two claims at the very limit refuse each other, and try again. A dead executor's
-//! share is returned by setting its words to 0: nothing else records it.
+//! share is returned by setting its words to 0: nothing else records it. Pinned memory of the host is counted like one device more.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -20,11 +20,14 @@ use crate::sys::shared::SharedWords;
 
 /// After the words of all devices: what lease a session belongs to (0 = none), frames received, tickets
 /// received, tickets answered.
-const LEASES: usize = DEVICES_MAX * SESSIONS_MAX;
+const LEASES: usize = (HOST + 1) * SESSIONS_MAX;
 const FRAMES: usize = LEASES + SESSIONS_MAX;
 const ASKED: usize = FRAMES + SESSIONS_MAX;
 const ANSWERED: usize = ASKED + SESSIONS_MAX;
 const WORDS: usize = ANSWERED + SESSIONS_MAX;
+
+/// Where a device would be: pinned memory of the host.
+const HOST: usize = DEVICES_MAX;
 
 /// Attempts of a claim that meets another at the limit.
 const ATTEMPTS: u32 = 16;
@@ -137,7 +140,7 @@ impl Ledger {
                 word.store(0, Ordering::SeqCst);
             }
         }
-        for device in 0..DEVICES_MAX {
+        for device in 0..=HOST {
             if let Some(word) = self.words.get(device * SESSIONS_MAX + slot.0) {
                 word.store(0, Ordering::SeqCst);
             }
@@ -165,23 +168,41 @@ pub(crate) struct Allowance {
     pub(crate) limit_bytes: u64,
 }
 
+impl Allowance {
+    /// What it may have of the host's pinned memory, of which all sessions may have `total_bytes`.
+    pub(crate) fn host(total_bytes: u64, limit_bytes: u64) -> Self {
+        Self {
+            device: HOST,
+            total_bytes,
+            limit_bytes,
+        }
+    }
+}
+
 /// One session's view of the ledger.
 #[derive(Debug)]
 pub(crate) struct Account {
     ledger: Arc<Ledger>,
     slot: Slot,
     allowances: Vec<Allowance>,
+    host: Allowance,
     /// Several threads of an executor allocate.
     turn: Mutex<()>,
 }
 
 impl Account {
     /// The account of the session in `slot`; its devices in the order of the client's ordinals.
-    pub(crate) fn new(ledger: Arc<Ledger>, slot: Slot, allowances: Vec<Allowance>) -> Self {
+    pub(crate) fn new(
+        ledger: Arc<Ledger>,
+        slot: Slot,
+        allowances: Vec<Allowance>,
+        host: Allowance,
+    ) -> Self {
         Self {
             ledger,
             slot,
             allowances,
+            host,
             turn: Mutex::new(()),
         }
     }
@@ -189,9 +210,16 @@ impl Account {
     /// Claims memory of the client's device `ordinal`; false where that exceeds the session's limit or the
     /// device.
     pub(crate) fn charge(&self, ordinal: usize, bytes: u64) -> bool {
-        let Some(allowance) = self.allowances.get(ordinal) else {
-            return false;
-        };
+        let allowance = self.allowances.get(ordinal);
+        allowance.is_some_and(|allowance| self.claim(allowance, bytes))
+    }
+
+    /// Claims pinned memory of the host; false where that exceeds what this session, or all of them, may have.
+    pub(crate) fn charge_host(&self, bytes: u64) -> bool {
+        self.claim(&self.host, bytes)
+    }
+
+    fn claim(&self, allowance: &Allowance, bytes: u64) -> bool {
         let Some(own) = self
             .ledger
             .words
@@ -227,11 +255,19 @@ impl Account {
 
     /// Returns what [`Self::charge`] claimed.
     pub(crate) fn release(&self, ordinal: usize, bytes: u64) {
-        let word = self
-            .allowances
-            .get(ordinal)
-            .and_then(|a| self.ledger.words.get(a.device * SESSIONS_MAX + self.slot.0));
-        if let Some(own) = word {
+        if let Some(allowance) = self.allowances.get(ordinal) {
+            self.give_back(allowance, bytes);
+        }
+    }
+
+    /// Returns what [`Self::charge_host`] claimed.
+    pub(crate) fn release_host(&self, bytes: u64) {
+        self.give_back(&self.host, bytes);
+    }
+
+    fn give_back(&self, allowance: &Allowance, bytes: u64) {
+        let word = allowance.device * SESSIONS_MAX + self.slot.0;
+        if let Some(own) = self.ledger.words.get(word) {
             let _turn = self.turn.lock();
             let left = own.load(Ordering::SeqCst).saturating_sub(bytes);
             own.store(left, Ordering::SeqCst);
@@ -270,7 +306,27 @@ pub(crate) mod tests {
                 total_bytes,
                 limit_bytes,
             }],
+            Allowance::host(total_bytes, limit_bytes),
         )
+    }
+
+    #[test]
+    fn pinned_memory_of_the_host_is_shared_by_all_sessions() {
+        let ledger = Arc::new(Ledger::create().unwrap());
+        let (one, two) = (
+            account(&ledger, 0, 800, 1000),
+            account(&ledger, 1, 800, 1000),
+        );
+        assert!(!one.charge_host(801), "its limit");
+        assert!(
+            one.charge_host(800) && one.charge(0, 800),
+            "apart from a device's"
+        );
+        assert!(!two.charge_host(201), "what all may have");
+        one.release_host(100);
+        assert!(two.charge_host(300));
+        ledger.clear(Slot(0));
+        assert!(two.charge_host(500));
     }
 
     #[test]

@@ -127,6 +127,8 @@ pub struct ServeOptions {
     pub device_count: Option<u32>,
     /// Memory of each soft or null device in bytes. `None`: half of the host's memory, shared evenly.
     pub memory_bytes: Option<u64>,
+    /// Memory of this host that all sessions together may have pinned (`cuMemHostAlloc`), besides what copies pass through; `None`: half of it.
+    pub pinned_bytes: Option<u64>,
     /// Secret that clients must show.
     pub token: Option<String>,
     /// Decides about clients instead of `token`.
@@ -177,6 +179,7 @@ impl Default for ServeOptions {
             device: DeviceChoice::Auto,
             device_count: None,
             memory_bytes: None,
+            pinned_bytes: None,
             token: None,
             admission: None,
             sessions_max: 64,

@@ -277,11 +277,16 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
         total_bytes: device.total_bytes,
         limit_bytes: device.limit_bytes,
     });
-    let account = Account::new(ledger.clone(), order.slot, allowances.collect());
     let member = Member::new(Arc::new(Board::open(board)?), order.slot);
     let devices = order.devices.iter().map(|device| device.ordinal as usize);
     let gate = Gate::new(member, devices.collect());
     let limit_bytes: u64 = order.devices.iter().map(|device| device.limit_bytes).sum();
+    let account = Account::new(
+        ledger.clone(),
+        order.slot,
+        allowances.collect(),
+        Allowance::host(order.pinned_bytes_max, limit_bytes),
+    );
     let total_bytes: u64 = order.devices.iter().map(|device| device.total_bytes).sum();
     let wanted_bytes = total_bytes.saturating_mul(8).next_power_of_two();
     let (base, bytes) = (hello.range_base, hello.range_bytes);
@@ -296,8 +301,7 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
         watchdog.start()?;
         let driver = Driver::get().map_err(io::Error::other)?;
         check_numbers(driver, order)?;
-        let memory =
-            cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account, limit_bytes);
+        let memory = cuda::memory::Memory::open(driver, base, bytes, wanted_bytes, account);
         let welcome = welcome(order, memory.areas(), &cache);
         let device = CudaDevice::new(CudaParts {
             driver,
@@ -310,7 +314,7 @@ fn open(order: &OpenOrder, parts: Parts, state: &[u8], payload: &[u8]) -> io::Re
         let adopted = (outbox, ledger, order.slot);
         return adopt(order, (connection, state), &welcome, device, adopted);
     }
-    let (memory, turn) = Memory::open(base, bytes, wanted_bytes, account, limit_bytes)?;
+    let (memory, turn) = Memory::open(base, bytes, wanted_bytes, account)?;
     let (device, host) = cpu::areas(&memory);
     let areas = [(device.base, device.bytes), (host.base, host.bytes)];
     let welcome = welcome(order, areas, &cache);

@@ -335,6 +335,7 @@ impl Keeper {
             uuids: uuids
                 .map(|device| device_uuid(self.plan.kind, device.ordinal))
                 .collect(),
+            pinned_bytes_max: self.plan.pinned_bytes_max,
             mps_percentage,
             kind: self.plan.kind,
             devices: devices.clone(),

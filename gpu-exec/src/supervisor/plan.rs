@@ -30,6 +30,7 @@ pub(crate) struct Plan {
     pub(crate) kind: DeviceKind,
     /// All devices; the limit of a session is at most the total.
     pub(crate) devices: Vec<DeviceSpec>,
+    pub(crate) pinned_bytes_max: u64,
     pub(crate) token: Option<String>,
     pub(crate) admission: Option<Arc<dyn Admission>>,
     pub(crate) sessions_max: usize,
@@ -137,6 +138,9 @@ impl Plan {
         Ok(Self {
             kind,
             devices: (0..count).map(device).collect(),
+            pinned_bytes_max: options
+                .pinned_bytes
+                .unwrap_or_else(|| host_memory_bytes() / 2),
             token: options.token.clone(),
             admission: options.admission.clone(),
             sessions_max: options.sessions_max as usize,

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_ptx::{MemoryMap, Region};
@@ -90,8 +89,6 @@ pub(crate) struct Memory {
     physicals: Physicals,
     heap: Heap,
     account: Account,
-    host_bytes_max: u64,
-    host_bytes: AtomicUsize,
 }
 
 impl Memory {
@@ -104,7 +101,6 @@ impl Memory {
         bytes: u64,
         wanted_bytes: u64,
         account: Account,
-        host_bytes_max: u64,
     ) -> io::Result<(Arc<Self>, Turn)> {
         // The grains that lie in the proposal as a whole.
         let start = base.checked_next_multiple_of(MAPPING_GRAIN).unwrap_or(0);
@@ -137,8 +133,6 @@ impl Memory {
             physicals: Physicals::default(),
             heap: Heap::default(),
             account,
-            host_bytes_max,
-            host_bytes: AtomicUsize::new(0),
         };
         Ok((
             Arc::new(memory),
@@ -451,16 +445,11 @@ impl Memory {
         if let BlockKind::Mapped { physical, offset } = block.kind {
             return self.hold_physical(physical, offset, block.bytes);
         }
-        if block.kind != BlockKind::Host {
-            return self.account.charge(block.device, block.bytes);
+        if block.kind == BlockKind::Host {
+            self.account.charge_host(block.bytes)
+        } else {
+            self.account.charge(block.device, block.bytes)
         }
-        let add = |have: usize| {
-            let sum = have.checked_add(usize::try_from(block.bytes).ok()?)?;
-            (sum as u64 <= self.host_bytes_max).then_some(sum)
-        };
-        self.host_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
-            .is_ok()
     }
 
     fn release(&self, block: &Block) {
@@ -468,8 +457,7 @@ impl Memory {
             return self.let_go_physical(physical);
         }
         if block.kind == BlockKind::Host {
-            self.host_bytes
-                .fetch_sub(usize::try_from(block.bytes).unwrap_or(0), Ordering::Relaxed);
+            self.account.release_host(block.bytes);
         } else {
             self.account.release(block.device, block.bytes);
         }

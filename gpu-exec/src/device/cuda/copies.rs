@@ -1,12 +1,13 @@
 //! Copies between the client and the device, through pinned memory.
 //!
-//! Each context has one slab. Bytes that came in a record, transfers of up to [`REGION_BYTES_MAX`] and answers take a
+//! Each device has one slab. Bytes that came in a record, transfers of up to [`REGION_BYTES_MAX`] and answers take a
 //! region of it; longer ones are received or gathered in plain memory and cross the slab in pieces of
 //! [`PIECE_BYTES`], so that pinned memory stays bounded. A copy that finds no room waits in its stream's queue, and a
 //! transfer that finds none is not received: the client's bulk connection stands still then, the loop does not.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +24,7 @@ use crate::executor::outbox::{Failure, Outbox, Reply};
 use crate::limits::{DISCARD_BYTES_MAX, STAGING_BYTES_MAX};
 use crate::sys::staging::Staging;
 
-/// Pinned memory of a context.
+/// Pinned memory for copies of a device.
 const SLAB_BYTES: usize = 32 << 20;
 /// Longest transfer that has pinned memory for itself.
 const REGION_BYTES_MAX: usize = 8 << 20;
@@ -341,18 +342,14 @@ impl Shared {
         let region = slab(state, key)?.take(bytes, flow);
         if region.is_none() {
             // What only waits for a fence that nobody asked for gets one.
-            let lanes = state
-                .contexts
-                .get(&key)
-                .map(|context| context.lanes.clone())
-                .unwrap_or_default();
+            let holds = |(at, lane): (&LaneKey, &Lane)| (!lane.pending.is_empty()).then_some(*at);
+            let lanes: Vec<LaneKey> = state.lanes.iter().filter_map(holds).collect();
             for lane in lanes {
-                if state
-                    .lanes
-                    .get(&lane)
-                    .is_some_and(|lane| !lane.pending.is_empty())
-                {
-                    self.fence(state, lane)?;
+                let is_own = state.lanes.get(&lane).is_some_and(|lane| lane.key == key);
+                match self.fence(state, lane) {
+                    Err(status) if is_own => return Err(status),
+                    // What another context has come to it tells itself.
+                    _ => {}
                 }
             }
         }
@@ -529,19 +526,16 @@ impl Shared {
     }
 }
 
-/// The context's slab, made by the first call.
+/// The slab of a context's device, made by the first call.
 pub(crate) fn slab(state: &mut State, key: ContextKey) -> CuResult<Arc<Slab>> {
-    let context = state
-        .contexts
-        .get_mut(&key)
-        .ok_or(CuStatus::INVALID_CONTEXT)?;
-    if let Some(slab) = &context.slab {
-        return Ok(slab.clone());
+    let context = state.contexts.get(&key).ok_or(CuStatus::INVALID_CONTEXT)?;
+    match state.slabs.entry(context.owner.device) {
+        Entry::Occupied(slab) => Ok(slab.get().clone()),
+        Entry::Vacant(place) => {
+            let slab = Slab::new(&context.owner.context, SLAB_BYTES)?;
+            Ok(place.insert(slab).clone())
+        }
     }
-    Ok(context
-        .slab
-        .insert(Slab::new(&context.owner.context, SLAB_BYTES)?)
-        .clone())
 }
 
 fn room(state: &mut State, key: ContextKey, count: u64) -> Option<Room> {

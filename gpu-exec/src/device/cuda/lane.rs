@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 
 use farcall_marshal::status::CuStatus;
 
-use super::driver::{Event, Fence, Region, Slab, Stream, Texture};
+use super::driver::{Event, Fence, Region, Stream, Texture};
 use super::memory::Owner;
 use super::op::{After, Op};
 use crate::executor::outbox::Reply;
@@ -109,8 +109,6 @@ pub(crate) struct ContextState {
     pub(crate) orphans: Vec<Arc<Fence>>,
     /// Texture objects by what kernels name them by.
     pub(crate) textures: HashMap<u64, Texture>,
-    /// Pinned memory for copies.
-    pub(crate) slab: Option<Arc<Slab>>,
 }
 
 /// An event.

@@ -113,8 +113,6 @@ pub(crate) struct Memory {
     pub(super) account: Account,
     /// Mapped and not cleared yet.
     pub(super) fresh: Vec<Fresh>,
-    host_bytes_max: u64,
-    host_bytes: u64,
 }
 
 impl Memory {
@@ -125,7 +123,6 @@ impl Memory {
         bytes: u64,
         wanted_bytes: u64,
         account: Account,
-        host_bytes_max: u64,
     ) -> Self {
         let size = if bytes == 0 { wanted_bytes } else { bytes };
         let size = size.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX) & !(8 * GRANULE - 1);
@@ -153,8 +150,6 @@ impl Memory {
             physicals: Physicals::default(),
             account,
             fresh: Vec::new(),
-            host_bytes_max,
-            host_bytes: 0,
         };
         if let Some(range) = found.0 {
             memory.device = Area {
@@ -453,14 +448,7 @@ impl Memory {
         match kind {
             BlockKind::Global => true,
             BlockKind::Mapped { physical, .. } => self.hold_physical(physical),
-            BlockKind::Host => {
-                let sum = self
-                    .host_bytes
-                    .checked_add(bytes)
-                    .filter(|sum| *sum <= self.host_bytes_max);
-                self.host_bytes = sum.unwrap_or(self.host_bytes);
-                sum.is_some()
-            }
+            BlockKind::Host => self.account.charge_host(bytes),
             BlockKind::Device | BlockKind::Managed => self.account.charge(device, bytes),
         }
     }
@@ -469,7 +457,7 @@ impl Memory {
         match kind {
             BlockKind::Global => {}
             BlockKind::Mapped { physical, .. } => self.let_go_physical(physical),
-            BlockKind::Host => self.host_bytes = self.host_bytes.saturating_sub(bytes),
+            BlockKind::Host => self.account.release_host(bytes),
             BlockKind::Device | BlockKind::Managed => self.account.release(device, bytes),
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use farcall_marshal::status::{CuResult, CuStatus};
 
 use super::copies::Transfer;
-use super::driver::{Context, Fence, Stream};
+use super::driver::{Context, Fence, Slab, Stream};
 pub(crate) use super::lane::{
     ContextKey, ContextState, Detached, EventState, Hosted, Lane, LaneKey, LaneKind, Queued, Wait,
 };
@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) frees: usize,
     /// How often fresh memory was zeroed, in all contexts.
     pub(crate) zeroings: u64,
+    /// Pinned memory for copies, by the session's ordinals of the devices: all contexts of one share it.
+    pub(crate) slabs: HashMap<usize, Arc<Slab>>,
     /// Kernels that are measured, by the session's ordinals.
     pub(crate) meters: HashMap<usize, Meter>,
     names: HashMap<u32, ContextKey>,
@@ -73,6 +75,7 @@ impl State {
             arriving: VecDeque::new(),
             frees: 0,
             zeroings: 0,
+            slabs: HashMap::new(),
             meters: HashMap::new(),
             names: HashMap::new(),
             handles: HandleTable::new(STREAMS_MAX),
@@ -118,7 +121,6 @@ impl State {
             zeroed: None,
             orphans: Vec::new(),
             textures: HashMap::new(),
-            slab: None,
         };
         self.contexts.insert(key, state);
         self.names.insert(number, key);
@@ -152,8 +154,11 @@ impl State {
             .retain(|lane| lanes.get(lane).is_some_and(|lane| lane.key != key));
     }
 
-    /// Takes out what is left of a context: its events and streams, then itself.
-    pub(crate) fn remove_context(&mut self, key: ContextKey) -> (Vec<Lane>, Option<ContextState>) {
+    /// Takes out what is left of a context: its events and streams, then itself, and the device's pinned memory with the last.
+    pub(crate) fn remove_context(
+        &mut self,
+        key: ContextKey,
+    ) -> (Vec<Lane>, Option<ContextState>, Option<Arc<Slab>>) {
         self.events.retain(|event| event.key != key);
         let gone: Vec<LaneKey> = self
             .lanes
@@ -176,7 +181,14 @@ impl State {
                 .map(|queued| queued.op.held_bytes())
                 .sum::<usize>();
         }
-        (lanes, self.contexts.remove(&key))
+        let context = self.contexts.remove(&key);
+        let device = context.as_ref().map(|context| context.owner.device);
+        let is_its = |other: &ContextState| Some(other.owner.device) == device;
+        let slab = match device {
+            Some(device) if !self.contexts.values().any(is_its) => self.slabs.remove(&device),
+            _ => None,
+        };
+        (lanes, context, slab)
     }
 
     /// Makes a stream of the client.

@@ -17,7 +17,6 @@ pub(crate) fn memory(limit_bytes: u64) -> (Arc<Memory>, Turn) {
         0,
         256 * MIB,
         account(&ledger, 0, limit_bytes, limit_bytes),
-        limit_bytes,
     )
     .unwrap()
 }
@@ -185,14 +184,14 @@ fn a_proposal_is_taken_if_it_is_free() {
     let ledger = Arc::new(Ledger::create().unwrap());
     let (first, _) = memory(MIB);
     let base = first.device_area().base;
-    let other = Memory::open(base, 256 * MIB, 0, account(&ledger, 0, MIB, MIB), MIB)
+    let other = Memory::open(base, 256 * MIB, 0, account(&ledger, 0, MIB, MIB))
         .unwrap()
         .0;
     assert_ne!(other.device_area().base, base, "taken");
     let free = crate::sys::reserve::Reservation::anywhere(256 * MIB).unwrap();
     let base = free.base().next_multiple_of(64 << 10) + 4096;
     drop(free);
-    let third = Memory::open(base, 128 * MIB, 0, account(&ledger, 1, MIB, MIB), MIB)
+    let third = Memory::open(base, 128 * MIB, 0, account(&ledger, 1, MIB, MIB))
         .unwrap()
         .0;
     let (device, host) = (third.device_area(), third.host_area());
