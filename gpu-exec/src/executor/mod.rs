@@ -37,8 +37,12 @@ pub(crate) mod peers;
 pub(crate) mod session;
 mod watchdog;
 
-/// Argument of an executor that checks a GPU and ends: its number follows, a colon and, in hexadecimal digits, its UUID.
+/// Argument of an executor that checks a GPU and ends: its number follows, a colon and, in hexadecimal digits, its UUID; [`WITH_KERNEL`] where
+/// nobody else works there.
 pub(crate) const CHECK_GPU: &str = "--check-gpu=";
+
+/// End of that argument: a kernel is to run, too.
+pub(crate) const WITH_KERNEL: &str = ":kernel";
 
 /// Argument of an executor that starts its driver before it says that it is ready: that takes longer than all else.
 pub(crate) const LOAD_DRIVER: &str = "--load-driver";
@@ -51,8 +55,8 @@ pub(crate) const GPU_IS_FULL: u8 = 3;
 pub fn executor_main() -> ExitCode {
     // The supervisor's end is noticed by the control socket too; this is for one that cannot even close it.
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    if let Some((ordinal, uuid)) = checked_gpu(std::env::args()) {
-        return match cuda::health::check(ordinal, uuid) {
+    if let Some((ordinal, uuid, runs_kernel)) = checked_gpu(std::env::args()) {
+        return match cuda::health::check(ordinal, uuid, runs_kernel) {
             Ok(()) => ExitCode::SUCCESS,
             Err(broken) => {
                 println!("{}", broken.why);
@@ -73,10 +77,13 @@ pub fn executor_main() -> ExitCode {
 }
 
 /// The GPU that this process was started to check, instead of serving a session.
-fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<(u32, u128)> {
+fn checked_gpu(mut args: impl Iterator<Item = String>) -> Option<(u32, u128, bool)> {
     args.find_map(|arg| {
-        let (ordinal, uuid) = arg.strip_prefix(CHECK_GPU)?.split_once(':')?;
-        Some((ordinal.parse().ok()?, u128::from_str_radix(uuid, 16).ok()?))
+        let (ordinal, rest) = arg.strip_prefix(CHECK_GPU)?.split_once(':')?;
+        let uuid = rest.strip_suffix(WITH_KERNEL);
+        let runs_kernel = uuid.is_some();
+        let uuid = u128::from_str_radix(uuid.unwrap_or(rest), 16).ok()?;
+        Some((ordinal.parse().ok()?, uuid, runs_kernel))
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::DeviceKind;
 use crate::device::describe::{DeviceSpec, device_uuid};
-use crate::executor::{CHECK_GPU, GPU_IS_FULL};
+use crate::executor::{CHECK_GPU, GPU_IS_FULL, WITH_KERNEL};
 
 /// For a context and a copy; the first context after the start of a machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ pub(super) fn healthy(
     arguments: &[OsString],
 ) -> Result<Vec<DeviceSpec>, String> {
     let mut reasons = Vec::new();
-    let works = |gpu: &DeviceSpec| match check(gpu.ordinal, program, arguments, PATIENCE) {
+    let works = |gpu: &DeviceSpec| match check_new(gpu.ordinal, program, arguments) {
         Ok(()) => true,
         Err(found) => {
             let why = format!("GPU {} is not served: {}", gpu.ordinal, found.why);
@@ -59,7 +59,12 @@ impl From<String> for Finding {
     }
 }
 
-/// Checks a GPU in a process of its own, which gets so long. Blocks.
+/// Checks a GPU that nobody has yet. Blocks.
+fn check_new(ordinal: u32, program: &OsString, arguments: &[OsString]) -> Result<(), Finding> {
+    check_with(ordinal, program, arguments, PATIENCE, WITH_KERNEL)
+}
+
+/// Checks a GPU in a process of its own, which gets so long. No kernel runs there: it might have to wait for those of others. Blocks.
 ///
 /// # Errors
 /// What is wrong.
@@ -69,11 +74,21 @@ pub(super) fn check(
     arguments: &[OsString],
     patience: Duration,
 ) -> Result<(), Finding> {
+    check_with(ordinal, program, arguments, patience, "")
+}
+
+fn check_with(
+    ordinal: u32,
+    program: &OsString,
+    arguments: &[OsString],
+    patience: Duration,
+    how: &str,
+) -> Result<(), Finding> {
     let uuid = device_uuid(DeviceKind::Cuda, ordinal).map_or(0, u128::from_be_bytes);
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .arg(format!("{CHECK_GPU}{ordinal}:{uuid:032x}"))
+        .arg(format!("{CHECK_GPU}{ordinal}:{uuid:032x}{how}"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let failed = |error: std::io::Error| format!("its check cannot be started: {error}");

@@ -50,6 +50,7 @@ fn a_broken_gpu_is_not_served() {
     for (how, why) in [
         ("ecc", "its memory is broken"),
         ("crash", "the driver crashed"),
+        ("kernels", "it gives other bytes back"),
     ] {
         let folder = driver();
         let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-test-server"));
