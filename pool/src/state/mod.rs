@@ -82,6 +82,8 @@ pub struct Pool {
 struct Pin {
     lease: LeaseId,
     gpus: Vec<Piece>,
+    /// Servers as they were when it was looked whose turn it is.
+    epoch: u64,
 }
 
 /// A record that cannot be read.

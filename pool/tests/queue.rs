@@ -1,0 +1,179 @@
+//! Who waits, in which order, and what becomes of it: the pool in virtual time.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{ask, facts, token};
+use farcall_pool::model::{Ask, ClientId, LeaseId, Quota, ServerId, Stage};
+use farcall_pool::state::{Load, NewToken, Pool, Role};
+
+/// A pool with servers of two GPUs, and clients by name.
+struct Virtual {
+    pool: Pool,
+    now_ms: u64,
+    servers: Vec<ServerId>,
+    clients: BTreeMap<String, ClientId>,
+}
+
+impl Virtual {
+    fn new(servers: &[&str]) -> Self {
+        let mut pool = Pool::new();
+        let now_ms = 1_700_000_000_000;
+        let servers = servers.iter().map(|name| {
+            let joined = pool.register(now_ms, None, name, facts(name));
+            joined.unwrap().server
+        });
+        let servers = servers.collect();
+        Self {
+            pool,
+            now_ms,
+            servers,
+            clients: BTreeMap::new(),
+        }
+    }
+
+    fn client(&mut self, name: &str) -> ClientId {
+        self.limited(name, Quota::default())
+    }
+
+    fn limited(&mut self, name: &str, quota: Quota) -> ClientId {
+        let new = NewToken {
+            quota,
+            ..token(name, Role::Client)
+        };
+        let made = self.pool.create_token(self.now_ms, new, name, "test");
+        let client = made.unwrap();
+        self.clients.insert(name.to_owned(), client);
+        client
+    }
+
+    fn ask(&mut self, client: ClientId, ask: Ask) -> LeaseId {
+        let asked = self.pool.ask(self.now_ms, client, ask, true);
+        asked.unwrap().lease
+    }
+
+    fn drain(&mut self, server: &str, draining: bool) {
+        let drained = self.pool.drain(self.now_ms, server, draining, "test");
+        drained.unwrap();
+    }
+
+    fn stage(&self, lease: LeaseId) -> Stage {
+        self.pool.stage(lease).unwrap()
+    }
+
+    fn place(&self, lease: LeaseId) -> Option<usize> {
+        self.pool.lease_view(lease).unwrap().place
+    }
+
+    /// Ends a lease; its servers confirm that.
+    fn end(&mut self, lease: LeaseId) {
+        let released = self
+            .pool
+            .release(self.now_ms, None, lease, "test", "released");
+        released.unwrap();
+        self.servers_renew();
+    }
+
+    /// Time passes; who waits is there, and the servers are.
+    fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        for view in self.pool.lease_views(None, false) {
+            if view.stage == Stage::Queued {
+                let owner = self.clients[&view.client];
+                self.pool.renew(self.now_ms, owner, view.lease).unwrap();
+            }
+        }
+        self.servers_renew();
+        self.pool.tick(self.now_ms);
+        assert_eq!(self.pool.faults(), Vec::<String>::new());
+    }
+
+    fn servers_renew(&mut self) {
+        for server in self.servers.clone() {
+            let orders = self.pool.orders(server);
+            let over: Vec<LeaseId> = orders.into_iter().map(|it| it.lease).collect();
+            let renewed = self
+                .pool
+                .renew_server(self.now_ms, server, Load::default(), &over);
+            renewed.unwrap();
+        }
+    }
+}
+
+fn on(server: &str, gpus: u16, share_permille: u16) -> Ask {
+    Ask {
+        servers: vec![server.to_owned()],
+        ..ask(gpus, share_permille)
+    }
+}
+
+/// What `first` wants cannot be had, and a stream of small requests does not keep the next large one waiting for ever.
+fn large_one_is_served_behind(mut world: Virtual, blocker: &str, first: LeaseId) {
+    let (large, small) = (world.client("large"), world.client("small"));
+    let mut held: Vec<LeaseId> = (0..4).map(|_| world.ask(small, on("s0", 1, 500))).collect();
+    let large = world.ask(large, on("s0", 1, 1000));
+    assert_eq!(world.stage(large), Stage::Queued);
+    for _ in 0..200 {
+        world.pass(500);
+        held.push(world.ask(small, on("s0", 1, 500)));
+        let oldest = held.remove(0);
+        world.end(oldest);
+        if world.stage(large) == Stage::Held {
+            assert_eq!(world.stage(first), Stage::Queued, "{blocker}");
+            return;
+        }
+    }
+    panic!("it starves behind one that {blocker}");
+}
+
+#[test]
+fn one_that_no_server_can_serve_now_keeps_nobody_waiting() {
+    let mut world = Virtual::new(&["s0", "s1"]);
+    world.drain("s1", true);
+    let first = world.client("first");
+    let first = world.ask(first, on("s1", 1, 1000));
+    large_one_is_served_behind(world, "wants a drained server", first);
+}
+
+#[test]
+fn one_that_is_over_its_quota_keeps_nobody_waiting() {
+    let mut world = Virtual::new(&["s0", "s1"]);
+    let quota = Quota {
+        shares_permille_max: Some(2000),
+        ..Quota::default()
+    };
+    let first = world.limited("first", quota);
+    world.ask(first, on("s1", 2, 1000));
+    // It would not fit, so that it is over its quota is not looked at before.
+    let first = world.ask(first, on("s1", 2, 1000));
+    large_one_is_served_behind(world, "is over its quota", first);
+}
+
+/// GPUs are set aside for who is first of those that could be served, also when another server serves again.
+#[test]
+fn a_server_that_is_back_serves_who_is_first() {
+    let mut world = Virtual::new(&["s0", "s1"]);
+    let [holder, small, first, second] =
+        ["holder", "small", "first", "second"].map(|name| world.client(name));
+    world.ask(holder, on("s0", 2, 1000));
+    let held = (0..4).map(|_| world.ask(small, on("s1", 1, 500)));
+    let mut held: Vec<LeaseId> = held.collect();
+    world.drain("s1", true);
+    let first = world.ask(first, on("s1", 1, 1000));
+    let second = world.ask(second, on("s0", 2, 1000));
+    // For the second, as the first cannot be served.
+    world.pass(20_000);
+    world.drain("s1", false);
+    for _ in 0..200 {
+        world.pass(500);
+        held.push(world.ask(small, on("s1", 1, 500)));
+        let oldest = held.remove(0);
+        world.end(oldest);
+        if world.stage(first) == Stage::Held {
+            return assert_eq!(world.place(second), Some(1));
+        }
+    }
+    panic!("it starves behind GPUs that are set aside for one behind it");
+}
