@@ -177,3 +177,35 @@ fn a_server_that_is_back_serves_who_is_first() {
     }
     panic!("it starves behind GPUs that are set aside for one behind it");
 }
+
+/// What a client got without anybody having to wait, and what it no longer waits for, is not held against it.
+#[test]
+fn use_of_an_empty_pool_costs_no_place_in_the_queue() {
+    let mut world = Virtual::new(&["s0"]);
+    let [busy, other] = ["busy", "other"].map(|name| world.client(name));
+    for _ in 0..100 {
+        let lease = world.ask(busy, ask(2, 1000));
+        assert_eq!(world.stage(lease), Stage::Held);
+        world.pass(1000);
+        world.end(lease);
+    }
+    let all = world.ask(busy, ask(2, 1000));
+    let waiting: Vec<LeaseId> = (0..50).map(|_| world.ask(busy, ask(2, 1000))).collect();
+    waiting.iter().for_each(|lease| world.end(*lease));
+    world.pass(1000);
+    let before = world.ask(busy, ask(2, 1000));
+    world.pass(1000);
+    let behind = world.ask(other, ask(2, 1000));
+    assert_eq!(
+        (world.place(before), world.place(behind)),
+        (Some(1), Some(2))
+    );
+    // While it waits, its own requests stand apart, and the other's go between them.
+    let third = world.ask(busy, ask(2, 1000));
+    assert_eq!(world.place(third), Some(3));
+    let more = world.ask(other, ask(1, 1000));
+    assert_eq!(world.place(more), Some(4));
+    world.pass(1000);
+    world.end(all);
+    assert_eq!(world.stage(before), Stage::Held);
+}

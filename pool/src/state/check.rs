@@ -59,6 +59,14 @@ impl Pool {
     fn check_usage(&self, faults: &mut Vec<String>) {
         for (id, client) in &self.clients {
             let mut sums = (0, 0);
+            let own = client.leases.iter().filter_map(|it| self.leases.get(it));
+            let waiting = own.filter(|it| it.stage == Stage::Queued).count();
+            if waiting != client.waiting as usize {
+                faults.push(format!(
+                    "of client {id:?} wait {waiting}, counted {}",
+                    client.waiting
+                ));
+            }
             for lease in client.leases.iter().filter_map(|it| self.leases.get(it)) {
                 if lease.stage == Stage::Held {
                     for piece in &lease.pieces {

@@ -195,7 +195,8 @@ impl Pool {
         let Some(lease) = self.leases.get(&entry.1) else {
             return;
         };
-        self.queue.leave(shape, lease.client, entry);
+        let client = lease.client;
+        self.leave_queue(shape, client, entry);
         self.grant(now_ms, entry.1, pieces);
     }
 

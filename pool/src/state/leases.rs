@@ -11,7 +11,7 @@ use crate::state::{End, Key, Lease, Pool, Refusal, Topic};
 
 /// What one step of priority is worth.
 const PRIORITY_MS: i64 = 300_000;
-/// How much later a client's next request counts as having come, per whole GPU that it asks for.
+/// How much later a client's next request counts as having come while this one waits, per whole GPU that it asks for.
 const SPACING_MS: i64 = 10_000;
 /// Longest label.
 const LABEL_BYTES_MAX: usize = 200;
@@ -66,12 +66,17 @@ impl Pool {
         self.queue.join(shape.clone(), (tag, id));
         if let Some(owner) = self.clients.get_mut(&client) {
             owner.leases.insert(id);
+            owner.waiting += 1;
         }
         let granted = self.try_line(now_ms, &shape, id);
         if !granted && !wait {
             let refusal = self.why_not(id);
             self.forget_request(id, &shape, (tag, id), tag_before);
             return Err(refusal);
+        }
+        if granted && let Some(owner) = self.clients.get_mut(&client) {
+            // Nobody had to wait for what it got.
+            owner.next_tag = tag_before;
         }
         self.mark(Key::Meta);
         self.mark(Key::Lease(id));
@@ -137,7 +142,7 @@ impl Pool {
         }
         self.wake(Topic::Lease(id));
         if before == Stage::Queued {
-            self.queue.leave(&shape, client, (tag, id));
+            self.leave_queue(&shape, client, (tag, id));
             if self.pin.as_ref().is_some_and(|pin| pin.lease == id) {
                 self.unpin(now_ms);
             }
@@ -189,7 +194,11 @@ impl Pool {
         let Some(client) = self.clients.get_mut(&client) else {
             return now;
         };
-        let came = client.next_tag.max(now);
+        // What it wanted in the past counts as long as it waits for some of it.
+        let came = match client.waiting {
+            0 => now,
+            _ => client.next_tag.max(now),
+        };
         client.next_tag = came + cost.max(1);
         came - priority * PRIORITY_MS
     }
@@ -240,12 +249,20 @@ impl Pool {
         }))
     }
 
+    /// It waits no more.
+    pub(super) fn leave_queue(&mut self, shape: &Shape, client: ClientId, entry: (Tag, LeaseId)) {
+        self.queue.leave(shape, client, entry);
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.waiting = client.waiting.saturating_sub(1);
+        }
+    }
+
     /// As if it had never been.
     fn forget_request(&mut self, id: LeaseId, shape: &Shape, entry: (Tag, LeaseId), tag: Tag) {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
-        self.queue.leave(shape, lease.client, entry);
+        self.leave_queue(shape, lease.client, entry);
         if let Some(client) = self.clients.get_mut(&lease.client) {
             client.leases.remove(&id);
             client.next_tag = tag;

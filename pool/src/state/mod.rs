@@ -182,6 +182,7 @@ impl Pool {
             && matches!(stage, Stage::Queued | Stage::Held)
         {
             client.leases.insert(id);
+            client.waiting += u32::from(stage == Stage::Queued);
         }
         match stage {
             Stage::Queued => self.queue.join(shape.into(), (tag, id)),

@@ -181,6 +181,9 @@ pub(crate) struct Client {
     /// Its leases that wait or hold.
     #[serde(skip)]
     pub(crate) leases: BTreeSet<LeaseId>,
+    /// How many of them wait.
+    #[serde(skip)]
+    pub(crate) waiting: u32,
 }
 
 /// Clients with a common quota.

@@ -102,6 +102,7 @@ impl Pool {
                 used: Used::default(),
                 next_tag: 0,
                 leases: BTreeSet::new(),
+                waiting: 0,
             },
         );
         self.mark(Key::Meta);
