@@ -11,11 +11,12 @@ use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::core::{Core, wall_ms};
 use farcall_pool::grant::{Signer, Verifier};
 use farcall_pool::history::{History, Series};
-use farcall_pool::model::Stage;
+use farcall_pool::model::{ServerFacts, Stage};
 use farcall_pool::state::Role;
 use farcall_pool::store::MemoryStore;
 use farcall_pool::wire::{
-    LeaseAnswer, NewPassword, NewSecret, Orders, Register, Registered, RenewLease, RenewServer,
+    LeaseAnswer, NewJoin, NewPassword, NewSecret, Orders, Register, Registered, RenewLease,
+    RenewServer,
 };
 use serde_json::{Value, json};
 
@@ -191,6 +192,41 @@ fn a_clock_that_is_wrong_is_named() {
     };
     assert!(problem.kind.ends_with(":clock"), "{problem:?}");
     assert!(problem.detail.contains("ahead"), "{problem:?}");
+}
+
+/// A server that tries again and again with a name that is taken leaves the token to the others.
+#[test]
+fn a_server_that_is_refused_uses_no_join_token_up() {
+    let world = World::new();
+    let (_server, _) = world.join("s0");
+    let new = NewJoin {
+        name: "two".to_owned(),
+        valid_ms: 60_000,
+        uses: 2,
+    };
+    let join: NewSecret = world
+        .admin()
+        .post("/v1/joins", &new, Duration::ZERO)
+        .unwrap();
+    let register = |facts| {
+        let body = Register {
+            server: facts,
+            clock_ms: wall_ms(),
+        };
+        let joining = world.client(&join.token);
+        joining.post::<Registered>("/v1/register", &body, Duration::ZERO)
+    };
+    for _ in 0..3 {
+        assert_eq!(register(facts("s0")).unwrap_err().status(), Some(409));
+        let no_gpus = ServerFacts {
+            gpus: Vec::new(),
+            ..facts("s1")
+        };
+        assert_eq!(register(no_gpus).unwrap_err().status(), Some(422));
+    }
+    assert!(register(facts("s1")).is_ok());
+    assert!(register(facts("s2")).is_ok());
+    assert_eq!(register(facts("s3")).unwrap_err().status(), Some(401));
 }
 
 #[test]

@@ -145,14 +145,12 @@ pub(crate) async fn register(
     let new_hash = credential.as_deref().map(hash);
     let grant_key = app.signer.public();
     let registered = app.core.call(move |pool, now_ms| {
-        let (known, credential_hash) = match joining {
+        let registration = match joining {
             Joining::Join(hash) => {
-                pool.use_join_token(now_ms, &hash)?;
-                (None, new_hash.unwrap_or_default())
+                pool.join(now_ms, &hash, &new_hash.unwrap_or_default(), body.server)
             }
-            Joining::Known(server, hash) => (Some(server), hash),
-        };
-        let registration = pool.register(now_ms, known, &credential_hash, body.server)?;
+            Joining::Known(server, hash) => pool.register(now_ms, Some(server), &hash, body.server),
+        }?;
         Ok::<_, Refusal>(Registered {
             server: registration.server,
             credential,

@@ -37,15 +37,31 @@ pub struct Registration {
 }
 
 impl Pool {
-    /// Uses a join token up once.
+    /// A server joins with a join token, of which that is one use. A server that is refused uses nothing up.
     ///
     /// # Errors
-    /// Unknown, expired or used up.
-    pub fn use_join_token(&mut self, now_ms: u64, token_hash: &str) -> Result<(), Refusal> {
+    /// The token is unknown, expired or used up; as [`Pool::register`].
+    pub fn join(
+        &mut self,
+        now_ms: u64,
+        token_hash: &str,
+        credential_hash: &str,
+        facts: ServerFacts,
+    ) -> Result<Registration, Refusal> {
+        let id = self.usable_join_token(now_ms, token_hash)?;
+        let registration = self.register(now_ms, None, credential_hash, facts)?;
+        if let Some(join) = self.joins.get_mut(&id) {
+            join.uses_left = join.uses_left.saturating_sub(1);
+        }
+        self.mark(Key::Join(id));
+        Ok(registration)
+    }
+
+    fn usable_join_token(&self, now_ms: u64, token_hash: &str) -> Result<u32, Refusal> {
         let unknown = || Refusal::Unauthorized("this join token is not known".to_owned());
         let found = self
             .joins
-            .iter_mut()
+            .iter()
             .find(|(_, join)| join.token_hash == token_hash);
         let (id, join) = found.ok_or_else(unknown)?;
         if join.expires_ms <= now_ms {
@@ -58,10 +74,7 @@ impl Pool {
                 "this join token is used up".to_owned(),
             ));
         }
-        join.uses_left -= 1;
-        let key = Key::Join(*id);
-        self.mark(key);
-        Ok(())
+        Ok(*id)
     }
 
     /// The server that has this credential.
