@@ -60,6 +60,8 @@ struct World {
     servers: Vec<FakeServer>,
     clients: Vec<ClientId>,
     asked: BTreeMap<LeaseId, ClientId>,
+    /// What a store has, by the changes that it was told.
+    store: BTreeMap<String, Vec<u8>>,
     operations: u64,
 }
 
@@ -125,6 +127,7 @@ impl World {
             servers: (0..SERVERS).map(|_| FakeServer::default()).collect(),
             clients,
             asked: BTreeMap::new(),
+            store: BTreeMap::new(),
             operations: 0,
         }
     }
@@ -148,6 +151,7 @@ impl World {
             _ => self.renew_server(),
         }
         self.operations += 1;
+        self.commit();
         self.check();
     }
 
@@ -337,15 +341,27 @@ impl World {
             .insert(gpus[at].uuid.clone());
     }
 
-    /// All that is not in the store is lost.
-    fn restart_pool(&mut self) {
-        let mut other = Pool::new();
-        std::mem::swap(&mut self.pool, &mut other);
-        let mut store = BTreeMap::new();
-        for (key, value) in other.all_records() {
-            store.insert(key, value);
+    /// Makes what has changed durable.
+    fn commit(&mut self) {
+        for (key, value) in self.pool.take_changes() {
+            match value {
+                Some(value) => self.store.insert(key, value),
+                None => self.store.remove(&key),
+            };
         }
-        self.pool = Pool::load(store, self.now_ms).unwrap();
+    }
+
+    /// All that is not in the store is lost: nothing that counts.
+    fn restart_pool(&mut self) {
+        let all: BTreeMap<String, Vec<u8>> = self.pool.all_records().into_iter().collect();
+        for key in all.keys().chain(self.store.keys()) {
+            let text = |records: &BTreeMap<String, Vec<u8>>| {
+                let value = records.get(key).cloned();
+                value.map(|value| String::from_utf8(value).unwrap())
+            };
+            assert_eq!(text(&self.store), text(&all), "{key} in the store");
+        }
+        self.pool = Pool::load(self.store.clone(), self.now_ms).unwrap();
     }
 
     fn disable(&mut self) {

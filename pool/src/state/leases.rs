@@ -79,6 +79,8 @@ impl Pool {
             owner.next_tag = tag_before;
         }
         self.mark(Key::Meta);
+        // Where its next request stands.
+        self.mark(Key::Client(client));
         self.mark(Key::Lease(id));
         Ok(AskOutcome { lease: id, granted })
     }
