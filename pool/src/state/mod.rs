@@ -33,6 +33,7 @@ mod work;
 
 pub use leases::AskOutcome;
 pub(crate) use sample::gpu_thing;
+pub(crate) use servers::unknown as unknown_server;
 pub use servers::{EndOrder, Registration};
 pub use tokens::{NewToken, TokenChange};
 pub use work::{GpuNow, Work};

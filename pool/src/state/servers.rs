@@ -91,7 +91,7 @@ impl Pool {
     /// A server joins, or comes back: `known` is the one that its credential names.
     ///
     /// # Errors
-    /// A field that cannot be; another server has the name and is up.
+    /// A field that cannot be; another server has the name and is up; the pool has forgotten the one that it was.
     pub fn register(
         &mut self,
         now_ms: u64,
@@ -102,6 +102,8 @@ impl Pool {
         check_facts(&facts)?;
         let named = self.server_names.get(&facts.name).copied();
         let id = match (known, named) {
+            // Between its first word and now an administrator has removed it.
+            (Some(known), _) if !self.servers.contains_key(&known) => return Err(unknown()),
             (Some(known), Some(named)) if known != named => return Err(taken(&facts.name)),
             (Some(known), _) => known,
             (None, Some(named)) if self.servers.get(&named).is_some_and(|it| it.up) => {
@@ -424,6 +426,11 @@ impl Pool {
 
 fn holds(lease: &Lease, server: ServerId) -> bool {
     lease.pieces.iter().any(|piece| piece.server == server)
+}
+
+/// A server that is told so forgets its credential, and may join again.
+pub(crate) fn unknown() -> Refusal {
+    Refusal::Unauthorized("the pool does not know this server any more".to_owned())
 }
 
 fn taken(name: &str) -> Refusal {
