@@ -23,3 +23,31 @@ fn numbers_of_servers_are_used_once() {
     assert!(third != first && third != second, "{third:?}");
     assert_eq!(pool.server_views().len(), 2);
 }
+
+/// Names stand in paths of the interface and in lists on command lines.
+#[test]
+fn names_of_servers_are_plain() {
+    let mut pool = Pool::new();
+    for name in [
+        "gpu 1",
+        "gpu1?",
+        "gpu#1",
+        "gpu%31",
+        "gpu1,gpu2",
+        "gpu/1",
+        "gpü1",
+        "",
+    ] {
+        let refused = pool.register(NOW_MS, None, "hash", facts(name));
+        let is_named =
+            matches!(&refused, Err(Refusal::Field { field, .. }) if field == "server.name");
+        assert!(is_named, "{name:?}: {refused:?}");
+    }
+    let long = "g".repeat(200);
+    for name in ["gpu1", "GPU-1_a.rack7.example", "ann@gpu1", &long] {
+        assert!(
+            pool.register(NOW_MS, None, name, facts(name)).is_ok(),
+            "{name:?}"
+        );
+    }
+}

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::dispatch::Touched;
+use super::tokens::check_name;
 use crate::alloc::Gpu;
 use crate::model::{GpuFacts, LeaseId, SERVER_GPUS_MAX, ServerFacts, ServerId, Stage};
 use crate::state::{Key, Lease, Load, Pool, Refusal, Server};
@@ -463,9 +464,8 @@ fn check_facts(facts: &ServerFacts) -> Result<(), Refusal> {
     };
     let is_short = |text: &str| text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control);
     let is_name = |text: &str| !text.is_empty() && is_short(text);
-    if !is_name(&facts.name) || facts.name.contains('/') {
-        return bad("name".to_owned(), "empty, too long, or with a slash");
-    }
+    // It stands in paths of the interface, and in lists on command lines.
+    check_name("server.name", &facts.name, NAME_BYTES_MAX)?;
     for (field, text) in [
         ("kind", &facts.kind),
         ("driver_version", &facts.driver_version),
