@@ -16,6 +16,8 @@ use crate::filter::Filter;
 pub const WHOLE_PERMILLE: u16 = 1000;
 /// GPUs that one server can have.
 pub const SERVER_GPUS_MAX: usize = 64;
+/// Servers that one lease can have GPUs of: as many as one program can use.
+pub const LEASE_SERVERS_MAX: usize = 16;
 /// GPUs that one request can ask for.
 pub const ASK_GPUS_MAX: u16 = 1024;
 

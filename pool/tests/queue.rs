@@ -3,11 +3,11 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{ask, facts, token};
 use farcall_pool::model::{Ask, ClientId, LeaseId, Quota, ServerId, Stage};
-use farcall_pool::state::{Load, NewToken, Pool, Role};
+use farcall_pool::state::{Load, NewToken, Pool, Refusal, Role};
 
 /// A pool with servers of two GPUs, and clients by name.
 struct Virtual {
@@ -208,4 +208,37 @@ fn use_of_an_empty_pool_costs_no_place_in_the_queue() {
     world.pass(1000);
     world.end(all);
     assert_eq!(world.stage(before), Stage::Held);
+}
+
+/// A program can have devices of 16 servers: no more are granted, and GPUs are set aside on no more.
+#[test]
+fn no_lease_has_more_servers_than_a_program_can_use() {
+    let names: Vec<String> = (0..20).map(|index| format!("s{index}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut world = Virtual::new(&names);
+    let client = world.client("ann");
+    let never = world.pool.ask(world.now_ms, client, ask(33, 1000), true);
+    let Err(Refusal::NeverFits(why)) = never else {
+        panic!("{never:?}");
+    };
+    assert!(why.contains("no 16 servers") && why.contains("32"), "{why}");
+    // One GPU of each server is busy: 20 are free, of more servers than it may have. Those that are set aside are of 16.
+    let small: Vec<LeaseId> = (0..20).map(|_| world.ask(client, ask(1, 1000))).collect();
+    let small: Vec<LeaseId> = small
+        .into_iter()
+        .chain((0..20).map(|_| world.ask(client, ask(1, 1000))))
+        .collect();
+    let large = world.ask(client, ask(32, 1000));
+    world.pass(20_000);
+    for lease in small {
+        world.end(lease);
+        world.pass(1000);
+        if world.stage(large) == Stage::Held {
+            let view = world.pool.lease_view(large).unwrap();
+            let servers: BTreeSet<&str> = view.pieces.iter().map(|it| &*it.server).collect();
+            assert_eq!((view.pieces.len(), servers.len()), (32, 16));
+            return;
+        }
+    }
+    panic!("it is never served");
 }

@@ -24,6 +24,8 @@ use crate::failure::{Failure, code};
 const PROGRESS: Duration = Duration::from_secs(2);
 /// Between attempts to reach a pool that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+// What a pool grants, a program can use.
+const _: () = assert!(farcall_pool::model::LEASE_SERVERS_MAX == farcall_config::SERVERS_MAX);
 
 /// GPUs that are held for a command.
 #[derive(Debug)]

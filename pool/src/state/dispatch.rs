@@ -5,14 +5,16 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use crate::alloc::cluster::Eligible;
 use crate::alloc::place::{Wanted, on_server, place};
 use crate::alloc::queue::{Entry, Line, Shape};
 use crate::alloc::{Cluster, Gpu, Node};
-use crate::model::{Ask, ClientId, GpuFacts, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE};
+use crate::model::{
+    Ask, ClientId, GpuFacts, LEASE_SERVERS_MAX, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE,
+};
 use crate::state::{Key, Pin, Pool, Topic};
 
 /// What may have become possible.
@@ -429,13 +431,37 @@ fn closest(cluster: &Cluster, wanted: &Wanted<'_>) -> Vec<Piece> {
     }
     let chosen = best.map(|(_, here)| here).unwrap_or_else(|| {
         everywhere.sort_by_key(|(missing, piece)| (*missing, piece.server, piece.gpu));
-        everywhere.truncate(count);
-        everywhere
+        on_few_servers(everywhere, count)
     });
     if chosen.len() < count {
         return Vec::new();
     }
     chosen.into_iter().map(|(_, piece)| piece).collect()
+}
+
+/// The first of these, best first, on as many servers as a lease may have: where those do not suffice, on the servers with the most.
+fn on_few_servers(best_first: Vec<(u32, Piece)>, count: usize) -> Vec<(u32, Piece)> {
+    let chosen = |servers: &BTreeSet<ServerId>| {
+        let there = best_first.iter();
+        let there = there.filter(|(_, piece)| servers.contains(&piece.server));
+        there.take(count).copied().collect::<Vec<_>>()
+    };
+    let mut rooms: BTreeMap<ServerId, usize> = BTreeMap::new();
+    let mut first = BTreeSet::new();
+    for (_, piece) in &best_first {
+        *rooms.entry(piece.server).or_default() += 1;
+        if first.len() < LEASE_SERVERS_MAX {
+            first.insert(piece.server);
+        }
+    }
+    let near = chosen(&first);
+    if near.len() >= count {
+        return near;
+    }
+    let mut largest: Vec<(usize, ServerId)> = rooms.iter().map(|(id, room)| (*room, *id)).collect();
+    largest.sort_unstable_by_key(|(room, id)| (Reverse(*room), *id));
+    let largest = largest.into_iter().take(LEASE_SERVERS_MAX);
+    chosen(&largest.map(|(_, id)| id).collect())
 }
 
 /// For each GPU that could do: how far it is from being free enough.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::alloc::Tag;
 use crate::alloc::queue::Shape;
-use crate::model::{ASK_GPUS_MAX, Ask, ClientId, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE};
+use crate::model::{
+    ASK_GPUS_MAX, Ask, ClientId, LEASE_SERVERS_MAX, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE,
+};
 use crate::state::{End, Key, Lease, Pool, Refusal, Topic};
 
 /// What one step of priority is worth.
@@ -216,16 +218,19 @@ impl Pool {
             }
         }
         let eligible = self.eligible(ask, shape);
-        let (mut most, mut sum) = (0, 0);
+        let mut counts = Vec::new();
         for (server, node) in self.cluster.iter() {
             let bits = eligible.of(server);
             let could = |(index, gpu): &(usize, &crate::alloc::Gpu)| {
                 *index < 64 && bits >> index & 1 == 1 && gpu.could_fit(&shape.need)
             };
             let count = node.gpus.iter().enumerate().filter(could).count();
-            most = most.max(count);
-            sum += count;
+            counts.push(count);
         }
+        counts.sort_unstable_by(|one, other| other.cmp(one));
+        let sum: usize = counts.iter().sum();
+        let most = counts.first().copied().unwrap_or(0);
+        let together: usize = counts.iter().take(LEASE_SERVERS_MAX).sum();
         let wanted = usize::from(ask.gpus);
         if sum < wanted {
             let quota = shape
@@ -233,6 +238,11 @@ impl Pool {
                 .map_or("", |_| ", within the memory quota");
             return Err(Refusal::NeverFits(format!(
                 "{wanted} GPUs like that are wanted{quota}, and the pool has {sum}, used ones included"
+            )));
+        }
+        if together < wanted {
+            return Err(Refusal::NeverFits(format!(
+                "{wanted} GPUs like that are wanted, and no {LEASE_SERVERS_MAX} servers, as many as one program can use, have more than {together}"
             )));
         }
         if ask.same_server && most < wanted {
