@@ -380,6 +380,32 @@ fn what_is_typed_wrong_is_told() {
             1,
             "no lease L999",
         ),
+        // A lease is what it is: nothing of these would be done.
+        (&["run", "--lease", "L1", "-n", "2", "--", "true"], 2, "-n"),
+        (&["run", "--lease", "L1", "-p", "1", "--", "true"], 2, "-p"),
+        (
+            &["run", "--lease", "L1", "--wait", "1s", "--", "true"],
+            2,
+            "--wait",
+        ),
+        (
+            &["run", "--lease", "L1", "--servers", "s0", "--", "true"],
+            2,
+            "--servers",
+        ),
+        (
+            &[
+                "run",
+                "--lease",
+                "L1",
+                "--filter",
+                "gpu.sm>=9",
+                "--",
+                "true",
+            ],
+            2,
+            "--filter",
+        ),
         (
             &["gpus", "--pool", "http://pool.example:7475"],
             78,
