@@ -226,7 +226,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
     let ask = Ask {
         purpose: Purpose::Reservation,
         hold_ms: args.hold.filter(|hold| *hold != Duration::MAX).map(ms),
-        ..ask(&args.want, args.gpus, args.memory_bytes, &args.label)
+        ..ask(&args.want, args.gpus, args.memory_bytes, "")
     };
     let answer = ask_and_wait(&pool, &ask, args.want.wait)?;
     let out = &mut std::io::stdout().lock();
@@ -251,7 +251,13 @@ fn ask(want: &WantArgs, gpus: u16, memory_bytes: Option<u64>, label: &str) -> As
         purpose: Purpose::Run,
         hold_ms: None,
         idle_ms: want.idle.filter(|idle| *idle != Duration::MAX).map(ms),
-        label: label.chars().take(100).collect(),
+        label: want
+            .label
+            .as_deref()
+            .unwrap_or(label)
+            .chars()
+            .take(100)
+            .collect(),
     }
 }
 
