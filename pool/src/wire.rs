@@ -42,6 +42,9 @@ pub struct RenewLease {
     pub seen: u64,
     /// How long to wait for that; at most 30 s.
     pub wait_ms: u64,
+    /// Whom the grants are for: a number drawn for each use of the lease, 64 letters and digits at most. Servers let one holder in from
+    /// one address only.
+    pub holder: String,
 }
 
 /// A server joins or comes back. Its token is a join token or its credential.

@@ -116,7 +116,7 @@ fn a_lease_from_the_queue_to_its_end() {
     let (server, registered) = world.join("s0");
     let admin = world.admin();
     let first: LeaseAnswer = admin
-        .post("/v1/leases", &ask(2, 1000), Duration::ZERO)
+        .post("/v1/leases?holder=h0", &ask(2, 1000), Duration::ZERO)
         .unwrap();
     assert_eq!(first.lease.stage, Stage::Held);
     let verifier = Verifier::new(&registered.grant_key, "s0").unwrap();
@@ -124,6 +124,15 @@ fn a_lease_from_the_queue_to_its_end() {
         .verify(first.grants[0].token.as_bytes(), wall_ms())
         .unwrap();
     assert_eq!((grant.lease, grant.gpus.len()), (first.lease.lease, 2));
+    // Each way to a grant says whom it is for.
+    let holder_of = |answer: &LeaseAnswer| {
+        let token = answer.grants[0].token.as_bytes();
+        verifier.verify(token, wall_ms()).unwrap().holder
+    };
+    assert_eq!(holder_of(&first), "h0");
+    let shown = admin.get("/v1/leases/L1?holder=h1").unwrap();
+    assert_eq!(holder_of(&shown), "h1");
+    assert_eq!(holder_of(&admin.get("/v1/leases/L1").unwrap()), "");
 
     let refused = admin.post::<LeaseAnswer>("/v1/leases", &ask(1, 500), Duration::ZERO);
     assert_eq!(refused.unwrap_err().status(), Some(409));
@@ -140,6 +149,7 @@ fn a_lease_from_the_queue_to_its_end() {
     let renewal = RenewLease {
         seen: second.lease.version,
         wait_ms: 30_000,
+        holder: "h2".to_owned(),
     };
     let waiting = {
         let admin = admin.clone();
@@ -169,6 +179,7 @@ fn a_lease_from_the_queue_to_its_end() {
         (granted.lease.stage, granted.grants.len()),
         (Stage::Held, 1)
     );
+    assert_eq!(holder_of(&granted), "h2");
 }
 
 #[test]

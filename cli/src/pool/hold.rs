@@ -33,6 +33,8 @@ pub(crate) struct Held {
     pool: PoolClient,
     answer: LeaseAnswer,
     grants: Vec<SignedGrant>,
+    /// Whom the grants are for: this use of the lease.
+    holder: String,
     /// Whether it is given back in the end: a reservation is not.
     ours: bool,
     /// Holds the grants' file.
@@ -55,13 +57,12 @@ pub(crate) fn hold(
     label: &str,
 ) -> Result<Held, Failure> {
     let pool = client(pool)?;
+    let holder = random_name()?;
     let answer = match lease {
-        Some(lease) => pool
-            .get(&format!("/v1/leases/{lease}"))
-            .map_err(|error| failure(&error))?,
+        Some(lease) => renewed(&pool, lease, &holder)?,
         None => {
             let ask = ask(want, gpus(share)?, share.memory_bytes, label);
-            ask_and_wait(&pool, &ask, want.wait)?
+            ask_and_wait(&pool, &ask, want.wait, &holder)?
         }
     };
     let private = tempfile::Builder::new().prefix("farcall-").tempdir();
@@ -75,6 +76,7 @@ pub(crate) fn hold(
         pool,
         answer,
         grants,
+        holder,
         ours: lease.is_none(),
         private,
         keeper: None,
@@ -91,6 +93,7 @@ impl Held {
             seen: self.answer.lease.version,
             within_ms: self.answer.renew_within_ms,
             lease: self.answer.lease.lease,
+            holder: self.holder.clone(),
             stopped: stopped.clone(),
             warned: None,
         };
@@ -156,6 +159,7 @@ struct Watch {
     seen: u64,
     within_ms: u64,
     lease: LeaseId,
+    holder: String,
     stopped: Arc<AtomicBool>,
     warned: Option<String>,
 }
@@ -167,6 +171,7 @@ impl Watch {
             let body = RenewLease {
                 seen: self.seen,
                 wait_ms: self.within_ms,
+                holder: self.holder.clone(),
             };
             let path = format!("/v1/leases/{}/renew", self.lease);
             let wait = Duration::from_millis(self.within_ms);
@@ -228,7 +233,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
         hold_ms: args.hold.filter(|hold| *hold != Duration::MAX).map(ms),
         ..ask(&args.want, args.gpus, args.memory_bytes, "")
     };
-    let answer = ask_and_wait(&pool, &ask, args.want.wait)?;
+    let answer = ask_and_wait(&pool, &ask, args.want.wait, "")?;
     let out = &mut std::io::stdout().lock();
     crate::failure::written(if args.json {
         serde_json::to_writer_pretty(&mut *out, &answer.lease)
@@ -278,8 +283,9 @@ fn ask_and_wait(
     pool: &PoolClient,
     ask: &Ask,
     wait: Option<Duration>,
+    holder: &str,
 ) -> Result<LeaseAnswer, Failure> {
-    let path = format!("/v1/leases?wait={}", wait.is_some());
+    let path = format!("/v1/leases?wait={}&holder={holder}", wait.is_some());
     let mut answer: LeaseAnswer = pool
         .post(&path, ask, Duration::ZERO)
         .map_err(|error| failure(&error))?;
@@ -296,6 +302,7 @@ fn ask_and_wait(
         let body = RenewLease {
             seen: answer.lease.version,
             wait_ms: ms(wait).max(1),
+            holder: holder.to_owned(),
         };
         let path = format!("/v1/leases/{}/renew", answer.lease.lease);
         match pool.post(&path, &body, wait) {
@@ -317,6 +324,25 @@ fn ask_and_wait(
             "ask again",
         )),
     }
+}
+
+/// A lease that is there already, with grants for this holder.
+fn renewed(pool: &PoolClient, lease: LeaseId, holder: &str) -> Result<LeaseAnswer, Failure> {
+    let body = RenewLease {
+        holder: holder.to_owned(),
+        ..RenewLease::default()
+    };
+    let path = format!("/v1/leases/{lease}/renew");
+    pool.post(&path, &body, Duration::ZERO)
+        .map_err(|error| failure(&error))
+}
+
+/// A name that nobody else has.
+fn random_name() -> Result<String, Failure> {
+    farcall_pool::secrets::random_name().map_err(|error| {
+        let what = format!("the system has no randomness: {error}");
+        Failure::new(code::FAILED, what, "this should not happen")
+    })
 }
 
 fn give_up(pool: &PoolClient, answer: &LeaseAnswer) -> Result<LeaseAnswer, Failure> {

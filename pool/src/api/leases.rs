@@ -13,7 +13,7 @@ use super::extract::{Caller, Named, Options, Sent};
 use super::problem::{Failures, Refused};
 use super::{App, wait};
 use crate::core::Look;
-use crate::grant::{Grant, GrantedGpu, Signer};
+use crate::grant::{Grant, GrantedGpu, HOLDER_BYTES_MAX};
 use crate::model::{Ask, LeaseId, Stage};
 use crate::state::views::LeaseView;
 use crate::state::{Pool, Refusal, Topic};
@@ -29,6 +29,18 @@ pub(crate) struct AskOptions {
     /// Whether it waits in the queue if it does not fit now.
     #[serde(default)]
     wait: bool,
+    /// Whom the grants are for: a number drawn for each use of the lease.
+    #[serde(default)]
+    holder: String,
+}
+
+/// For whom a lease is shown.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShowOptions {
+    /// Whom the grants are for: a number drawn for each use of the lease.
+    #[serde(default)]
+    holder: String,
 }
 
 /// Which leases.
@@ -56,11 +68,12 @@ pub(crate) async fn ask(
     Sent(ask): Sent<Ask>,
 ) -> Result<(StatusCode, Json<LeaseAnswer>), Refused> {
     caller.may_ask()?;
+    check_holder(&options.holder)?;
     let asked = app.core.call(move |pool, now_ms| {
         let outcome = pool.ask(now_ms, caller.client, ask, options.wait)?;
         found(pool, outcome.lease)
     });
-    let answer = answer(&app, asked.await??);
+    let answer = answer(&app, asked.await??, &options.holder);
     let status = if answer.lease.stage == Stage::Queued {
         StatusCode::ACCEPTED
     } else {
@@ -90,7 +103,7 @@ pub(crate) async fn list(
 }
 
 /// Show a lease, with its grants.
-#[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path), ShowOptions), responses(
     (status = 200, description = "The lease", body = LeaseAnswer),
     Failures
 ))]
@@ -98,8 +111,10 @@ pub(crate) async fn show(
     State(app): State<App>,
     caller: Caller,
     Named(lease): Named,
+    Options(options): Options<ShowOptions>,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
+    check_holder(&options.holder)?;
     let seen = app.core.call(move |pool, _| {
         let view = found(pool, id)?;
         let own = pool.lease_views(Some(caller.client), true);
@@ -108,7 +123,7 @@ pub(crate) async fn show(
         }
         Ok(view)
     });
-    Ok(Json(answer(&app, seen.await??)))
+    Ok(Json(answer(&app, seen.await??, &options.holder)))
 }
 
 /// Say that the client is there, and wait for news.
@@ -124,6 +139,7 @@ pub(crate) async fn renew(
     Sent(renewal): Sent<RenewLease>,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
+    check_holder(&renewal.holder)?;
     let client = caller.client;
     let look = move |pool: &mut Pool, now_ms: u64| {
         let view = pool
@@ -139,7 +155,7 @@ pub(crate) async fn renew(
     let followed = app
         .core
         .follow(Topic::Lease(id), wait(renewal.wait_ms), look);
-    Ok(Json(answer(&app, followed.await??)))
+    Ok(Json(answer(&app, followed.await??, &renewal.holder)))
 }
 
 /// Give a lease back, or leave the queue.
@@ -185,9 +201,18 @@ struct Times {
     client_ttl_ms: u64,
 }
 
-fn answer(app: &App, (lease, times): (LeaseView, Times)) -> LeaseAnswer {
+fn check_holder(holder: &str) -> Result<(), Refused> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if holder.len() > HOLDER_BYTES_MAX || !holder.chars().all(good) {
+        let why = format!("it is not at most {HOLDER_BYTES_MAX} letters, digits and -_");
+        return Err(Refused::field("holder", why));
+    }
+    Ok(())
+}
+
+fn answer(app: &App, (lease, times): (LeaseView, Times), holder: &str) -> LeaseAnswer {
     let grants = if lease.stage == Stage::Held {
-        grants(&app.signer, &lease, app.core.now_ms(), times.grant_ms)
+        grants(app, &lease, times.grant_ms, holder)
     } else {
         Vec::new()
     };
@@ -199,7 +224,8 @@ fn answer(app: &App, (lease, times): (LeaseView, Times)) -> LeaseAnswer {
 }
 
 /// One grant for each server of a lease.
-fn grants(signer: &Signer, lease: &LeaseView, now_ms: u64, grant_ms: u64) -> Vec<SignedGrant> {
+fn grants(app: &App, lease: &LeaseView, grant_ms: u64, holder: &str) -> Vec<SignedGrant> {
+    let now_ms = app.core.now_ms();
     let mut servers: BTreeMap<&str, (&str, Vec<GrantedGpu>)> = BTreeMap::new();
     for piece in &lease.pieces {
         let entry = servers
@@ -217,11 +243,12 @@ fn grants(signer: &Signer, lease: &LeaseView, now_ms: u64, grant_ms: u64) -> Vec
         server: server.to_owned(),
         address: address.to_owned(),
         gpus: gpus.len(),
-        token: signer.sign(&Grant {
+        token: app.signer.sign(&Grant {
             lease: lease.lease,
             client: lease.client.clone(),
             server: server.to_owned(),
             gpus,
+            holder: holder.to_owned(),
             issued_ms: now_ms,
             expires_ms,
         }),

@@ -67,7 +67,7 @@ pub(crate) fn full_body(operation: &Operation) -> Value {
         "request_gpus_max": 4, "hold_ms_max": 3_600_000, "priority": -2});
     match (operation.method.as_str(), operation.path.as_str()) {
         ("POST", "/v1/leases") => full_ask(),
-        ("POST", "/v1/leases/{lease}/renew") => json!({"seen": 0, "wait_ms": 0}),
+        ("POST", "/v1/leases/{lease}/renew") => json!({"seen": 0, "wait_ms": 0, "holder": "h1"}),
         ("POST", "/v1/register") => {
             json!({"server": serde_json::to_value(facts("s0")).unwrap(), "clock_ms": wall_ms()})
         }
