@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Farcall, lines, stderr, stdout};
 use farcall_pool::client::{PUT, PoolClient};
 use farcall_pool::model::Settings;
-use farcall_pool::state::views::ServerView;
+use farcall_pool::state::views::{LeaseView, ServerView};
 
 /// Far more than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -305,6 +305,28 @@ fn tokens_are_limited_extended_disabled_and_expire() {
     }
     let gpus = stdout(&pool.output("ann", &["gpus"]));
     assert!(gpus.contains("0.939"), "{gpus}");
+}
+
+/// Whoever gives up waiting leaves no place in the queue and no reservation behind.
+#[test]
+fn a_request_that_is_interrupted_is_given_back() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    pool.token("ann", &[]);
+    let all = pool.output("ann", &["request", "-n", "2"]);
+    assert_eq!(all.status.code(), Some(0), "{}", stderr(&all));
+    let mut waiting = pool
+        .command("ann", &["request", "--wait", "forever"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = lines(waiting.stderr.take().unwrap());
+    assert!(said.next().unwrap().contains("place 1 of 1"));
+    let pid = nix::unistd::Pid::from_raw(waiting.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    let leases: Vec<LeaseView> = pool.admin().get("/v1/leases?all=true").unwrap();
+    assert_eq!(leases.len(), 1, "{leases:?}");
 }
 
 /// What people get wrong, and the words that help them.

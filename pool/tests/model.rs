@@ -216,6 +216,7 @@ impl World {
     fn renew_clients(&mut self) {
         for (id, client) in &self.asked {
             let _ = self.pool.renew(self.now_ms, *client, *id);
+            self.pool.acknowledge(*client, *id);
         }
     }
 

@@ -6,7 +6,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{ask, facts, token};
-use farcall_pool::model::{Ask, ClientId, LeaseId, Quota, ServerId, Stage};
+use farcall_pool::model::{Ask, ClientId, LeaseId, Purpose, Quota, ServerId, Stage};
 use farcall_pool::state::{Load, NewToken, Pool, Refusal, Role};
 
 /// A pool with servers of two GPUs, and clients by name.
@@ -74,6 +74,12 @@ impl Virtual {
             .release(self.now_ms, None, lease, "test", "released");
         released.unwrap();
         self.servers_renew();
+    }
+
+    /// The pool ends and starts again, from what its store has.
+    fn restart(&mut self) {
+        let records = self.pool.all_records();
+        self.pool = Pool::load(records, self.now_ms).unwrap();
     }
 
     /// Time passes; who waits is there, and the servers are.
@@ -241,4 +247,36 @@ fn no_lease_has_more_servers_than_a_program_can_use() {
         }
     }
     panic!("it is never served");
+}
+
+/// A client that dies while it waits, or before it has its answer, leaves no reservation that nobody knows of.
+#[test]
+fn a_reservation_that_nobody_has_heard_of_is_taken_back() {
+    let mut world = Virtual::new(&["s0"]);
+    let client = world.client("ann");
+    let reservation = Ask {
+        purpose: Purpose::Reservation,
+        ..ask(1, 1000)
+    };
+    let [heard_of, not] = [0, 1].map(|_| world.ask(client, reservation.clone()));
+    let late = world.ask(client, reservation);
+    world.pool.acknowledge(client, late);
+    world.pool.acknowledge(client, heard_of);
+    world.pass(20_000);
+    // It restarts, and everyone has the full time.
+    world.restart();
+    world.pass(20_000);
+    assert_eq!(world.stage(not), Stage::Held);
+    world.pass(15_000);
+    world.pass(100);
+    let stages = [heard_of, not].map(|it| world.stage(it));
+    assert_eq!(stages, [Stage::Held, Stage::Ended]);
+    // What waited has it now: that it was there while it waited is no word of what it has got.
+    assert_eq!(world.stage(late), Stage::Held);
+    world.pass(25_000);
+    assert_eq!(world.stage(late), Stage::Held);
+    world.pass(10_000);
+    world.pass(100);
+    assert_eq!(world.stage(late), Stage::Ended);
+    assert_eq!(world.stage(heard_of), Stage::Held);
 }

@@ -5,14 +5,15 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::model::{Ask, LeaseId, Purpose, Stage};
 use farcall_pool::wire::{LeaseAnswer, RenewLease, SignedGrant};
+use nix::sys::signal::{SigSet, Signal};
 use tempfile::TempDir;
 
 use super::args::{PoolArgs, RequestArgs, WantArgs};
@@ -62,7 +63,7 @@ pub(crate) fn hold(
         Some(lease) => renewed(&pool, lease, &holder)?,
         None => {
             let ask = ask(want, gpus(share)?, share.memory_bytes, label);
-            ask_and_wait(&pool, &ask, want.wait, &holder)?
+            ask_and_wait(&pool, &ask, want.wait, &holder, |_| {})?
         }
     };
     let private = tempfile::Builder::new().prefix("farcall-").tempdir();
@@ -228,12 +229,15 @@ impl Watch {
 /// `farcall request`.
 pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
     let pool = client(&args.pool)?;
+    let asked = GiveBack::on_signals(&pool)?;
     let ask = Ask {
         purpose: Purpose::Reservation,
         hold_ms: args.hold.filter(|hold| *hold != Duration::MAX).map(ms),
         ..ask(&args.want, args.gpus, args.memory_bytes, "")
     };
-    let answer = ask_and_wait(&pool, &ask, args.want.wait, "")?;
+    let answer = ask_and_wait(&pool, &ask, args.want.wait, "", |lease| asked.keep(lease))?;
+    // A pool takes back what nobody says to have heard of.
+    let answer = renewed(&pool, answer.lease.lease, "")?;
     let out = &mut std::io::stdout().lock();
     crate::failure::written(if args.json {
         serde_json::to_writer_pretty(&mut *out, &answer.lease)
@@ -242,6 +246,45 @@ pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
     } else {
         writeln!(out, "{}", answer.lease.lease)
     })
+}
+
+/// What is given back when a signal ends the process.
+#[derive(Clone, Default)]
+struct GiveBack(Arc<Mutex<Option<LeaseId>>>);
+
+impl GiveBack {
+    /// From here on signals that end a process give back first what it has asked for. Starts a thread.
+    fn on_signals(pool: &PoolClient) -> Result<Self, Failure> {
+        let failed = |error: String| Failure::new(code::FAILED, error, "this should not happen");
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .collect();
+        // In every thread that is started from here on.
+        set.thread_block()
+            .map_err(|error| failed(error.to_string()))?;
+        let (kept, pool) = (Self::default(), pool.clone());
+        let shared = kept.clone();
+        let thread = std::thread::Builder::new().name("signals".to_owned());
+        let thread = thread.spawn(move || {
+            if let Ok(signal) = set.wait() {
+                let lease = shared.0.lock().ok().and_then(|lease| *lease);
+                if let Some(lease) = lease {
+                    let path = format!("/v1/leases/{lease}");
+                    // It lapses by itself if this does not arrive.
+                    let _ = pool.order::<()>(farcall_pool::client::DELETE, &path, None);
+                }
+                std::process::exit(128 + signal as i32);
+            }
+        });
+        thread.map_err(|error| failed(error.to_string()))?;
+        Ok(kept)
+    }
+
+    fn keep(&self, lease: LeaseId) {
+        if let Ok(mut kept) = self.0.lock() {
+            *kept = Some(lease);
+        }
+    }
 }
 
 fn ask(want: &WantArgs, gpus: u16, memory_bytes: Option<u64>, label: &str) -> Ask {
@@ -284,11 +327,13 @@ fn ask_and_wait(
     ask: &Ask,
     wait: Option<Duration>,
     holder: &str,
+    asked: impl FnOnce(LeaseId),
 ) -> Result<LeaseAnswer, Failure> {
     let path = format!("/v1/leases?wait={}&holder={holder}", wait.is_some());
     let mut answer: LeaseAnswer = pool
         .post(&path, ask, Duration::ZERO)
         .map_err(|error| failure(&error))?;
+    asked(answer.lease.lease);
     let deadline = Instant::now().checked_add(wait.unwrap_or_default());
     let mut progress = Progress::new();
     while answer.lease.stage == Stage::Queued {

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::State;
@@ -102,7 +104,7 @@ pub(crate) async fn list(
     Ok(Json(views.await?))
 }
 
-/// Show a lease, with its grants.
+/// Show a lease, with its grants. Its client acknowledges it with that.
 #[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path), ShowOptions), responses(
     (status = 200, description = "The lease", body = LeaseAnswer),
     Failures
@@ -116,6 +118,7 @@ pub(crate) async fn show(
     let id = lease_id(&lease)?;
     check_holder(&options.holder)?;
     let seen = app.core.call(move |pool, _| {
+        pool.acknowledge(caller.client, id);
         let view = found(pool, id)?;
         let own = pool.lease_views(Some(caller.client), true);
         if caller.sees_all().is_err() && !own.iter().any(|lease| lease.lease == id) {
@@ -126,7 +129,8 @@ pub(crate) async fn show(
     Ok(Json(answer(&app, seen.await??, &options.holder)))
 }
 
-/// Say that the client is there, and wait for news.
+/// Say that the client is there, and wait for news. A lease that is not renewed or shown within the time after it was granted is taken back,
+/// a reservation, too: its client may not have heard of it.
 #[utoipa::path(post, path = "/v1/leases/{lease}/renew", tag = "leases", params(("lease" = String, Path)),
     request_body = RenewLease, responses(
     (status = 200, description = "The lease, with fresh grants", body = LeaseAnswer),
@@ -141,7 +145,12 @@ pub(crate) async fn renew(
     let id = lease_id(&lease)?;
     check_holder(&renewal.holder)?;
     let client = caller.client;
+    // What becomes of it while this request waits, the client may never hear.
+    let is_first = Arc::new(AtomicBool::new(true));
     let look = move |pool: &mut Pool, now_ms: u64| {
+        if is_first.swap(false, Ordering::Relaxed) {
+            pool.acknowledge(client, id);
+        }
         let view = pool
             .renew(now_ms, client, id)
             .and_then(|()| found(pool, id));

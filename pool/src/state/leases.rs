@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::alloc::Tag;
 use crate::alloc::queue::Shape;
 use crate::model::{
-    ASK_GPUS_MAX, Ask, ClientId, LEASE_SERVERS_MAX, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE,
+    ASK_GPUS_MAX, Ask, ClientId, LEASE_SERVERS_MAX, LeaseId, Piece, Purpose, ServerId, Stage,
+    WHOLE_PERMILLE,
 };
 use crate::state::{End, Key, Lease, Pool, Refusal, Topic};
 
@@ -96,6 +97,17 @@ impl Pool {
         let lease = lease.ok_or_else(|| no_lease(id))?;
         lease.seen_ms = now_ms;
         Ok(())
+    }
+
+    /// A client knows that it has this reservation: it looks at it, or renews it, after it was granted.
+    pub fn acknowledge(&mut self, client: ClientId, id: LeaseId) {
+        let lease = self.leases.get_mut(&id);
+        let lease = lease.filter(|it| it.client == client && it.stage == Stage::Held);
+        let is_news = |it: &&mut Lease| !it.acknowledged && it.ask.purpose == Purpose::Reservation;
+        if let Some(lease) = lease.filter(is_news) {
+            lease.acknowledged = true;
+            self.mark(Key::Lease(id));
+        }
     }
 
     /// The client does not want it any more, or an administrator takes it (`client` is `None` then).
@@ -305,6 +317,7 @@ fn queued(
         pieces: Vec::new(),
         confirmed: BTreeSet::new(),
         end: None,
+        acknowledged: false,
         seen_ms: now_ms,
         active_ms: now_ms,
         warning: None,

@@ -229,6 +229,9 @@ pub(crate) struct Lease {
     /// Servers that have confirmed that nothing of it runs; their pieces are given back.
     pub(crate) confirmed: BTreeSet<ServerId>,
     pub(crate) end: Option<End>,
+    /// Whether the client of a reservation has been there since it was granted: one that nobody knows of is taken back.
+    #[serde(default = "acknowledged")]
+    pub(crate) acknowledged: bool,
     /// When the client was last heard of.
     #[serde(skip)]
     pub(crate) seen_ms: u64,
@@ -245,6 +248,11 @@ pub(crate) struct Lease {
     pub(crate) version: u64,
     #[serde(skip)]
     pub(crate) over_quota: Option<String>,
+}
+
+/// Of leases that an older version has granted.
+fn acknowledged() -> bool {
+    true
 }
 
 /// Who did what.
