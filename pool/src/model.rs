@@ -186,6 +186,10 @@ pub struct Ask {
     /// What it is for, shown to people.
     #[serde(default)]
     pub label: String,
+    /// Drawn by the client, 64 letters, digits and `-_` at most: a request that comes again with the same key is the same request, and
+    /// has the same lease as long as that waits or is held. Empty = each is another.
+    #[serde(default)]
+    pub key: String,
 }
 
 fn whole() -> u16 {

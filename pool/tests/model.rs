@@ -184,6 +184,7 @@ impl World {
             hold_ms: random.one_in(4).then_some(5_000),
             idle_ms: random.one_in(6).then_some(3_000),
             label: String::new(),
+            key: String::new(),
         };
         let client = self.random.pick(&self.clients).unwrap();
         let wait = !self.random.one_in(3);
@@ -500,6 +501,7 @@ fn a_stream_of_small_requests_starves_no_large_one() {
         hold_ms: None,
         idle_ms: None,
         label: String::new(),
+        key: String::new(),
     };
     let (small, large) = (world.clients[4], world.clients[3]);
     let mut held: Vec<LeaseId> = Vec::new();
@@ -576,6 +578,7 @@ fn idle_as_far_as_the_server_has_told() {
         hold_ms: None,
         idle_ms: Some(3_000),
         label: String::new(),
+        key: String::new(),
     };
     let asked = world.pool.ask(world.now_ms, world.clients[4], ask, true);
     let lease = asked.unwrap().lease;

@@ -280,3 +280,36 @@ fn a_reservation_that_nobody_has_heard_of_is_taken_back() {
     assert_eq!(world.stage(late), Stage::Ended);
     assert_eq!(world.stage(heard_of), Stage::Held);
 }
+
+/// A request that is sent twice, because its answer did not come, is one.
+#[test]
+fn a_request_that_comes_again_is_the_same() {
+    let mut world = Virtual::new(&["s0"]);
+    let [ann, bob] = ["ann", "bob"].map(|name| world.client(name));
+    let keyed = |gpus, key: &str| Ask {
+        key: key.to_owned(),
+        ..ask(gpus, 1000)
+    };
+    let held = world.ask(ann, keyed(2, "k1"));
+    let waits = world.ask(ann, keyed(1, "k2"));
+    for _ in 0..2 {
+        assert_eq!(world.ask(ann, keyed(2, "k1")), held);
+        assert_eq!(world.ask(ann, keyed(1, "k2")), waits);
+        world.restart();
+    }
+    assert_eq!(world.place(waits), Some(1));
+    // The key is the client's own, and of one request.
+    let others = world.ask(bob, keyed(1, "k2"));
+    assert_ne!(others, waits);
+    let other = world.pool.ask(world.now_ms, ann, keyed(2, "k2"), true);
+    assert!(matches!(&other, Err(Refusal::Field { field, .. }) if field == "key"));
+    // One that was refused, or is over, is not there any more.
+    for _ in 0..2 {
+        let refused = world.pool.ask(world.now_ms, ann, keyed(1, "k3"), false);
+        assert!(matches!(refused, Err(Refusal::Busy(_))), "{refused:?}");
+    }
+    world.end(held);
+    let again = world.ask(ann, keyed(2, "k1"));
+    assert_ne!(again, held);
+    world.pass(100);
+}

@@ -299,6 +299,7 @@ fn ask(want: &WantArgs, gpus: u16, memory_bytes: Option<u64>, label: &str) -> As
         purpose: Purpose::Run,
         hold_ms: None,
         idle_ms: want.idle.filter(|idle| *idle != Duration::MAX).map(ms),
+        key: String::new(),
         label: want
             .label
             .as_deref()
@@ -329,9 +330,14 @@ fn ask_and_wait(
     holder: &str,
     asked: impl FnOnce(LeaseId),
 ) -> Result<LeaseAnswer, Failure> {
+    // Another node may be asked again where the answer of the first does not come.
+    let ask = Ask {
+        key: random_name()?,
+        ..ask.clone()
+    };
     let path = format!("/v1/leases?wait={}&holder={holder}", wait.is_some());
     let mut answer: LeaseAnswer = pool
-        .post(&path, ask, Duration::ZERO)
+        .post(&path, &ask, Duration::ZERO)
         .map_err(|error| failure(&error))?;
     asked(answer.lease.lease);
     let deadline = Instant::now().checked_add(wait.unwrap_or_default());

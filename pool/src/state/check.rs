@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::{ServerId, Stage, WHOLE_PERMILLE};
-use crate::state::Pool;
+use crate::state::{Lease, Pool};
 
 impl Pool {
     /// What does not hold, in words; empty if all is well. Reads everything.
@@ -29,6 +29,14 @@ impl Pool {
             };
             if !right {
                 faults.push(format!("{id} is {:?} with {:?}", lease.stage, lease.pieces));
+            }
+        }
+        for ((client, key), id) in &self.keys {
+            let lease = self.leases.get(id);
+            let is_right =
+                |it: &&Lease| it.client == *client && it.ask.key == *key && it.end.is_none();
+            if lease.filter(is_right).is_none() {
+                faults.push(format!("the key {key:?} of {client:?} is not that of {id}"));
             }
         }
         self.check_gpus(&held, &mut faults);

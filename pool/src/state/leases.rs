@@ -18,6 +18,8 @@ const PRIORITY_MS: i64 = 300_000;
 const SPACING_MS: i64 = 10_000;
 /// Longest label.
 const LABEL_BYTES_MAX: usize = 200;
+/// Longest key of a request.
+const KEY_BYTES_MAX: usize = 64;
 /// Filters and server names of a request.
 const CONDITIONS_MAX: usize = 64;
 /// Requests and leases of one client.
@@ -33,10 +35,10 @@ pub struct AskOutcome {
 }
 
 impl Pool {
-    /// Takes a request. Without `wait` it is granted now or refused.
+    /// Takes a request. Without `wait` it is granted now or refused. One that has come before, by its key, is what it was.
     ///
     /// # Errors
-    /// A field that cannot be, over a quota, would never fit; or nothing free and `wait` is false.
+    /// The key of another request; a field that cannot be, over a quota, would never fit; or nothing free and `wait` is false.
     pub fn ask(
         &mut self,
         now_ms: u64,
@@ -45,6 +47,9 @@ impl Pool {
         wait: bool,
     ) -> Result<AskOutcome, Refusal> {
         check_fields(&ask)?;
+        if let Some(known) = self.asked_before(client, &ask)? {
+            return Ok(known);
+        }
         self.check_alone(client, &ask)?;
         let memory_max = self.memory_max(client, &ask);
         let shape = Arc::new(Shape::of(&ask, memory_max));
@@ -64,6 +69,7 @@ impl Pool {
         let tag = self.tag(now_ms, client, &ask);
         let id = LeaseId(self.meta.next_lease + 1);
         self.meta.next_lease += 1;
+        self.keep_key(client, &ask.key, id);
         let lease = queued(now_ms, client, ask, memory_max, tag);
         self.leases.insert(id, lease);
         self.queue.join(shape.clone(), (tag, id));
@@ -147,6 +153,7 @@ impl Pool {
         });
         let pieces = lease.pieces.clone();
         let shape = lease.shape();
+        self.keys.remove(&(client, lease.ask.key.clone()));
         lease.stage = if before == Stage::Queued {
             Stage::Ended
         } else {
@@ -200,6 +207,29 @@ impl Pool {
             server.holds.remove(&id);
         }
         self.mark(Key::Lease(id));
+    }
+
+    /// The lease of a request that has come before: its answer was lost, or the node that it was sent to.
+    fn asked_before(&self, client: ClientId, ask: &Ask) -> Result<Option<AskOutcome>, Refusal> {
+        let Some(id) = self.keys.get(&(client, ask.key.clone())).copied() else {
+            return Ok(None);
+        };
+        match self.leases.get(&id) {
+            Some(lease) if lease.ask == *ask => Ok(Some(AskOutcome {
+                lease: id,
+                granted: lease.stage == Stage::Held,
+            })),
+            _ => Err(Refusal::field(
+                "key",
+                format!("it is that of another request, {id}"),
+            )),
+        }
+    }
+
+    fn keep_key(&mut self, client: ClientId, key: &str, id: LeaseId) {
+        if !key.is_empty() {
+            self.keys.insert((client, key.to_owned()), id);
+        }
     }
 
     fn tag(&mut self, now_ms: u64, client: ClientId, ask: &Ask) -> Tag {
@@ -287,6 +317,7 @@ impl Pool {
             return;
         };
         self.leave_queue(shape, lease.client, entry);
+        self.keys.remove(&(lease.client, lease.ask.key));
         if let Some(client) = self.clients.get_mut(&lease.client) {
             client.leases.remove(&id);
             client.next_tag = tag;
@@ -351,6 +382,11 @@ fn check_fields(ask: &Ask) -> Result<(), Refusal> {
         if text.len() > LABEL_BYTES_MAX {
             return bad(field, format!("longer than {LABEL_BYTES_MAX} bytes"));
         }
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if ask.key.len() > KEY_BYTES_MAX || !ask.key.chars().all(is_plain) {
+        let why = format!("it is not at most {KEY_BYTES_MAX} letters, digits and -_");
+        return bad("key", why);
     }
     if ask.hold_ms == Some(0) {
         return bad("hold_ms", "0 ms are of no use".to_owned());

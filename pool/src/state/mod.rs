@@ -65,6 +65,8 @@ pub struct Pool {
     pub(crate) groups: BTreeMap<String, Group>,
     pub(crate) joins: BTreeMap<u32, Join>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    /// Requests that wait or hold, by their keys.
+    keys: FxHashMap<(ClientId, String), LeaseId>,
     pub(crate) log: VecDeque<LogEntry>,
     cluster: Cluster,
     queue: Queue,
@@ -183,6 +185,9 @@ impl Pool {
             && matches!(stage, Stage::Queued | Stage::Held)
         {
             client.leases.insert(id);
+            if !lease.ask.key.is_empty() {
+                self.keys.insert((lease.client, lease.ask.key.clone()), id);
+            }
             client.waiting += u32::from(stage == Stage::Queued);
         }
         match stage {

@@ -92,7 +92,7 @@ pub(crate) fn full_body(operation: &Operation) -> Value {
 pub(crate) fn full_ask() -> Value {
     json!({"gpus": 2, "share_permille": 500, "memory_bytes": 1_u64 << 30, "filters": ["gpu.name=H100"], "servers": ["s0"],
         "same_server": true, "near": "hall1/rack7", "purpose": "reservation", "hold_ms": 3_600_000, "idle_ms": 600_000,
-        "label": "a test"})
+        "label": "a test", "key": "k1"})
 }
 
 fn full_load() -> Value {
