@@ -287,6 +287,7 @@ impl Tie {
         let mut ending: BTreeSet<LeaseId> = BTreeSet::new();
         let mut seen = 0;
         let mut unreachable = false;
+        let mut clock = None;
         while !self.stopped.load(Ordering::SeqCst) {
             let known = self.host.load();
             let is_known = known.is_some();
@@ -307,6 +308,7 @@ impl Tie {
                 ended: ended.clone(),
                 seen,
                 wait_ms,
+                clock_ms: Some(wall_ms()),
             };
             let orders: Orders = match pool.post("/v1/renew", &body, Duration::from_millis(wait_ms))
             {
@@ -322,6 +324,13 @@ impl Tie {
             };
             if std::mem::replace(&mut unreachable, false) {
                 log::info!("the pool answers again");
+            }
+            if orders.clock != clock {
+                match &orders.clock {
+                    Some(what) => log::error!("pool: {what}"),
+                    None => log::info!("the clock is right again"),
+                }
+                clock.clone_from(&orders.clock);
             }
             seen = orders.version;
             ending.retain(|lease| !ended.contains(lease));

@@ -86,6 +86,8 @@ pub struct RenewServer {
     pub seen: u64,
     /// How long to wait for that; at most 30 s.
     pub wait_ms: u64,
+    /// Its clock; nothing where the server does not say.
+    pub clock_ms: Option<u64>,
 }
 
 /// What a server is to do.
@@ -95,6 +97,9 @@ pub struct Orders {
     pub end: Vec<EndOrder>,
     /// Rises when there is something new.
     pub version: u64,
+    /// What is wrong with the server's clock: by more than a minute, grants are refused.
+    #[serde(default)]
+    pub clock: Option<String>,
 }
 
 /// A secret, shown this once.

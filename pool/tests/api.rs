@@ -11,8 +11,9 @@ use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::core::{Core, wall_ms};
 use farcall_pool::grant::{Signer, Verifier};
 use farcall_pool::history::{History, Series};
-use farcall_pool::model::{ServerFacts, Stage};
+use farcall_pool::model::{Outcome, ServerFacts, Stage};
 use farcall_pool::state::Role;
+use farcall_pool::state::views::ServerView;
 use farcall_pool::store::MemoryStore;
 use farcall_pool::wire::{
     LeaseAnswer, NewJoin, NewPassword, NewSecret, Orders, Register, Registered, RenewLease,
@@ -203,6 +204,23 @@ fn a_clock_that_is_wrong_is_named() {
     };
     assert!(problem.kind.ends_with(":clock"), "{problem:?}");
     assert!(problem.detail.contains("ahead"), "{problem:?}");
+    // One that goes wrong later is named, too, to the server and to who looks at it; what runs there goes on.
+    let renew = |clock_ms| {
+        let body = RenewServer {
+            clock_ms: Some(clock_ms),
+            ..RenewServer::default()
+        };
+        let orders: Orders = server.post("/v1/renew", &body, Duration::ZERO).unwrap();
+        let servers: Vec<ServerView> = world.admin().get("/v1/servers").unwrap();
+        let checks = servers[0].load.checks.iter();
+        let failed = checks.filter(|it| it.outcome == Outcome::Failed).count();
+        (orders.clock, failed)
+    };
+    assert_eq!(renew(wall_ms() + 50_000), (None, 0));
+    let (what, failed) = renew(wall_ms() - 120_000);
+    assert!(what.unwrap().contains("behind"));
+    assert_eq!(failed, 1);
+    assert_eq!(renew(wall_ms()), (None, 0));
 }
 
 /// A server that tries again and again with a name that is taken leaves the token to the others.

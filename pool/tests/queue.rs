@@ -313,3 +313,44 @@ fn a_request_that_comes_again_is_the_same() {
     assert_ne!(again, held);
     world.pass(100);
 }
+
+/// The clock is set, by a day on and by a day back: nobody loses time, place or GPUs by that.
+#[test]
+fn a_clock_that_is_set_changes_nothing() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let mut world = Virtual::new(&["s0"]);
+    let clients = ["ann", "bob", "eve"].map(|name| world.client(name));
+    let held = Ask {
+        hold_ms: Some(600_000),
+        ..ask(2, 1000)
+    };
+    let held = world.ask(clients[0], held);
+    let waits = [clients[1], clients[1], clients[2]].map(|it| world.ask(it, ask(1, 1000)));
+    world.pass(10_000);
+    let places = |world: &Virtual| waits.map(|lease| world.place(lease).unwrap());
+    let before = places(&world);
+    for to_ms in [world.now_ms + DAY_MS, world.now_ms] {
+        world.pool.clock_was_set(world.now_ms, to_ms);
+        world.now_ms = to_ms;
+        world.pool.renew(to_ms, clients[0], held).unwrap();
+        assert_eq!(places(&world), before);
+        let more = world.ask(clients[2], ask(1, 1000));
+        assert_eq!(world.place(more), Some(4), "who comes later is behind");
+        world.end(more);
+        world.pass(20_000);
+        world.pool.renew(world.now_ms, clients[0], held).unwrap();
+        assert_eq!(world.stage(held), Stage::Held);
+    }
+    // It has its ten minutes, and they are over.
+    for _ in 0..28 {
+        world.pass(20_000);
+        world.pool.renew(world.now_ms, clients[0], held).unwrap();
+    }
+    assert_eq!(world.stage(held), Stage::Ending);
+    let used = world.pool.token_views(world.now_ms);
+    let used = used.iter().find(|it| it.name == "ann").unwrap();
+    assert!(
+        (1100..=1200).contains(&used.share_seconds_today),
+        "{used:?}"
+    );
+}

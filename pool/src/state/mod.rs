@@ -19,6 +19,7 @@ pub use records::{End, LeaseUse, Load, LogEntry, Role};
 pub use refusal::{OverQuota, Refusal};
 
 mod check;
+mod clock;
 mod dispatch;
 mod leases;
 mod quota;

@@ -105,7 +105,7 @@ fn full_load() -> Value {
     let check = json!({"name": "mtu", "outcome": "warning", "found": "1500", "meaning": "It is small.", "advice": "Set it.",
         "at_ms": 7});
     let lease = json!({"lease": 1, "sessions": 1, "idle_ms": 0, "used_bytes": 7, "work": work});
-    json!({"seen": 0, "wait_ms": 0, "ended": [77], "load": {"sessions": 1, "used_bytes": [1, 2], "leases": [lease],
+    json!({"seen": 0, "wait_ms": 0, "ended": [77], "clock_ms": wall_ms(), "load": {"sessions": 1, "used_bytes": [1, 2], "leases": [lease],
         "checks": [check], "gpus": [gpu("GPU-s0-0"), gpu("GPU-s0-1")]}})
 }
 
