@@ -293,7 +293,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// Until nobody can ask any more, or the store fails: what is not durable is not answered.
+    /// Until nobody can ask any more, or the store fails: what is not durable, or not so any more, is not answered.
     fn run(mut self, incoming: &Receiver<Job>) -> Result<(), StoreError> {
         let mut next_tick = Instant::now();
         let mut replies: Vec<Reply> = Vec::new();
@@ -319,6 +319,10 @@ impl Thread {
             if !changes.is_empty() {
                 self.version = self.store.commit(self.version, &changes)?;
                 self.topics.changes.send_modify(|count| *count += 1);
+            }
+            if !replies.is_empty() {
+                // A node that was stopped for a while may not know yet that another leads.
+                self.store.check_current()?;
             }
             for reply in replies.drain(..) {
                 reply();
@@ -355,8 +359,9 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
-    use super::{Clock, Core, STEP_MS};
-    use crate::store::MemoryStore;
+    use super::{Clock, Core, STEP_MS, Unavailable};
+    use crate::state::Change;
+    use crate::store::{MemoryStore, Records, Store, StoreError, Version};
 
     #[test]
     fn a_clock_that_is_set_is_followed_and_one_that_is_corrected_is_not() {
@@ -382,5 +387,42 @@ mod tests {
             let told = core.call_blocking(|_, now_ms| now_ms).unwrap();
             assert!(told.abs_diff(set_ms) <= STEP_MS);
         }
+    }
+
+    /// What one that leads no more knows.
+    #[derive(Default)]
+    struct Deposed(MemoryStore, Arc<AtomicU64>);
+
+    impl Store for Deposed {
+        fn load(&mut self) -> Result<Records, StoreError> {
+            self.0.load()
+        }
+
+        fn commit(&mut self, at: Version, changes: &[Change]) -> Result<Version, StoreError> {
+            self.0.commit(at, changes)
+        }
+
+        fn check_current(&self) -> Result<(), StoreError> {
+            match self.1.load(Ordering::SeqCst) {
+                0 => Ok(()),
+                _ => Err(StoreError::Failed {
+                    path: String::new(),
+                    why: "deposed".to_owned(),
+                }),
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_be_deposed_answers_nothing_not_even_what_it_only_reads() {
+        let store = Deposed::default();
+        let (is_deposed, ends) = (store.1.clone(), std::sync::mpsc::channel());
+        let core = Core::start(Box::new(store), move |end| drop(ends.0.send(end.is_err())));
+        let core = core.unwrap();
+        assert!(core.call_blocking(|pool, _| pool.all_records()).is_ok());
+        is_deposed.store(1, Ordering::SeqCst);
+        let told = core.call_blocking(|pool, _| pool.all_records());
+        assert_eq!(told, Err(Unavailable::Stopped));
+        assert_eq!(ends.1.recv(), Ok(true));
     }
 }

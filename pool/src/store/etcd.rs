@@ -113,6 +113,13 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
+    fn check_current(&self) -> Result<(), StoreError> {
+        if self.leadership.is_over() {
+            return Err(self.deposed());
+        }
+        Ok(())
+    }
+
     fn load(&mut self) -> Result<Records, StoreError> {
         let read = || self.leadership.etcd().all(PREFIX);
         let mut entries = read().map_err(|error| failed(&error))?;
