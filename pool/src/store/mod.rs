@@ -5,6 +5,7 @@ use crate::state::Change;
 
 mod embedded;
 mod etcd;
+mod journal;
 mod memory;
 
 pub use embedded::EmbeddedStore;
