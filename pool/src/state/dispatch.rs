@@ -15,7 +15,7 @@ use crate::alloc::{Cluster, Gpu, Node};
 use crate::model::{
     Ask, ClientId, GpuFacts, LEASE_SERVERS_MAX, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE,
 };
-use crate::state::{Key, Pin, Pool, Topic};
+use crate::state::{Key, Pin, Pool, Refusal, Topic};
 
 /// What may have become possible.
 #[derive(Clone, Copy, Debug)]
@@ -215,12 +215,13 @@ impl Pool {
         };
         let client = lease.client;
         let within = self.check_now(now_ms, client, &lease.ask);
-        let Err(refusal) = within.and_then(|()| self.check_memory(client, pieces)) else {
+        let Err(Refusal::Quota(over)) = within.and_then(|()| self.check_memory(client, pieces))
+        else {
             return false;
         };
         self.queue.set_aside(shape, client, entry);
         if let Some(lease) = self.leases.get_mut(&entry.1) {
-            lease.over_quota = Some(refusal.to_string());
+            lease.over_quota = Some(over);
         }
         self.wake(Topic::Lease(entry.1));
         true

@@ -296,11 +296,13 @@ impl Pool {
     }
 
     fn why_not(&self, id: LeaseId) -> Refusal {
-        let over = self.leases.get(&id).and_then(|it| it.over_quota.clone());
-        Refusal::Busy(over.unwrap_or_else(|| {
-            let waiting = self.queue.len().saturating_sub(1);
-            format!("no GPUs like that are free now; {waiting} requests wait")
-        }))
+        if let Some(over) = self.leases.get(&id).and_then(|it| it.over_quota.clone()) {
+            return Refusal::Quota(over);
+        }
+        let waiting = self.queue.len().saturating_sub(1);
+        Refusal::Busy(format!(
+            "no GPUs like that are free now; {waiting} requests wait"
+        ))
     }
 
     /// It waits no more.

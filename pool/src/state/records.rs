@@ -10,7 +10,7 @@ use crate::alloc::Tag;
 use crate::model::{
     Ask, Check, ClientId, GpuFacts, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage,
 };
-use crate::state::{GpuNow, Work};
+use crate::state::{GpuNow, OverQuota, Work};
 
 /// Name of a record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,8 +246,9 @@ pub(crate) struct Lease {
     /// Rises with every change that a client wants to hear of.
     #[serde(skip)]
     pub(crate) version: u64,
+    /// The limit that it waits for.
     #[serde(skip)]
-    pub(crate) over_quota: Option<String>,
+    pub(crate) over_quota: Option<Box<OverQuota>>,
 }
 
 /// Of leases that an older version has granted.
