@@ -307,6 +307,30 @@ fn tokens_are_limited_extended_disabled_and_expire() {
     assert!(gpus.contains("0.939"), "{gpus}");
 }
 
+/// What a container gets: a lease by the environment, and nothing else is asked for.
+#[test]
+fn a_reservation_is_used_through_the_environment() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    pool.token("ann", &[]);
+    let all = pool.output("ann", &["request", "-n", "2"]);
+    assert_eq!(all.status.code(), Some(0), "{}", stderr(&all));
+    let run = |lease: &str| {
+        let mut command = pool.command("ann", &["run", "--", "true"]);
+        command.env("FARCALL_LEASE", lease).output().unwrap()
+    };
+    let used = run(stdout(&all).trim());
+    assert_eq!(used.status.code(), Some(0), "{}", stderr(&used));
+    let other = run("L999");
+    assert!(
+        stderr(&other).contains("no lease L999"),
+        "{}",
+        stderr(&other)
+    );
+    let beside = pool.output("ann", &["run", "--", "true"]);
+    assert_eq!(beside.status.code(), Some(69), "{}", stderr(&beside));
+}
+
 /// Whoever gives up waiting leaves no place in the queue and no reservation behind.
 #[test]
 fn a_request_that_is_interrupted_is_given_back() {

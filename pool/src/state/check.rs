@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::{ServerId, Stage, WHOLE_PERMILLE};
-use crate::state::{Lease, Pool};
+use crate::state::{Client, Lease, Pool};
 
 impl Pool {
     /// What does not hold, in words; empty if all is well. Reads everything.
@@ -41,7 +41,29 @@ impl Pool {
         }
         self.check_gpus(&held, &mut faults);
         self.check_usage(&mut faults);
+        self.check_groups(&mut faults);
         faults
+    }
+
+    fn check_groups(&self, faults: &mut Vec<String>) {
+        for (name, group) in &self.groups {
+            let is_member = |client: &&Client| client.group.as_ref() == Some(name);
+            let members = self.clients.values().filter(is_member);
+            let sums = members.fold((0, 0), |(shares, memory), client| {
+                let held = client.used.held;
+                (shares + held.shares_permille, memory + held.memory_bytes)
+            });
+            let held = group.used.held;
+            if (held.shares_permille, held.memory_bytes) != sums {
+                faults.push(format!("group {name} holds {sums:?}, counted {held:?}"));
+            }
+            let quota = &group.quota;
+            if quota.shares_permille_max.is_some_and(|max| sums.0 > max)
+                || quota.memory_bytes_max.is_some_and(|max| sums.1 > max)
+            {
+                faults.push(format!("group {name} is over its quota: {sums:?}"));
+            }
+        }
     }
 
     fn check_gpus(&self, held: &BTreeMap<(ServerId, u16), (u64, u64)>, faults: &mut Vec<String>) {
