@@ -412,8 +412,14 @@ pub(crate) struct RunArgs {
     pub(crate) pool: PoolArgs,
     #[command(flatten)]
     pub(crate) want: WantArgs,
-    /// Use GPUs that `farcall request` has reserved
-    #[arg(long, value_name = "LEASE", env = "FARCALL_LEASE", requires = "pool")]
+    /// Use GPUs that `farcall request` has reserved; -m may limit the program further
+    #[arg(
+        long,
+        value_name = "LEASE",
+        env = "FARCALL_LEASE",
+        requires = "pool",
+        conflicts_with_all = ["devices", "share_permille", "filters", "servers", "near", "wait", "idle", "label"]
+    )]
     pub(crate) lease: Option<LeaseId>,
     /// Print a summary of the driver calls at the end, or write it to FILE as JSON
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", value_hint = ValueHint::FilePath)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Farcall, lines, stderr, stdout};
 use farcall_pool::client::{PUT, PoolClient};
 use farcall_pool::model::Settings;
-use farcall_pool::state::views::ServerView;
+use farcall_pool::state::views::{LeaseView, ServerView};
 
 /// Far more than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -307,6 +307,52 @@ fn tokens_are_limited_extended_disabled_and_expire() {
     assert!(gpus.contains("0.939"), "{gpus}");
 }
 
+/// What a container gets: a lease by the environment, and nothing else is asked for.
+#[test]
+fn a_reservation_is_used_through_the_environment() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    pool.token("ann", &[]);
+    let all = pool.output("ann", &["request", "-n", "2"]);
+    assert_eq!(all.status.code(), Some(0), "{}", stderr(&all));
+    let run = |lease: &str| {
+        let mut command = pool.command("ann", &["run", "--", "true"]);
+        command.env("FARCALL_LEASE", lease).output().unwrap()
+    };
+    let used = run(stdout(&all).trim());
+    assert_eq!(used.status.code(), Some(0), "{}", stderr(&used));
+    let other = run("L999");
+    assert!(
+        stderr(&other).contains("no lease L999"),
+        "{}",
+        stderr(&other)
+    );
+    let beside = pool.output("ann", &["run", "--", "true"]);
+    assert_eq!(beside.status.code(), Some(69), "{}", stderr(&beside));
+}
+
+/// Whoever gives up waiting leaves no place in the queue and no reservation behind.
+#[test]
+fn a_request_that_is_interrupted_is_given_back() {
+    let pool = Pool::start();
+    let _server = pool.server("s0");
+    pool.token("ann", &[]);
+    let all = pool.output("ann", &["request", "-n", "2"]);
+    assert_eq!(all.status.code(), Some(0), "{}", stderr(&all));
+    let mut waiting = pool
+        .command("ann", &["request", "--wait", "forever"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = lines(waiting.stderr.take().unwrap());
+    assert!(said.next().unwrap().contains("place 1 of 1"));
+    let pid = nix::unistd::Pid::from_raw(waiting.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    let leases: Vec<LeaseView> = pool.admin().get("/v1/leases?all=true").unwrap();
+    assert_eq!(leases.len(), 1, "{leases:?}");
+}
+
 /// What people get wrong, and the words that help them.
 #[test]
 fn what_is_typed_wrong_is_told() {
@@ -379,6 +425,32 @@ fn what_is_typed_wrong_is_told() {
             &["run", "--lease", "L999", "--", "true"],
             1,
             "no lease L999",
+        ),
+        // A lease is what it is: nothing of these would be done.
+        (&["run", "--lease", "L1", "-n", "2", "--", "true"], 2, "-n"),
+        (&["run", "--lease", "L1", "-p", "1", "--", "true"], 2, "-p"),
+        (
+            &["run", "--lease", "L1", "--wait", "1s", "--", "true"],
+            2,
+            "--wait",
+        ),
+        (
+            &["run", "--lease", "L1", "--servers", "s0", "--", "true"],
+            2,
+            "--servers",
+        ),
+        (
+            &[
+                "run",
+                "--lease",
+                "L1",
+                "--filter",
+                "gpu.sm>=9",
+                "--",
+                "true",
+            ],
+            2,
+            "--filter",
         ),
         (
             &["gpus", "--pool", "http://pool.example:7475"],

@@ -431,5 +431,6 @@ fn ask(gpus: u16, share_permille: u16) -> Ask {
         hold_ms: None,
         idle_ms: None,
         label: String::new(),
+        key: String::new(),
     }
 }

@@ -52,7 +52,9 @@ pub enum Denied {
     #[error("the lease {0} has ended: {1}")]
     Ended(LeaseId, String),
     /// It is used from elsewhere already.
-    #[error("the grant of lease {0} is in use from {1}")]
+    #[error(
+        "the grant of lease {0} is in use from {1}: get one for here from the pool, with farcall run --lease"
+    )]
     Elsewhere(LeaseId, IpAddr),
 }
 
@@ -68,8 +70,25 @@ struct GateState {
     verifier: Option<Verifier>,
     /// Leases that have ended, why, and until when their grants could be valid.
     ended: BTreeMap<LeaseId, (String, u64)>,
-    /// Where a lease is used from.
-    used_from: BTreeMap<LeaseId, IpAddr>,
+    /// Where each holder's grants are used from, and until when the last of those that were shown is valid.
+    used_from: BTreeMap<(LeaseId, String), (IpAddr, u64)>,
+}
+
+impl GateState {
+    /// A grant that somebody has copied on its way is no good elsewhere as long as it is valid. Who uses the lease from another
+    /// machine has grants of its own from the pool.
+    fn bind(&mut self, grant: &Grant, peer: IpAddr, now_ms: u64) -> Result<(), Denied> {
+        self.used_from
+            .retain(|_, (_, until_ms)| *until_ms >= now_ms);
+        let holder = (grant.lease, grant.holder.clone());
+        let until_ms = grant.expires_ms.saturating_add(SKEW_MS_MAX);
+        let (first, last_ms) = self.used_from.entry(holder).or_insert((peer, until_ms));
+        if *first != peer {
+            return Err(Denied::Elsewhere(grant.lease, *first));
+        }
+        *last_ms = until_ms.max(*last_ms);
+        Ok(())
+    }
 }
 
 impl Gate {
@@ -78,18 +97,15 @@ impl Gate {
     /// # Errors
     /// Why it is not let in.
     pub fn admit(&self, shown: Option<&[u8]>, peer: Option<IpAddr>) -> Result<Grant, Denied> {
+        let now_ms = wall_ms();
         let mut state = self.state.lock();
         let verifier = state.verifier.as_ref().ok_or(Denied::NotJoined)?;
-        let grant = verifier.verify(shown.ok_or(Denied::NoGrant)?, wall_ms())?;
+        let grant = verifier.verify(shown.ok_or(Denied::NoGrant)?, now_ms)?;
         if let Some((reason, _)) = state.ended.get(&grant.lease) {
             return Err(Denied::Ended(grant.lease, reason.clone()));
         }
-        // A grant that somebody has copied on its way is no good elsewhere while it is in use.
         if let Some(peer) = peer {
-            let first = *state.used_from.entry(grant.lease).or_insert(peer);
-            if first != peer {
-                return Err(Denied::Elsewhere(grant.lease, first));
-            }
+            state.bind(&grant, peer, now_ms)?;
         }
         Ok(grant)
     }
@@ -105,7 +121,9 @@ impl Gate {
         let until_ms = now_ms + grant_ms + 2 * SKEW_MS_MAX;
         let mut state = self.state.lock();
         state.ended.retain(|_, (_, until_ms)| *until_ms > now_ms);
-        state.used_from.remove(&order.lease);
+        state
+            .used_from
+            .retain(|(lease, _), _| *lease != order.lease);
         state
             .ended
             .insert(order.lease, (order.reason.clone(), until_ms));
@@ -269,6 +287,7 @@ impl Tie {
         let mut ending: BTreeSet<LeaseId> = BTreeSet::new();
         let mut seen = 0;
         let mut unreachable = false;
+        let mut clock = None;
         while !self.stopped.load(Ordering::SeqCst) {
             let known = self.host.load();
             let is_known = known.is_some();
@@ -289,6 +308,7 @@ impl Tie {
                 ended: ended.clone(),
                 seen,
                 wait_ms,
+                clock_ms: Some(wall_ms()),
             };
             let orders: Orders = match pool.post("/v1/renew", &body, Duration::from_millis(wait_ms))
             {
@@ -304,6 +324,13 @@ impl Tie {
             };
             if std::mem::replace(&mut unreachable, false) {
                 log::info!("the pool answers again");
+            }
+            if orders.clock != clock {
+                match &orders.clock {
+                    Some(what) => log::error!("pool: {what}"),
+                    None => log::info!("the clock is right again"),
+                }
+                clock.clone_from(&orders.clock);
             }
             seen = orders.version;
             ending.retain(|lease| !ended.contains(lease));
@@ -352,13 +379,18 @@ mod tests {
     use crate::model::LeaseId;
 
     fn grant(signer: &Signer, lease: u64) -> Vec<u8> {
+        grant_for(signer, lease, "h1", 10_000)
+    }
+
+    fn grant_for(signer: &Signer, lease: u64, holder: &str, valid_ms: u64) -> Vec<u8> {
         let grant = Grant {
             lease: LeaseId(lease),
             client: "ann".into(),
             server: "s0".into(),
             gpus: Vec::new(),
+            holder: holder.into(),
             issued_ms: wall_ms(),
-            expires_ms: wall_ms() + 10_000,
+            expires_ms: wall_ms() + valid_ms,
         };
         signer.sign(&grant).into_bytes()
     }
@@ -405,5 +437,37 @@ mod tests {
             gate.admit(Some(&one), here),
             Err(Denied::Ended(LeaseId(1), reason))
         );
+    }
+
+    /// A lease that is kept for hours is used by one machine after the other; what was copied is no good anywhere else.
+    #[test]
+    fn each_holder_of_a_lease_uses_it_from_its_own_address() {
+        let (gate, signer) = (Gate::default(), Signer::generate().unwrap());
+        let verifier = Verifier::new(&signer.public(), "s0").unwrap();
+        gate.open(verifier, &[], 10_000);
+        let [here, there, thief] = ["10.0.0.1", "10.0.0.2", "10.0.0.9"].map(|it| it.parse().ok());
+        let (one, other) = (
+            grant_for(&signer, 1, "h1", 10_000),
+            grant_for(&signer, 1, "h2", 10_000),
+        );
+        assert!(gate.admit(Some(&one), here).is_ok());
+        assert!(gate.admit(Some(&other), there).is_ok());
+        for copy in [&one, &other, &grant_for(&signer, 1, "h1", 20_000)] {
+            assert!(matches!(
+                gate.admit(Some(copy), thief),
+                Err(Denied::Elsewhere(LeaseId(1), _))
+            ));
+        }
+        // The same number of another lease is another holder.
+        assert!(gate.admit(Some(&grant(&signer, 2)), thief).is_ok());
+        // What no valid grant needs any more is not remembered.
+        let mut state = gate.state.lock();
+        assert_eq!(state.used_from.len(), 3);
+        for (_, until_ms) in state.used_from.values_mut() {
+            *until_ms = 0;
+        }
+        drop(state);
+        assert!(gate.admit(Some(&one), thief).is_ok());
+        assert_eq!(gate.state.lock().used_from.len(), 1);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +19,9 @@ use crate::store::{Store, StoreError, Version};
 const WAITING_MAX: usize = 16_384;
 /// Operations of one commit.
 const BATCH_MAX: usize = 1024;
+/// The system's time may differ so much from the pool's before it counts as set: small differences are what a clock that is being
+/// corrected has.
+const STEP_MS: u64 = 5000;
 /// Time passes in steps of this.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -49,28 +53,58 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Milliseconds since the Unix epoch that do not jump when somebody sets the clock.
-#[derive(Clone, Copy, Debug)]
+/// Milliseconds since the Unix epoch, steady: they follow the system's time only where somebody has set it. Clones are the same.
+#[derive(Clone)]
 pub struct Clock {
     start: Instant,
-    start_ms: u64,
+    start_ms: Arc<AtomicU64>,
+    wall: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl Clock {
     /// The system's time as it is now, and steady from here.
     #[must_use]
     pub fn new() -> Self {
+        Self::following(wall_ms)
+    }
+
+    /// The same of another time than the system's.
+    #[must_use]
+    pub fn following(wall: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         Self {
             start: Instant::now(),
-            start_ms: wall_ms(),
+            start_ms: Arc::new(AtomicU64::new(wall())),
+            wall: Arc::new(wall),
         }
     }
 
     /// Now.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        let passed = self.start.elapsed().as_millis();
-        self.start_ms + u64::try_from(passed).unwrap_or(u64::MAX / 2)
+        self.start_ms.load(Ordering::Relaxed) + self.passed_ms()
+    }
+
+    /// Takes the system's time over if it was set since, or the machine slept: the time before and after that.
+    fn follow(&self) -> Option<(u64, u64)> {
+        let (own_ms, wall_ms) = (self.now_ms(), (self.wall)());
+        if own_ms.abs_diff(wall_ms) <= STEP_MS {
+            return None;
+        }
+        let start_ms = wall_ms.saturating_sub(self.passed_ms());
+        self.start_ms.store(start_ms, Ordering::Relaxed);
+        Some((own_ms, self.now_ms()))
+    }
+
+    fn passed_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock")
+            .field("start_ms", &self.start_ms)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,10 +143,21 @@ impl Core {
     /// # Errors
     /// The store or one of its records cannot be read.
     pub fn start(
-        mut store: Box<dyn Store>,
+        store: Box<dyn Store>,
         on_end: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) -> Result<Self, StartError> {
-        let clock = Clock::new();
+        Self::start_with(store, Clock::new(), on_end)
+    }
+
+    /// The same with this clock.
+    ///
+    /// # Errors
+    /// As [`Core::start`].
+    pub fn start_with(
+        mut store: Box<dyn Store>,
+        clock: Clock,
+        on_end: impl FnOnce(Result<(), StoreError>) + Send + 'static,
+    ) -> Result<Self, StartError> {
         let (version, records) = store.load()?;
         let pool = Pool::load(records, clock.now_ms())?;
         let (jobs, incoming) = sync_channel(WAITING_MAX);
@@ -125,7 +170,7 @@ impl Core {
             store,
             version,
             topics: topics.clone(),
-            clock,
+            clock: clock.clone(),
         };
         let builder = std::thread::Builder::new().name("pool".to_owned());
         builder
@@ -248,7 +293,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// Until nobody can ask any more, or the store fails: what is not durable is not answered.
+    /// Until nobody can ask any more, or the store fails: what is not durable, or not so any more, is not answered.
     fn run(mut self, incoming: &Receiver<Job>) -> Result<(), StoreError> {
         let mut next_tick = Instant::now();
         let mut replies: Vec<Reply> = Vec::new();
@@ -266,13 +311,18 @@ impl Thread {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if Instant::now() >= next_tick {
-                self.pool.tick(now_ms);
+                self.follow_clock();
+                self.pool.tick(self.clock.now_ms());
                 next_tick = Instant::now() + TICK;
             }
             let changes = self.pool.take_changes();
             if !changes.is_empty() {
                 self.version = self.store.commit(self.version, &changes)?;
                 self.topics.changes.send_modify(|count| *count += 1);
+            }
+            if !replies.is_empty() {
+                // A node that was stopped for a while may not know yet that another leads.
+                self.store.check_current()?;
             }
             for reply in replies.drain(..) {
                 reply();
@@ -285,5 +335,94 @@ impl Thread {
                 }
             }
         }
+    }
+
+    fn follow_clock(&mut self) {
+        if let Some((before_ms, now_ms)) = self.clock.follow() {
+            let (by_ms, to) = (
+                before_ms.abs_diff(now_ms),
+                if now_ms > before_ms { "on" } else { "back" },
+            );
+            log::warn!(
+                "the clock of this machine was put {to} by {} s",
+                by_ms / 1000
+            );
+            self.pool.clock_was_set(before_ms, now_ms);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::{Clock, Core, STEP_MS, Unavailable};
+    use crate::state::Change;
+    use crate::store::{MemoryStore, Records, Store, StoreError, Version};
+
+    #[test]
+    fn a_clock_that_is_set_is_followed_and_one_that_is_corrected_is_not() {
+        let wall = Arc::new(AtomicU64::new(1_000_000));
+        let read = wall.clone();
+        let clock = Clock::following(move || read.load(Ordering::SeqCst));
+        let core = Core::start_with(Box::new(MemoryStore::default()), clock.clone(), |_| {});
+        let core = core.unwrap();
+        wall.store(1_000_000 + STEP_MS - 1000, Ordering::SeqCst);
+        assert_eq!(clock.follow(), None);
+        for set_ms in [5_000_000, 2_000_000] {
+            wall.store(set_ms, Ordering::SeqCst);
+            // It looks a few times a second.
+            let began = Instant::now();
+            while core.now_ms().abs_diff(set_ms) > STEP_MS {
+                assert!(
+                    began.elapsed() < Duration::from_secs(60),
+                    "{}",
+                    core.now_ms()
+                );
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            let told = core.call_blocking(|_, now_ms| now_ms).unwrap();
+            assert!(told.abs_diff(set_ms) <= STEP_MS);
+        }
+    }
+
+    /// What one that leads no more knows.
+    #[derive(Default)]
+    struct Deposed(MemoryStore, Arc<AtomicU64>);
+
+    impl Store for Deposed {
+        fn load(&mut self) -> Result<Records, StoreError> {
+            self.0.load()
+        }
+
+        fn commit(&mut self, at: Version, changes: &[Change]) -> Result<Version, StoreError> {
+            self.0.commit(at, changes)
+        }
+
+        fn check_current(&self) -> Result<(), StoreError> {
+            match self.1.load(Ordering::SeqCst) {
+                0 => Ok(()),
+                _ => Err(StoreError::Failed {
+                    path: String::new(),
+                    why: "deposed".to_owned(),
+                }),
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_be_deposed_answers_nothing_not_even_what_it_only_reads() {
+        let store = Deposed::default();
+        let (is_deposed, ends) = (store.1.clone(), std::sync::mpsc::channel());
+        let core = Core::start(Box::new(store), move |end| drop(ends.0.send(end.is_err())));
+        let core = core.unwrap();
+        assert!(core.call_blocking(|pool, _| pool.all_records()).is_ok());
+        is_deposed.store(1, Ordering::SeqCst);
+        let told = core.call_blocking(|pool, _| pool.all_records());
+        assert_eq!(told, Err(Unavailable::Stopped));
+        assert_eq!(ends.1.recv(), Ok(true));
     }
 }

@@ -16,6 +16,8 @@ const CONTEXT: &[u8] = b"farcall grant v1\0";
 const PREFIX: &str = "fcg1";
 /// Clocks may differ by so much.
 pub const SKEW_MS_MAX: u64 = 60_000;
+/// Longest name of a holder.
+pub const HOLDER_BYTES_MAX: usize = 64;
 /// Longest text of a grant.
 pub const GRANT_BYTES_MAX: usize = 8192;
 
@@ -42,6 +44,10 @@ pub struct Grant {
     pub server: String,
     /// GPUs there, in the order of the program's ordinals.
     pub gpus: Vec<GrantedGpu>,
+    /// Who uses the lease with it: a number that a client draws for each use. Grants of one holder are good from one address; empty
+    /// where the client did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub holder: String,
     /// When it was signed.
     pub issued_ms: u64,
     /// No session can be opened with it after that.
@@ -191,6 +197,7 @@ mod tests {
                 memory_bytes: 1 << 30,
                 share_permille: 500,
             }],
+            holder: "h1".into(),
             issued_ms: 1_000_000,
             expires_ms: 1_600_000,
         }

@@ -16,6 +16,8 @@ use crate::filter::Filter;
 pub const WHOLE_PERMILLE: u16 = 1000;
 /// GPUs that one server can have.
 pub const SERVER_GPUS_MAX: usize = 64;
+/// Servers that one lease can have GPUs of: as many as one program can use.
+pub const LEASE_SERVERS_MAX: usize = 16;
 /// GPUs that one request can ask for.
 pub const ASK_GPUS_MAX: u16 = 1024;
 
@@ -184,6 +186,10 @@ pub struct Ask {
     /// What it is for, shown to people.
     #[serde(default)]
     pub label: String,
+    /// Drawn by the client, 64 letters, digits and `-_` at most: a request that comes again with the same key is the same request, and
+    /// has the same lease as long as that waits or is held. Empty = each is another.
+    #[serde(default)]
+    pub key: String,
 }
 
 fn whole() -> u16 {

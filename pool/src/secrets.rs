@@ -56,6 +56,16 @@ pub fn hash(secret: &str) -> String {
         .collect()
 }
 
+/// A name that nobody else has drawn: 128 random bits as text. No secret.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn random_name() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    fill(&mut bytes)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
 pub(crate) fn fill(bytes: &mut [u8]) -> std::io::Result<()> {
     getrandom::fill(bytes).map_err(std::io::Error::other)
 }

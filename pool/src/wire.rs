@@ -42,6 +42,9 @@ pub struct RenewLease {
     pub seen: u64,
     /// How long to wait for that; at most 30 s.
     pub wait_ms: u64,
+    /// Whom the grants are for: a number drawn for each use of the lease, 64 letters and digits at most. Servers let one holder in from
+    /// one address only.
+    pub holder: String,
 }
 
 /// A server joins or comes back. Its token is a join token or its credential.
@@ -83,6 +86,8 @@ pub struct RenewServer {
     pub seen: u64,
     /// How long to wait for that; at most 30 s.
     pub wait_ms: u64,
+    /// Its clock; nothing where the server does not say.
+    pub clock_ms: Option<u64>,
 }
 
 /// What a server is to do.
@@ -92,6 +97,9 @@ pub struct Orders {
     pub end: Vec<EndOrder>,
     /// Rises when there is something new.
     pub version: u64,
+    /// What is wrong with the server's clock: by more than a minute, grants are refused.
+    #[serde(default)]
+    pub clock: Option<String>,
 }
 
 /// A secret, shown this once.

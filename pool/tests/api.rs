@@ -11,11 +11,13 @@ use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::core::{Core, wall_ms};
 use farcall_pool::grant::{Signer, Verifier};
 use farcall_pool::history::{History, Series};
-use farcall_pool::model::Stage;
+use farcall_pool::model::{Outcome, ServerFacts, Stage};
 use farcall_pool::state::Role;
+use farcall_pool::state::views::ServerView;
 use farcall_pool::store::MemoryStore;
 use farcall_pool::wire::{
-    LeaseAnswer, NewPassword, NewSecret, Orders, Register, Registered, RenewLease, RenewServer,
+    LeaseAnswer, NewJoin, NewPassword, NewSecret, Orders, Register, Registered, RenewLease,
+    RenewServer,
 };
 use serde_json::{Value, json};
 
@@ -115,7 +117,7 @@ fn a_lease_from_the_queue_to_its_end() {
     let (server, registered) = world.join("s0");
     let admin = world.admin();
     let first: LeaseAnswer = admin
-        .post("/v1/leases", &ask(2, 1000), Duration::ZERO)
+        .post("/v1/leases?holder=h0", &ask(2, 1000), Duration::ZERO)
         .unwrap();
     assert_eq!(first.lease.stage, Stage::Held);
     let verifier = Verifier::new(&registered.grant_key, "s0").unwrap();
@@ -123,6 +125,15 @@ fn a_lease_from_the_queue_to_its_end() {
         .verify(first.grants[0].token.as_bytes(), wall_ms())
         .unwrap();
     assert_eq!((grant.lease, grant.gpus.len()), (first.lease.lease, 2));
+    // Each way to a grant says whom it is for.
+    let holder_of = |answer: &LeaseAnswer| {
+        let token = answer.grants[0].token.as_bytes();
+        verifier.verify(token, wall_ms()).unwrap().holder
+    };
+    assert_eq!(holder_of(&first), "h0");
+    let shown = admin.get("/v1/leases/L1?holder=h1").unwrap();
+    assert_eq!(holder_of(&shown), "h1");
+    assert_eq!(holder_of(&admin.get("/v1/leases/L1").unwrap()), "");
 
     let refused = admin.post::<LeaseAnswer>("/v1/leases", &ask(1, 500), Duration::ZERO);
     assert_eq!(refused.unwrap_err().status(), Some(409));
@@ -139,6 +150,7 @@ fn a_lease_from_the_queue_to_its_end() {
     let renewal = RenewLease {
         seen: second.lease.version,
         wait_ms: 30_000,
+        holder: "h2".to_owned(),
     };
     let waiting = {
         let admin = admin.clone();
@@ -168,6 +180,7 @@ fn a_lease_from_the_queue_to_its_end() {
         (granted.lease.stage, granted.grants.len()),
         (Stage::Held, 1)
     );
+    assert_eq!(holder_of(&granted), "h2");
 }
 
 #[test]
@@ -191,6 +204,58 @@ fn a_clock_that_is_wrong_is_named() {
     };
     assert!(problem.kind.ends_with(":clock"), "{problem:?}");
     assert!(problem.detail.contains("ahead"), "{problem:?}");
+    // One that goes wrong later is named, too, to the server and to who looks at it; what runs there goes on.
+    let renew = |clock_ms| {
+        let body = RenewServer {
+            clock_ms: Some(clock_ms),
+            ..RenewServer::default()
+        };
+        let orders: Orders = server.post("/v1/renew", &body, Duration::ZERO).unwrap();
+        let servers: Vec<ServerView> = world.admin().get("/v1/servers").unwrap();
+        let checks = servers[0].load.checks.iter();
+        let failed = checks.filter(|it| it.outcome == Outcome::Failed).count();
+        (orders.clock, failed)
+    };
+    assert_eq!(renew(wall_ms() + 50_000), (None, 0));
+    let (what, failed) = renew(wall_ms() - 120_000);
+    assert!(what.unwrap().contains("behind"));
+    assert_eq!(failed, 1);
+    assert_eq!(renew(wall_ms()), (None, 0));
+}
+
+/// A server that tries again and again with a name that is taken leaves the token to the others.
+#[test]
+fn a_server_that_is_refused_uses_no_join_token_up() {
+    let world = World::new();
+    let (_server, _) = world.join("s0");
+    let new = NewJoin {
+        name: "two".to_owned(),
+        valid_ms: 60_000,
+        uses: 2,
+    };
+    let join: NewSecret = world
+        .admin()
+        .post("/v1/joins", &new, Duration::ZERO)
+        .unwrap();
+    let register = |facts| {
+        let body = Register {
+            server: facts,
+            clock_ms: wall_ms(),
+        };
+        let joining = world.client(&join.token);
+        joining.post::<Registered>("/v1/register", &body, Duration::ZERO)
+    };
+    for _ in 0..3 {
+        assert_eq!(register(facts("s0")).unwrap_err().status(), Some(409));
+        let no_gpus = ServerFacts {
+            gpus: Vec::new(),
+            ..facts("s1")
+        };
+        assert_eq!(register(no_gpus).unwrap_err().status(), Some(422));
+    }
+    assert!(register(facts("s1")).is_ok());
+    assert!(register(facts("s2")).is_ok());
+    assert_eq!(register(facts("s3")).unwrap_err().status(), Some(401));
 }
 
 #[test]

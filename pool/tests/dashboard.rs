@@ -82,6 +82,7 @@ fn large(admin: &str) -> Pool {
             hold_ms: None,
             idle_ms: None,
             label: "train".to_owned(),
+            key: String::new(),
         };
         pool.ask(now_ms, clients[index * 7 % CLIENTS], ask, false)
             .unwrap();

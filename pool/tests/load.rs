@@ -57,6 +57,7 @@ fn world() -> (Pool, ServerId, LeaseId) {
         hold_ms: None,
         idle_ms: None,
         label: String::new(),
+        key: String::new(),
     };
     pool.ask(NOW_MS, client, ask, false).unwrap();
     let lease = pool.lease_views(None, false)[0].lease;

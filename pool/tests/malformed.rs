@@ -3,8 +3,11 @@
 
 mod common;
 
-use common::facts;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use common::setting::{Setting, full_body, place};
+use common::{World, facts};
 use farcall_pool::core::wall_ms;
 use serde_json::{Value, json};
 
@@ -461,4 +464,55 @@ fn no_whole_numbers() -> impl Iterator<Item = Value> {
 fn is_or_is_in(found: &str, field: &str) -> bool {
     let rest = found.strip_prefix(field);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+}
+
+/// Below HTTP there is nobody yet who could name a field: the connection ends with a status alone, and the pool goes on.
+#[test]
+fn what_is_no_request_ends_its_connection_and_nothing_else() {
+    let world = World::new();
+    let many = "x-header: value\r\n".repeat(200);
+    let cases = [
+        ("nonsense\r\n\r\n".to_owned(), Some(400)),
+        ("GET / HTTP/9.9\r\nhost: pool\r\n\r\n".to_owned(), Some(400)),
+        (
+            "GET /\u{1} HTTP/1.1\r\nhost: pool\r\n\r\n".to_owned(),
+            Some(400),
+        ),
+        (format!("GET / HTTP/1.1\r\n{many}\r\n"), Some(431)),
+        (
+            format!("GET /{} HTTP/1.1\r\nhost: pool\r\n\r\n", "a".repeat(70_000)),
+            Some(414),
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)),
+            Some(431),
+        ),
+        (
+            "\u{16}\u{3}\u{1} what TLS begins with\r\n\r\n".to_owned(),
+            Some(400),
+        ),
+    ];
+    for (request, status) in cases {
+        let mut stream = TcpStream::connect(world.address).unwrap();
+        // What is refused unread may not find a reader, nor its answer one.
+        let _ = stream.write_all(request.as_bytes());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer).unwrap();
+        let told = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|it| it.parse::<u16>().ok());
+        let shown = &request[..request.len().min(60)];
+        assert!(
+            told == status || answer.is_empty() && request.len() > 100_000,
+            "{shown}: {answer}"
+        );
+        assert!(
+            answer.is_empty() || answer.ends_with("\r\n\r\n"),
+            "{shown}: {answer}"
+        );
+        assert_eq!(world.raw("GET", "/v1/health", None, b"").0, 200);
+    }
 }

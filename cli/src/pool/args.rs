@@ -51,6 +51,9 @@ pub(crate) struct WantArgs {
     /// Give it up if it is unused for so long [default: the pool's]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) idle: Option<Duration>,
+    /// What it is for, shown to others [default: the command and, if that is no option, its first argument]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
 }
 
 /// `farcall request`.
@@ -77,14 +80,6 @@ pub(crate) struct RequestArgs {
     /// Keep it for so long at most: 30m, 8h
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub(crate) hold: Option<Duration>,
-    /// What it is for, shown to others
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub(crate) label: String,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,14 +5,15 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use farcall_pool::client::{ClientError, PoolClient};
 use farcall_pool::model::{Ask, LeaseId, Purpose, Stage};
 use farcall_pool::wire::{LeaseAnswer, RenewLease, SignedGrant};
+use nix::sys::signal::{SigSet, Signal};
 use tempfile::TempDir;
 
 use super::args::{PoolArgs, RequestArgs, WantArgs};
@@ -24,6 +25,8 @@ use crate::failure::{Failure, code};
 const PROGRESS: Duration = Duration::from_secs(2);
 /// Between attempts to reach a pool that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+// What a pool grants, a program can use.
+const _: () = assert!(farcall_pool::model::LEASE_SERVERS_MAX == farcall_config::SERVERS_MAX);
 
 /// GPUs that are held for a command.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(crate) struct Held {
     pool: PoolClient,
     answer: LeaseAnswer,
     grants: Vec<SignedGrant>,
+    /// Whom the grants are for: this use of the lease.
+    holder: String,
     /// Whether it is given back in the end: a reservation is not.
     ours: bool,
     /// Holds the grants' file.
@@ -53,13 +58,12 @@ pub(crate) fn hold(
     label: &str,
 ) -> Result<Held, Failure> {
     let pool = client(pool)?;
+    let holder = random_name()?;
     let answer = match lease {
-        Some(lease) => pool
-            .get(&format!("/v1/leases/{lease}"))
-            .map_err(|error| failure(&error))?,
+        Some(lease) => renewed(&pool, lease, &holder)?,
         None => {
             let ask = ask(want, gpus(share)?, share.memory_bytes, label);
-            ask_and_wait(&pool, &ask, want.wait)?
+            ask_and_wait(&pool, &ask, want.wait, &holder, |_| {})?
         }
     };
     let private = tempfile::Builder::new().prefix("farcall-").tempdir();
@@ -73,6 +77,7 @@ pub(crate) fn hold(
         pool,
         answer,
         grants,
+        holder,
         ours: lease.is_none(),
         private,
         keeper: None,
@@ -89,6 +94,7 @@ impl Held {
             seen: self.answer.lease.version,
             within_ms: self.answer.renew_within_ms,
             lease: self.answer.lease.lease,
+            holder: self.holder.clone(),
             stopped: stopped.clone(),
             warned: None,
         };
@@ -154,6 +160,7 @@ struct Watch {
     seen: u64,
     within_ms: u64,
     lease: LeaseId,
+    holder: String,
     stopped: Arc<AtomicBool>,
     warned: Option<String>,
 }
@@ -165,6 +172,7 @@ impl Watch {
             let body = RenewLease {
                 seen: self.seen,
                 wait_ms: self.within_ms,
+                holder: self.holder.clone(),
             };
             let path = format!("/v1/leases/{}/renew", self.lease);
             let wait = Duration::from_millis(self.within_ms);
@@ -221,12 +229,15 @@ impl Watch {
 /// `farcall request`.
 pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
     let pool = client(&args.pool)?;
+    let asked = GiveBack::on_signals(&pool)?;
     let ask = Ask {
         purpose: Purpose::Reservation,
         hold_ms: args.hold.filter(|hold| *hold != Duration::MAX).map(ms),
-        ..ask(&args.want, args.gpus, args.memory_bytes, &args.label)
+        ..ask(&args.want, args.gpus, args.memory_bytes, "")
     };
-    let answer = ask_and_wait(&pool, &ask, args.want.wait)?;
+    let answer = ask_and_wait(&pool, &ask, args.want.wait, "", |lease| asked.keep(lease))?;
+    // A pool takes back what nobody says to have heard of.
+    let answer = renewed(&pool, answer.lease.lease, "")?;
     let out = &mut std::io::stdout().lock();
     crate::failure::written(if args.json {
         serde_json::to_writer_pretty(&mut *out, &answer.lease)
@@ -235,6 +246,45 @@ pub(crate) fn request(args: &RequestArgs) -> Result<ExitCode, Failure> {
     } else {
         writeln!(out, "{}", answer.lease.lease)
     })
+}
+
+/// What is given back when a signal ends the process.
+#[derive(Clone, Default)]
+struct GiveBack(Arc<Mutex<Option<LeaseId>>>);
+
+impl GiveBack {
+    /// From here on signals that end a process give back first what it has asked for. Starts a thread.
+    fn on_signals(pool: &PoolClient) -> Result<Self, Failure> {
+        let failed = |error: String| Failure::new(code::FAILED, error, "this should not happen");
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .collect();
+        // In every thread that is started from here on.
+        set.thread_block()
+            .map_err(|error| failed(error.to_string()))?;
+        let (kept, pool) = (Self::default(), pool.clone());
+        let shared = kept.clone();
+        let thread = std::thread::Builder::new().name("signals".to_owned());
+        let thread = thread.spawn(move || {
+            if let Ok(signal) = set.wait() {
+                let lease = shared.0.lock().ok().and_then(|lease| *lease);
+                if let Some(lease) = lease {
+                    let path = format!("/v1/leases/{lease}");
+                    // It lapses by itself if this does not arrive.
+                    let _ = pool.order::<()>(farcall_pool::client::DELETE, &path, None);
+                }
+                std::process::exit(128 + signal as i32);
+            }
+        });
+        thread.map_err(|error| failed(error.to_string()))?;
+        Ok(kept)
+    }
+
+    fn keep(&self, lease: LeaseId) {
+        if let Ok(mut kept) = self.0.lock() {
+            *kept = Some(lease);
+        }
+    }
 }
 
 fn ask(want: &WantArgs, gpus: u16, memory_bytes: Option<u64>, label: &str) -> Ask {
@@ -249,7 +299,14 @@ fn ask(want: &WantArgs, gpus: u16, memory_bytes: Option<u64>, label: &str) -> As
         purpose: Purpose::Run,
         hold_ms: None,
         idle_ms: want.idle.filter(|idle| *idle != Duration::MAX).map(ms),
-        label: label.chars().take(100).collect(),
+        key: String::new(),
+        label: want
+            .label
+            .as_deref()
+            .unwrap_or(label)
+            .chars()
+            .take(100)
+            .collect(),
     }
 }
 
@@ -270,11 +327,19 @@ fn ask_and_wait(
     pool: &PoolClient,
     ask: &Ask,
     wait: Option<Duration>,
+    holder: &str,
+    asked: impl FnOnce(LeaseId),
 ) -> Result<LeaseAnswer, Failure> {
-    let path = format!("/v1/leases?wait={}", wait.is_some());
+    // Another node may be asked again where the answer of the first does not come.
+    let ask = Ask {
+        key: random_name()?,
+        ..ask.clone()
+    };
+    let path = format!("/v1/leases?wait={}&holder={holder}", wait.is_some());
     let mut answer: LeaseAnswer = pool
-        .post(&path, ask, Duration::ZERO)
+        .post(&path, &ask, Duration::ZERO)
         .map_err(|error| failure(&error))?;
+    asked(answer.lease.lease);
     let deadline = Instant::now().checked_add(wait.unwrap_or_default());
     let mut progress = Progress::new();
     while answer.lease.stage == Stage::Queued {
@@ -288,6 +353,7 @@ fn ask_and_wait(
         let body = RenewLease {
             seen: answer.lease.version,
             wait_ms: ms(wait).max(1),
+            holder: holder.to_owned(),
         };
         let path = format!("/v1/leases/{}/renew", answer.lease.lease);
         match pool.post(&path, &body, wait) {
@@ -309,6 +375,25 @@ fn ask_and_wait(
             "ask again",
         )),
     }
+}
+
+/// A lease that is there already, with grants for this holder.
+fn renewed(pool: &PoolClient, lease: LeaseId, holder: &str) -> Result<LeaseAnswer, Failure> {
+    let body = RenewLease {
+        holder: holder.to_owned(),
+        ..RenewLease::default()
+    };
+    let path = format!("/v1/leases/{lease}/renew");
+    pool.post(&path, &body, Duration::ZERO)
+        .map_err(|error| failure(&error))
+}
+
+/// A name that nobody else has.
+fn random_name() -> Result<String, Failure> {
+    farcall_pool::secrets::random_name().map_err(|error| {
+        let what = format!("the system has no randomness: {error}");
+        Failure::new(code::FAILED, what, "this should not happen")
+    })
 }
 
 fn give_up(pool: &PoolClient, answer: &LeaseAnswer) -> Result<LeaseAnswer, Failure> {

@@ -34,18 +34,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         };
         return run_on(args, &args.server, &share, None);
     }
-    let label: Vec<_> = args
-        .command
-        .iter()
-        .map(|word| word.to_string_lossy())
-        .collect();
-    let mut held = pool::hold(
-        &args.pool,
-        &args.want,
-        &args.share,
-        args.lease,
-        &label.join(" "),
-    )?;
+    let label = label(&args.command);
+    let mut held = pool::hold(&args.pool, &args.want, &args.share, args.lease, &label)?;
     // Before the thread that keeps the lease is started: it shall get none of them.
     let outcome = Signals::block().and_then(|signals| {
         held.keep()?;
@@ -54,6 +44,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     });
     held.release();
     outcome
+}
+
+/// What others are shown of a command: its name and what it runs (`python train.py`), and nothing that may be a secret, as values of
+/// options are.
+fn label(command: &[OsString]) -> String {
+    let words = command.iter().map(|word| word.to_string_lossy());
+    let shown = words.enumerate();
+    let shown = shown.take_while(|(at, word)| *at == 0 || *at == 1 && !word.starts_with('-'));
+    let shown: Vec<_> = shown.map(|(_, word)| word).collect();
+    shown.join(" ")
 }
 
 /// Runs the command with this server and share.
@@ -168,6 +168,27 @@ fn cannot_run(program: &OsString, error: &std::io::Error) -> Failure {
                 format!("cannot run {name}: {error}"),
                 advice,
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::label;
+
+    #[test]
+    fn what_others_are_shown_of_a_command() {
+        for (command, shown) in [
+            (
+                &["python", "train.py", "--key", "secret"][..],
+                "python train.py",
+            ),
+            (&["python", "-m", "train", "secret"], "python"),
+            (&["./vecadd"], "./vecadd"),
+            (&["serve", "--api-key=secret"], "serve"),
+        ] {
+            let command: Vec<_> = command.iter().map(Into::into).collect();
+            assert_eq!(label(&command), shown);
         }
     }
 }

@@ -2,9 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::process::{ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use tempfile::TempDir;
@@ -65,7 +65,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-pub(crate) fn lines(stdout: ChildStdout) -> impl Iterator<Item = String> {
+pub(crate) fn lines(stdout: impl Read) -> impl Iterator<Item = String> {
     BufReader::new(stdout).lines().map(Result::unwrap)
 }
 

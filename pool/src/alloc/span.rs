@@ -1,12 +1,13 @@
-//! A request that no one server can hold: the fewest servers, and of such sets the one under the lowest switch.
+//! A request that no one server can hold: the fewest servers, and of such sets the one under the lowest switch, the nearest to
+//! the client.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::cluster::Cluster;
-use super::place::{Wanted, fitting, pieces};
-use crate::model::{Piece, SERVER_GPUS_MAX, ServerId};
+use super::place::{Wanted, fitting, hops, pieces};
+use crate::model::{LEASE_SERVERS_MAX, Piece, SERVER_GPUS_MAX, ServerId};
 
 /// A server and how many of its GPUs fit.
 type Room = (ServerId, usize);
@@ -25,7 +26,7 @@ pub(crate) fn place(cluster: &Cluster, wanted: &Wanted<'_>) -> Option<Vec<Piece>
     if rooms.iter().map(|(_, room)| room).sum::<usize>() < count {
         return None;
     }
-    let chosen = choose(cluster, &rooms, count)?;
+    let chosen = choose(cluster, &rooms, count, wanted.near)?;
     let mut placed = Vec::with_capacity(count);
     for (server, _) in chosen {
         let node = cluster.node(server)?;
@@ -37,7 +38,7 @@ pub(crate) fn place(cluster: &Cluster, wanted: &Wanted<'_>) -> Option<Vec<Piece>
 }
 
 /// The best set over all switches that have enough below them.
-fn choose(cluster: &Cluster, rooms: &[Room], count: usize) -> Option<Vec<Room>> {
+fn choose(cluster: &Cluster, rooms: &[Room], count: usize, near: &[u32]) -> Option<Vec<Room>> {
     let mut below: BTreeMap<&[u32], Vec<Room>> = BTreeMap::new();
     for (server, room) in rooms {
         let switch = cluster.node(*server).map_or(&[][..], |node| &node.switch);
@@ -49,17 +50,18 @@ fn choose(cluster: &Cluster, rooms: &[Room], count: usize) -> Option<Vec<Room>> 
     let sets = below.into_iter().filter_map(|(prefix, rooms)| {
         let set = fewest(rooms, count)?;
         let spare: usize = set.iter().map(|(_, room)| room).sum::<usize>() - count;
-        Some(((set.len(), Reverse(prefix.len()), spare), set))
+        let score = (set.len(), Reverse(prefix.len()), hops(near, prefix), spare);
+        Some((score, set))
     });
     sets.min_by_key(|(score, _)| *score).map(|(_, set)| set)
 }
 
-/// The largest rooms until it is enough; the last is the smallest that is.
+/// The largest rooms until it is enough; the last is the smallest that is. `None`: they are not enough, or too many servers.
 fn fewest(mut rooms: Vec<Room>, count: usize) -> Option<Vec<Room>> {
     rooms.sort_by_key(|(server, room)| (Reverse(*room), *server));
     let mut missing = count;
     let mut chosen = Vec::new();
-    for (index, (server, room)) in rooms.iter().enumerate() {
+    for (index, (server, room)) in rooms.iter().enumerate().take(LEASE_SERVERS_MAX) {
         if *room >= missing {
             let last = rooms[index..]
                 .iter()
@@ -156,5 +158,31 @@ mod tests {
         assert_eq!(servers(&some, 8, &[]), Some(vec![0, 1]), "two servers");
         assert_eq!(servers(&some, 15, &[]).unwrap().len(), 5);
         assert_eq!(servers(&some, 16, &[]), None);
+    }
+
+    #[test]
+    fn of_equal_sets_the_nearest() {
+        let some = cluster(&[
+            (4, &[1, 1]),
+            (4, &[1, 1]),
+            (4, &[2, 1]),
+            (4, &[2, 1]),
+            (4, &[3, 1]),
+            (4, &[3, 1]),
+        ]);
+        for hall in [1, 2, 3] {
+            let first = 2 * (hall - 1);
+            assert_eq!(servers(&some, 8, &[hall, 2]), Some(vec![first, first + 1]));
+        }
+    }
+
+    #[test]
+    fn as_many_servers_as_a_program_can_use() {
+        let some = cluster(&[(1, &[1, 1]); 40]);
+        assert_eq!(servers(&some, 16, &[]).unwrap().len(), 16);
+        assert_eq!(servers(&some, 17, &[]), None);
+        let mut larger = some;
+        larger.nodes[30].gpus[1].share_free_permille = 1000;
+        assert_eq!(servers(&larger, 17, &[]).unwrap().len(), 16);
     }
 }

@@ -12,7 +12,7 @@ use super::App;
 use super::problem::Refused;
 use crate::model::{ClientId, ServerId};
 use crate::secrets::{SecretKind, hash};
-use crate::state::{Refusal, Role};
+use crate::state::{Refusal, Role, unknown_server};
 
 /// A JSON body.
 #[derive(Debug)]
@@ -192,9 +192,7 @@ impl FromRequestParts<App> for Member {
             .core
             .call(move |pool, _| pool.server_by_credential(&asked))
             .await?;
-        let server = found.ok_or_else(|| {
-            Refusal::Unauthorized("the pool does not know this server any more".to_owned())
-        })?;
+        let server = found.ok_or_else(unknown_server)?;
         Ok(Self(server, hash))
     }
 }

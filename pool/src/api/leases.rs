@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +15,7 @@ use super::extract::{Caller, Named, Options, Sent};
 use super::problem::{Failures, Refused};
 use super::{App, wait};
 use crate::core::Look;
-use crate::grant::{Grant, GrantedGpu, Signer};
+use crate::grant::{Grant, GrantedGpu, HOLDER_BYTES_MAX};
 use crate::model::{Ask, LeaseId, Stage};
 use crate::state::views::LeaseView;
 use crate::state::{Pool, Refusal, Topic};
@@ -29,6 +31,18 @@ pub(crate) struct AskOptions {
     /// Whether it waits in the queue if it does not fit now.
     #[serde(default)]
     wait: bool,
+    /// Whom the grants are for: a number drawn for each use of the lease.
+    #[serde(default)]
+    holder: String,
+}
+
+/// For whom a lease is shown.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShowOptions {
+    /// Whom the grants are for: a number drawn for each use of the lease.
+    #[serde(default)]
+    holder: String,
 }
 
 /// Which leases.
@@ -56,11 +70,12 @@ pub(crate) async fn ask(
     Sent(ask): Sent<Ask>,
 ) -> Result<(StatusCode, Json<LeaseAnswer>), Refused> {
     caller.may_ask()?;
+    check_holder(&options.holder)?;
     let asked = app.core.call(move |pool, now_ms| {
         let outcome = pool.ask(now_ms, caller.client, ask, options.wait)?;
         found(pool, outcome.lease)
     });
-    let answer = answer(&app, asked.await??);
+    let answer = answer(&app, asked.await??, &options.holder);
     let status = if answer.lease.stage == Stage::Queued {
         StatusCode::ACCEPTED
     } else {
@@ -89,8 +104,8 @@ pub(crate) async fn list(
     Ok(Json(views.await?))
 }
 
-/// Show a lease, with its grants.
-#[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path)), responses(
+/// Show a lease, with its grants. Its client acknowledges it with that.
+#[utoipa::path(get, path = "/v1/leases/{lease}", tag = "leases", params(("lease" = String, Path), ShowOptions), responses(
     (status = 200, description = "The lease", body = LeaseAnswer),
     Failures
 ))]
@@ -98,9 +113,12 @@ pub(crate) async fn show(
     State(app): State<App>,
     caller: Caller,
     Named(lease): Named,
+    Options(options): Options<ShowOptions>,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
+    check_holder(&options.holder)?;
     let seen = app.core.call(move |pool, _| {
+        pool.acknowledge(caller.client, id);
         let view = found(pool, id)?;
         let own = pool.lease_views(Some(caller.client), true);
         if caller.sees_all().is_err() && !own.iter().any(|lease| lease.lease == id) {
@@ -108,10 +126,11 @@ pub(crate) async fn show(
         }
         Ok(view)
     });
-    Ok(Json(answer(&app, seen.await??)))
+    Ok(Json(answer(&app, seen.await??, &options.holder)))
 }
 
-/// Say that the client is there, and wait for news.
+/// Say that the client is there, and wait for news. A lease that is not renewed or shown within the time after it was granted is taken back,
+/// a reservation, too: its client may not have heard of it.
 #[utoipa::path(post, path = "/v1/leases/{lease}/renew", tag = "leases", params(("lease" = String, Path)),
     request_body = RenewLease, responses(
     (status = 200, description = "The lease, with fresh grants", body = LeaseAnswer),
@@ -124,8 +143,14 @@ pub(crate) async fn renew(
     Sent(renewal): Sent<RenewLease>,
 ) -> Result<Json<LeaseAnswer>, Refused> {
     let id = lease_id(&lease)?;
+    check_holder(&renewal.holder)?;
     let client = caller.client;
+    // What becomes of it while this request waits, the client may never hear.
+    let is_first = Arc::new(AtomicBool::new(true));
     let look = move |pool: &mut Pool, now_ms: u64| {
+        if is_first.swap(false, Ordering::Relaxed) {
+            pool.acknowledge(client, id);
+        }
         let view = pool
             .renew(now_ms, client, id)
             .and_then(|()| found(pool, id));
@@ -139,7 +164,7 @@ pub(crate) async fn renew(
     let followed = app
         .core
         .follow(Topic::Lease(id), wait(renewal.wait_ms), look);
-    Ok(Json(answer(&app, followed.await??)))
+    Ok(Json(answer(&app, followed.await??, &renewal.holder)))
 }
 
 /// Give a lease back, or leave the queue.
@@ -185,9 +210,18 @@ struct Times {
     client_ttl_ms: u64,
 }
 
-fn answer(app: &App, (lease, times): (LeaseView, Times)) -> LeaseAnswer {
+fn check_holder(holder: &str) -> Result<(), Refused> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if holder.len() > HOLDER_BYTES_MAX || !holder.chars().all(good) {
+        let why = format!("it is not at most {HOLDER_BYTES_MAX} letters, digits and -_");
+        return Err(Refused::field("holder", why));
+    }
+    Ok(())
+}
+
+fn answer(app: &App, (lease, times): (LeaseView, Times), holder: &str) -> LeaseAnswer {
     let grants = if lease.stage == Stage::Held {
-        grants(&app.signer, &lease, app.core.now_ms(), times.grant_ms)
+        grants(app, &lease, times.grant_ms, holder)
     } else {
         Vec::new()
     };
@@ -199,7 +233,8 @@ fn answer(app: &App, (lease, times): (LeaseView, Times)) -> LeaseAnswer {
 }
 
 /// One grant for each server of a lease.
-fn grants(signer: &Signer, lease: &LeaseView, now_ms: u64, grant_ms: u64) -> Vec<SignedGrant> {
+fn grants(app: &App, lease: &LeaseView, grant_ms: u64, holder: &str) -> Vec<SignedGrant> {
+    let now_ms = app.core.now_ms();
     let mut servers: BTreeMap<&str, (&str, Vec<GrantedGpu>)> = BTreeMap::new();
     for piece in &lease.pieces {
         let entry = servers
@@ -217,11 +252,12 @@ fn grants(signer: &Signer, lease: &LeaseView, now_ms: u64, grant_ms: u64) -> Vec
         server: server.to_owned(),
         address: address.to_owned(),
         gpus: gpus.len(),
-        token: signer.sign(&Grant {
+        token: app.signer.sign(&Grant {
             lease: lease.lease,
             client: lease.client.clone(),
             server: server.to_owned(),
             gpus,
+            holder: holder.to_owned(),
             issued_ms: now_ms,
             expires_ms,
         }),

@@ -10,6 +10,7 @@ use super::problem::{Failures, Refused};
 use super::{App, wait};
 use crate::core::Look;
 use crate::grant::SKEW_MS_MAX;
+use crate::model::{Check, Outcome};
 use crate::secrets::{SecretKind, generate, hash};
 use crate::state::views::{GpuView, ServerView, Summary};
 use crate::state::{Pool, Refusal, Topic};
@@ -145,14 +146,12 @@ pub(crate) async fn register(
     let new_hash = credential.as_deref().map(hash);
     let grant_key = app.signer.public();
     let registered = app.core.call(move |pool, now_ms| {
-        let (known, credential_hash) = match joining {
+        let registration = match joining {
             Joining::Join(hash) => {
-                pool.use_join_token(now_ms, &hash)?;
-                (None, new_hash.unwrap_or_default())
+                pool.join(now_ms, &hash, &new_hash.unwrap_or_default(), body.server)
             }
-            Joining::Known(server, hash) => (Some(server), hash),
-        };
-        let registration = pool.register(now_ms, known, &credential_hash, body.server)?;
+            Joining::Known(server, hash) => pool.register(now_ms, Some(server), &hash, body.server),
+        }?;
         Ok::<_, Refusal>(Registered {
             server: registration.server,
             credential,
@@ -176,8 +175,13 @@ pub(crate) async fn renew(
     Sent(body): Sent<RenewServer>,
 ) -> Result<Json<Orders>, Refused> {
     let (seen, wait_ms) = (body.seen, body.wait_ms);
+    let now_ms = app.core.now_ms();
+    let clock = body.clock_ms.and_then(|theirs_ms| skew(now_ms, theirs_ms));
+    let mut load = body.load;
+    load.checks
+        .extend(clock.as_deref().map(|found| failed_clock(now_ms, found)));
     let renewed = app.core.call(move |pool, now_ms| {
-        pool.renew_server(now_ms, server, body.load, &body.ended)
+        pool.renew_server(now_ms, server, load, &body.ended)
             .map(|()| pool.report_within_ms(server))
     });
     let waiting = wait(wait_ms.min(renewed.await??));
@@ -185,6 +189,7 @@ pub(crate) async fn renew(
         let orders = Orders {
             end: pool.orders(server),
             version: pool.server_version(server),
+            clock: clock.clone(),
         };
         if orders.version != seen {
             Look::Answer(orders)
@@ -197,20 +202,40 @@ pub(crate) async fn renew(
 }
 
 fn check_clock(ours_ms: u64, theirs_ms: u64) -> Result<(), Refused> {
+    match skew(ours_ms, theirs_ms) {
+        None => Ok(()),
+        Some(what) => Err(Refusal::Clock(what).into()),
+    }
+}
+
+/// How a server's clock differs from the pool's, if it does by more than is tolerated.
+fn skew(ours_ms: u64, theirs_ms: u64) -> Option<String> {
     let apart_ms = ours_ms.abs_diff(theirs_ms);
     if apart_ms <= SKEW_MS_MAX {
-        return Ok(());
+        return None;
     }
     let which = if theirs_ms > ours_ms {
         "ahead"
     } else {
         "behind"
     };
-    Err(Refusal::Clock(format!(
+    Some(format!(
         "the server's clock is {} s {which} of the pool's; a minute is tolerated: set it (NTP)",
         apart_ms / 1000
     ))
-    .into())
+}
+
+/// For those who look at a server's health.
+fn failed_clock(now_ms: u64, found: &str) -> Check {
+    Check {
+        name: "clock".to_owned(),
+        outcome: Outcome::Failed,
+        found: found.to_owned(),
+        meaning: "The server refuses grants: to it they are expired, or from the future."
+            .to_owned(),
+        advice: "Set the clocks of pool and server, by NTP for instance.".to_owned(),
+        at_ms: now_ms,
+    }
 }
 
 fn no_randomness(error: std::io::Error) -> Refused {

@@ -4,7 +4,10 @@
 //! yet, changes nothing.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{CALL_MAX, Compare, Entry, Etcd, EtcdError, Operation, Outcome};
 
@@ -39,7 +42,8 @@ pub struct Leadership {
     lease: i64,
     /// Revision at which the leader's key was made: no two leaderships have the same.
     created: i64,
-    reached: Instant,
+    /// When etcd was last asked, and kept the lease; all clones know.
+    reached: Arc<Mutex<Instant>>,
 }
 
 impl Leadership {
@@ -66,7 +70,7 @@ impl Leadership {
                 etcd: etcd.clone(),
                 lease,
                 created: own.created,
-                reached,
+                reached: Arc::new(Mutex::new(reached)),
             })),
             Some(other) => {
                 let _ = etcd.revoke(lease);
@@ -88,7 +92,7 @@ impl Leadership {
     pub fn keep(&mut self) -> bool {
         let asked = Instant::now();
         match self.etcd.keep(self.lease) {
-            Ok(true) => self.reached = asked,
+            Ok(true) => *self.reached.lock() = asked,
             Ok(false) => return false,
             Err(error) => log::warn!("{error}"),
         }
@@ -98,7 +102,7 @@ impl Leadership {
     /// Whether the lease may have ended, as far as this node knows.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.reached.elapsed() > SILENT_MAX
+        self.reached.lock().elapsed() > SILENT_MAX
     }
 
     /// Lets another node lead at once.

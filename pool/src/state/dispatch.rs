@@ -5,15 +5,17 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use crate::alloc::cluster::Eligible;
 use crate::alloc::place::{Wanted, on_server, place};
 use crate::alloc::queue::{Entry, Line, Shape};
 use crate::alloc::{Cluster, Gpu, Node};
-use crate::model::{Ask, ClientId, GpuFacts, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE};
-use crate::state::{Key, Pin, Pool, Topic};
+use crate::model::{
+    Ask, ClientId, GpuFacts, LEASE_SERVERS_MAX, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE,
+};
+use crate::state::{Key, Pin, Pool, Refusal, Topic};
 
 /// What may have become possible.
 #[derive(Clone, Copy, Debug)]
@@ -189,21 +191,40 @@ impl Pool {
         entry: Entry,
         pieces: &[Piece],
     ) {
+        if self.set_aside_if_over(now_ms, shape, entry, pieces) {
+            return;
+        }
         let Some(lease) = self.leases.get(&entry.1) else {
             return;
         };
         let client = lease.client;
-        let within = self.check_now(now_ms, client, &lease.ask);
-        if let Err(refusal) = within.and_then(|()| self.check_memory(client, pieces)) {
-            self.queue.set_aside(shape, client, entry);
-            if let Some(lease) = self.leases.get_mut(&entry.1) {
-                lease.over_quota = Some(refusal.to_string());
-            }
-            self.wake(Topic::Lease(entry.1));
-            return;
-        }
-        self.queue.leave(shape, client, entry);
+        self.leave_queue(shape, client, entry);
         self.grant(now_ms, entry.1, pieces);
+    }
+
+    /// Lets a request wait for its client's quota if these pieces would be over it. Whether they would.
+    fn set_aside_if_over(
+        &mut self,
+        now_ms: u64,
+        shape: &Arc<Shape>,
+        entry: Entry,
+        pieces: &[Piece],
+    ) -> bool {
+        let Some(lease) = self.leases.get(&entry.1) else {
+            return false;
+        };
+        let client = lease.client;
+        let within = self.check_now(now_ms, client, &lease.ask);
+        let Err(Refusal::Quota(over)) = within.and_then(|()| self.check_memory(client, pieces))
+        else {
+            return false;
+        };
+        self.queue.set_aside(shape, client, entry);
+        if let Some(lease) = self.leases.get_mut(&entry.1) {
+            lease.over_quota = Some(over);
+        }
+        self.wake(Topic::Lease(entry.1));
+        true
     }
 
     fn grant(&mut self, now_ms: u64, id: LeaseId, pieces: &[Piece]) {
@@ -257,6 +278,7 @@ impl Pool {
         if let Some(line) = self.queue.lines.get_mut(&**shape) {
             line.eligible = eligible;
             line.near = near;
+            line.possible = !closest(&self.cluster, &wanted(shape, line, true)).is_empty();
             line.epoch = self.epoch;
             line.known = true;
             line.fresh = true;
@@ -302,36 +324,68 @@ impl Pool {
         }
     }
 
-    /// Sets GPUs aside for the first of all, once it has waited long enough.
+    /// Sets GPUs aside for the first of all that could have some as servers are now, once it has waited long enough.
     fn refresh_pin(&mut self, now_ms: u64) {
-        if self.pin.is_some() {
+        // Who could have what is the same as long as no server changes.
+        if self.pin.as_ref().is_some_and(|it| it.epoch == self.epoch) {
             return;
         }
-        let lines = self.queue.lines.iter();
-        let first = lines
-            .filter_map(|(shape, line)| Some((*line.waiting.first()?, shape)))
-            .min_by_key(|(entry, _)| *entry);
-        let Some(((_, id), shape)) = first else {
-            return;
-        };
+        let shapes: Vec<Arc<Shape>> = self.queue.lines.keys().cloned().collect();
+        let mut heads: BinaryHeap<Reverse<(Entry, usize)>> = BinaryHeap::new();
+        for (index, shape) in shapes.iter().enumerate() {
+            self.refresh_line(shape);
+            heads.extend(self.possible_head(shape).map(|it| Reverse((it, index))));
+        }
+        while let Some(Reverse((entry, index))) = heads.pop() {
+            let has_pin = self.pin.as_ref().is_some_and(|it| it.lease == entry.1);
+            if has_pin || !self.is_patient(now_ms, entry.1) {
+                break;
+            }
+            let shape = &shapes[index];
+            let gpus = self.closest_for(shape);
+            if !self.set_aside_if_over(now_ms, shape, entry, &gpus) {
+                self.set_pin(entry.1, gpus);
+                break;
+            }
+            heads.extend(self.possible_head(shape).map(|it| Reverse((it, index))));
+        }
+        let epoch = self.epoch;
+        if let Some(pin) = &mut self.pin {
+            pin.epoch = epoch;
+        }
+    }
+
+    /// Whether it has waited so long that GPUs may be set aside for it.
+    fn is_patient(&self, now_ms: u64, id: LeaseId) -> bool {
         let queued_ms = self.leases.get(&id).map_or(now_ms, |lease| lease.queued_ms);
-        if now_ms.saturating_sub(queued_ms) < self.meta.settings.patience_ms {
-            return;
-        }
-        let shape = shape.clone();
-        self.refresh_line(&shape);
-        let Some(line) = self.queue.lines.get(&*shape) else {
-            return;
-        };
-        let gpus = closest(&self.cluster, &wanted(&shape, line, true));
+        now_ms.saturating_sub(queued_ms) >= self.meta.settings.patience_ms
+    }
+
+    /// The first of a line whose requests servers could grant if nobody else had anything.
+    fn possible_head(&self, shape: &Shape) -> Option<Entry> {
+        let line = self.queue.lines.get(shape)?;
+        line.waiting.first().copied().filter(|_| line.possible)
+    }
+
+    fn closest_for(&self, shape: &Shape) -> Vec<Piece> {
+        let line = self.queue.lines.get(shape);
+        line.map_or_else(Vec::new, |line| {
+            closest(&self.cluster, &wanted(shape, line, true))
+        })
+    }
+
+    fn set_pin(&mut self, lease: LeaseId, gpus: Vec<Piece>) {
+        self.drop_pin();
         for piece in &gpus {
             if let Some(gpu) = self.cluster.gpu_mut(piece) {
                 gpu.pinned = true;
             }
         }
-        if !gpus.is_empty() {
-            self.pin = Some(Pin { lease: id, gpus });
-        }
+        self.pin = Some(Pin {
+            lease,
+            gpus,
+            epoch: self.epoch,
+        });
     }
 }
 
@@ -378,8 +432,7 @@ fn closest(cluster: &Cluster, wanted: &Wanted<'_>) -> Vec<Piece> {
     }
     let chosen = best.map(|(_, here)| here).unwrap_or_else(|| {
         everywhere.sort_by_key(|(missing, piece)| (*missing, piece.server, piece.gpu));
-        everywhere.truncate(count);
-        everywhere
+        on_few_servers(everywhere, count)
     });
     if chosen.len() < count {
         return Vec::new();
@@ -387,9 +440,37 @@ fn closest(cluster: &Cluster, wanted: &Wanted<'_>) -> Vec<Piece> {
     chosen.into_iter().map(|(_, piece)| piece).collect()
 }
 
+/// The first of these, best first, on as many servers as a lease may have: where those do not suffice, on the servers with the most.
+fn on_few_servers(best_first: Vec<(u32, Piece)>, count: usize) -> Vec<(u32, Piece)> {
+    let chosen = |servers: &BTreeSet<ServerId>| {
+        let there = best_first.iter();
+        let there = there.filter(|(_, piece)| servers.contains(&piece.server));
+        there.take(count).copied().collect::<Vec<_>>()
+    };
+    let mut rooms: BTreeMap<ServerId, usize> = BTreeMap::new();
+    let mut first = BTreeSet::new();
+    for (_, piece) in &best_first {
+        *rooms.entry(piece.server).or_default() += 1;
+        if first.len() < LEASE_SERVERS_MAX {
+            first.insert(piece.server);
+        }
+    }
+    let near = chosen(&first);
+    if near.len() >= count {
+        return near;
+    }
+    let mut largest: Vec<(usize, ServerId)> = rooms.iter().map(|(id, room)| (*room, *id)).collect();
+    largest.sort_unstable_by_key(|(room, id)| (Reverse(*room), *id));
+    let largest = largest.into_iter().take(LEASE_SERVERS_MAX);
+    chosen(&largest.map(|(_, id)| id).collect())
+}
+
 /// For each GPU that could do: how far it is from being free enough.
 fn missing_on(node: &Node, server: ServerId, wanted: &Wanted<'_>) -> Vec<(u32, Piece)> {
     let bits = wanted.eligible.of(server);
+    if bits == 0 {
+        return Vec::new();
+    }
     let could = |(index, gpu): &(usize, &Gpu)| {
         bits >> index & 1 == 1 && gpu.healthy && gpu.could_fit(&wanted.need)
     };

@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use crate::alloc::Tag;
 use crate::alloc::queue::Shape;
-use crate::model::{ASK_GPUS_MAX, Ask, ClientId, LeaseId, Piece, ServerId, Stage, WHOLE_PERMILLE};
+use crate::model::{
+    ASK_GPUS_MAX, Ask, ClientId, LEASE_SERVERS_MAX, LeaseId, Piece, Purpose, ServerId, Stage,
+    WHOLE_PERMILLE,
+};
 use crate::state::{End, Key, Lease, Pool, Refusal, Topic};
 
 /// What one step of priority is worth.
 const PRIORITY_MS: i64 = 300_000;
-/// How much later a client's next request counts as having come, per whole GPU that it asks for.
+/// How much later a client's next request counts as having come while this one waits, per whole GPU that it asks for.
 const SPACING_MS: i64 = 10_000;
 /// Longest label.
 const LABEL_BYTES_MAX: usize = 200;
+/// Longest key of a request.
+const KEY_BYTES_MAX: usize = 64;
 /// Filters and server names of a request.
 const CONDITIONS_MAX: usize = 64;
 /// Requests and leases of one client.
@@ -30,10 +35,10 @@ pub struct AskOutcome {
 }
 
 impl Pool {
-    /// Takes a request. Without `wait` it is granted now or refused.
+    /// Takes a request. Without `wait` it is granted now or refused. One that has come before, by its key, is what it was.
     ///
     /// # Errors
-    /// A field that cannot be, over a quota, would never fit; or nothing free and `wait` is false.
+    /// The key of another request; a field that cannot be, over a quota, would never fit; or nothing free and `wait` is false.
     pub fn ask(
         &mut self,
         now_ms: u64,
@@ -42,6 +47,9 @@ impl Pool {
         wait: bool,
     ) -> Result<AskOutcome, Refusal> {
         check_fields(&ask)?;
+        if let Some(known) = self.asked_before(client, &ask)? {
+            return Ok(known);
+        }
         self.check_alone(client, &ask)?;
         let memory_max = self.memory_max(client, &ask);
         let shape = Arc::new(Shape::of(&ask, memory_max));
@@ -61,11 +69,13 @@ impl Pool {
         let tag = self.tag(now_ms, client, &ask);
         let id = LeaseId(self.meta.next_lease + 1);
         self.meta.next_lease += 1;
+        self.keep_key(client, &ask.key, id);
         let lease = queued(now_ms, client, ask, memory_max, tag);
         self.leases.insert(id, lease);
         self.queue.join(shape.clone(), (tag, id));
         if let Some(owner) = self.clients.get_mut(&client) {
             owner.leases.insert(id);
+            owner.waiting += 1;
         }
         let granted = self.try_line(now_ms, &shape, id);
         if !granted && !wait {
@@ -73,7 +83,13 @@ impl Pool {
             self.forget_request(id, &shape, (tag, id), tag_before);
             return Err(refusal);
         }
+        if granted && let Some(owner) = self.clients.get_mut(&client) {
+            // Nobody had to wait for what it got.
+            owner.next_tag = tag_before;
+        }
         self.mark(Key::Meta);
+        // Where its next request stands.
+        self.mark(Key::Client(client));
         self.mark(Key::Lease(id));
         Ok(AskOutcome { lease: id, granted })
     }
@@ -87,6 +103,17 @@ impl Pool {
         let lease = lease.ok_or_else(|| no_lease(id))?;
         lease.seen_ms = now_ms;
         Ok(())
+    }
+
+    /// A client knows that it has this reservation: it looks at it, or renews it, after it was granted.
+    pub fn acknowledge(&mut self, client: ClientId, id: LeaseId) {
+        let lease = self.leases.get_mut(&id);
+        let lease = lease.filter(|it| it.client == client && it.stage == Stage::Held);
+        let is_news = |it: &&mut Lease| !it.acknowledged && it.ask.purpose == Purpose::Reservation;
+        if let Some(lease) = lease.filter(is_news) {
+            lease.acknowledged = true;
+            self.mark(Key::Lease(id));
+        }
     }
 
     /// The client does not want it any more, or an administrator takes it (`client` is `None` then).
@@ -126,6 +153,7 @@ impl Pool {
         });
         let pieces = lease.pieces.clone();
         let shape = lease.shape();
+        self.keys.remove(&(client, lease.ask.key.clone()));
         lease.stage = if before == Stage::Queued {
             Stage::Ended
         } else {
@@ -137,7 +165,7 @@ impl Pool {
         }
         self.wake(Topic::Lease(id));
         if before == Stage::Queued {
-            self.queue.leave(&shape, client, (tag, id));
+            self.leave_queue(&shape, client, (tag, id));
             if self.pin.as_ref().is_some_and(|pin| pin.lease == id) {
                 self.unpin(now_ms);
             }
@@ -181,6 +209,29 @@ impl Pool {
         self.mark(Key::Lease(id));
     }
 
+    /// The lease of a request that has come before: its answer was lost, or the node that it was sent to.
+    fn asked_before(&self, client: ClientId, ask: &Ask) -> Result<Option<AskOutcome>, Refusal> {
+        let Some(id) = self.keys.get(&(client, ask.key.clone())).copied() else {
+            return Ok(None);
+        };
+        match self.leases.get(&id) {
+            Some(lease) if lease.ask == *ask => Ok(Some(AskOutcome {
+                lease: id,
+                granted: lease.stage == Stage::Held,
+            })),
+            _ => Err(Refusal::field(
+                "key",
+                format!("it is that of another request, {id}"),
+            )),
+        }
+    }
+
+    fn keep_key(&mut self, client: ClientId, key: &str, id: LeaseId) {
+        if !key.is_empty() {
+            self.keys.insert((client, key.to_owned()), id);
+        }
+    }
+
     fn tag(&mut self, now_ms: u64, client: ClientId, ask: &Ask) -> Tag {
         let priority = i64::from(self.quota_of(client).priority.unwrap_or(0).clamp(-10, 10));
         let cost = SPACING_MS * i64::from(ask.gpus) * i64::from(ask.share_permille)
@@ -189,7 +240,11 @@ impl Pool {
         let Some(client) = self.clients.get_mut(&client) else {
             return now;
         };
-        let came = client.next_tag.max(now);
+        // What it wanted in the past counts as long as it waits for some of it.
+        let came = match client.waiting {
+            0 => now,
+            _ => client.next_tag.max(now),
+        };
         client.next_tag = came + cost.max(1);
         came - priority * PRIORITY_MS
     }
@@ -205,16 +260,19 @@ impl Pool {
             }
         }
         let eligible = self.eligible(ask, shape);
-        let (mut most, mut sum) = (0, 0);
+        let mut counts = Vec::new();
         for (server, node) in self.cluster.iter() {
             let bits = eligible.of(server);
             let could = |(index, gpu): &(usize, &crate::alloc::Gpu)| {
                 *index < 64 && bits >> index & 1 == 1 && gpu.could_fit(&shape.need)
             };
             let count = node.gpus.iter().enumerate().filter(could).count();
-            most = most.max(count);
-            sum += count;
+            counts.push(count);
         }
+        counts.sort_unstable_by(|one, other| other.cmp(one));
+        let sum: usize = counts.iter().sum();
+        let most = counts.first().copied().unwrap_or(0);
+        let together: usize = counts.iter().take(LEASE_SERVERS_MAX).sum();
         let wanted = usize::from(ask.gpus);
         if sum < wanted {
             let quota = shape
@@ -222,6 +280,11 @@ impl Pool {
                 .map_or("", |_| ", within the memory quota");
             return Err(Refusal::NeverFits(format!(
                 "{wanted} GPUs like that are wanted{quota}, and the pool has {sum}, used ones included"
+            )));
+        }
+        if together < wanted {
+            return Err(Refusal::NeverFits(format!(
+                "{wanted} GPUs like that are wanted, and no {LEASE_SERVERS_MAX} servers, as many as one program can use, have more than {together}"
             )));
         }
         if ask.same_server && most < wanted {
@@ -233,11 +296,21 @@ impl Pool {
     }
 
     fn why_not(&self, id: LeaseId) -> Refusal {
-        let over = self.leases.get(&id).and_then(|it| it.over_quota.clone());
-        Refusal::Busy(over.unwrap_or_else(|| {
-            let waiting = self.queue.len().saturating_sub(1);
-            format!("no GPUs like that are free now; {waiting} requests wait")
-        }))
+        if let Some(over) = self.leases.get(&id).and_then(|it| it.over_quota.clone()) {
+            return Refusal::Quota(over);
+        }
+        let waiting = self.queue.len().saturating_sub(1);
+        Refusal::Busy(format!(
+            "no GPUs like that are free now; {waiting} requests wait"
+        ))
+    }
+
+    /// It waits no more.
+    pub(super) fn leave_queue(&mut self, shape: &Shape, client: ClientId, entry: (Tag, LeaseId)) {
+        self.queue.leave(shape, client, entry);
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.waiting = client.waiting.saturating_sub(1);
+        }
     }
 
     /// As if it had never been.
@@ -245,7 +318,8 @@ impl Pool {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
-        self.queue.leave(shape, lease.client, entry);
+        self.leave_queue(shape, lease.client, entry);
+        self.keys.remove(&(lease.client, lease.ask.key));
         if let Some(client) = self.clients.get_mut(&lease.client) {
             client.leases.remove(&id);
             client.next_tag = tag;
@@ -276,6 +350,7 @@ fn queued(
         pieces: Vec::new(),
         confirmed: BTreeSet::new(),
         end: None,
+        acknowledged: false,
         seen_ms: now_ms,
         active_ms: now_ms,
         warning: None,
@@ -309,6 +384,11 @@ fn check_fields(ask: &Ask) -> Result<(), Refusal> {
         if text.len() > LABEL_BYTES_MAX {
             return bad(field, format!("longer than {LABEL_BYTES_MAX} bytes"));
         }
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if ask.key.len() > KEY_BYTES_MAX || !ask.key.chars().all(is_plain) {
+        let why = format!("it is not at most {KEY_BYTES_MAX} letters, digits and -_");
+        return bad("key", why);
     }
     if ask.hold_ms == Some(0) {
         return bad("hold_ms", "0 ms are of no use".to_owned());

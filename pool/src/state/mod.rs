@@ -19,6 +19,7 @@ pub use records::{End, LeaseUse, Load, LogEntry, Role};
 pub use refusal::{OverQuota, Refusal};
 
 mod check;
+mod clock;
 mod dispatch;
 mod leases;
 mod quota;
@@ -33,6 +34,7 @@ mod work;
 
 pub use leases::AskOutcome;
 pub(crate) use sample::gpu_thing;
+pub(crate) use servers::unknown as unknown_server;
 pub use servers::{EndOrder, Registration};
 pub use tokens::{NewToken, TokenChange};
 pub use work::{GpuNow, Work};
@@ -64,6 +66,8 @@ pub struct Pool {
     pub(crate) groups: BTreeMap<String, Group>,
     pub(crate) joins: BTreeMap<u32, Join>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    /// Requests that wait or hold, by their keys.
+    keys: FxHashMap<(ClientId, String), LeaseId>,
     pub(crate) log: VecDeque<LogEntry>,
     cluster: Cluster,
     queue: Queue,
@@ -82,6 +86,8 @@ pub struct Pool {
 struct Pin {
     lease: LeaseId,
     gpus: Vec<Piece>,
+    /// Servers as they were when it was looked whose turn it is.
+    epoch: u64,
 }
 
 /// A record that cannot be read.
@@ -180,6 +186,10 @@ impl Pool {
             && matches!(stage, Stage::Queued | Stage::Held)
         {
             client.leases.insert(id);
+            if !lease.ask.key.is_empty() {
+                self.keys.insert((lease.client, lease.ask.key.clone()), id);
+            }
+            client.waiting += u32::from(stage == Stage::Queued);
         }
         match stage {
             Stage::Queued => self.queue.join(shape.into(), (tag, id)),

@@ -27,7 +27,7 @@ impl Used {
         before.saturating_add(self.held.shares_permille.saturating_mul(held_ms))
     }
 
-    fn settle(&mut self, now_ms: u64) {
+    pub(super) fn settle(&mut self, now_ms: u64) {
         self.permille_ms = self.until(now_ms);
         self.day = day_of(now_ms);
         self.at_ms = now_ms;

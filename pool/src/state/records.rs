@@ -10,7 +10,7 @@ use crate::alloc::Tag;
 use crate::model::{
     Ask, Check, ClientId, GpuFacts, LeaseId, Piece, Quota, ServerFacts, ServerId, Settings, Stage,
 };
-use crate::state::{GpuNow, Work};
+use crate::state::{GpuNow, OverQuota, Work};
 
 /// Name of a record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +181,9 @@ pub(crate) struct Client {
     /// Its leases that wait or hold.
     #[serde(skip)]
     pub(crate) leases: BTreeSet<LeaseId>,
+    /// How many of them wait.
+    #[serde(skip)]
+    pub(crate) waiting: u32,
 }
 
 /// Clients with a common quota.
@@ -226,6 +229,9 @@ pub(crate) struct Lease {
     /// Servers that have confirmed that nothing of it runs; their pieces are given back.
     pub(crate) confirmed: BTreeSet<ServerId>,
     pub(crate) end: Option<End>,
+    /// Whether the client of a reservation has been there since it was granted: one that nobody knows of is taken back.
+    #[serde(default = "acknowledged")]
+    pub(crate) acknowledged: bool,
     /// When the client was last heard of.
     #[serde(skip)]
     pub(crate) seen_ms: u64,
@@ -240,8 +246,14 @@ pub(crate) struct Lease {
     /// Rises with every change that a client wants to hear of.
     #[serde(skip)]
     pub(crate) version: u64,
+    /// The limit that it waits for.
     #[serde(skip)]
-    pub(crate) over_quota: Option<String>,
+    pub(crate) over_quota: Option<Box<OverQuota>>,
+}
+
+/// Of leases that an older version has granted.
+fn acknowledged() -> bool {
+    true
 }
 
 /// Who did what.

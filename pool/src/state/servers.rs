@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::dispatch::Touched;
+use super::tokens::check_name;
 use crate::alloc::Gpu;
 use crate::model::{GpuFacts, LeaseId, SERVER_GPUS_MAX, ServerFacts, ServerId, Stage};
 use crate::state::{Key, Lease, Load, Pool, Refusal, Server};
@@ -37,15 +38,31 @@ pub struct Registration {
 }
 
 impl Pool {
-    /// Uses a join token up once.
+    /// A server joins with a join token, of which that is one use. A server that is refused uses nothing up.
     ///
     /// # Errors
-    /// Unknown, expired or used up.
-    pub fn use_join_token(&mut self, now_ms: u64, token_hash: &str) -> Result<(), Refusal> {
+    /// The token is unknown, expired or used up; as [`Pool::register`].
+    pub fn join(
+        &mut self,
+        now_ms: u64,
+        token_hash: &str,
+        credential_hash: &str,
+        facts: ServerFacts,
+    ) -> Result<Registration, Refusal> {
+        let id = self.usable_join_token(now_ms, token_hash)?;
+        let registration = self.register(now_ms, None, credential_hash, facts)?;
+        if let Some(join) = self.joins.get_mut(&id) {
+            join.uses_left = join.uses_left.saturating_sub(1);
+        }
+        self.mark(Key::Join(id));
+        Ok(registration)
+    }
+
+    fn usable_join_token(&self, now_ms: u64, token_hash: &str) -> Result<u32, Refusal> {
         let unknown = || Refusal::Unauthorized("this join token is not known".to_owned());
         let found = self
             .joins
-            .iter_mut()
+            .iter()
             .find(|(_, join)| join.token_hash == token_hash);
         let (id, join) = found.ok_or_else(unknown)?;
         if join.expires_ms <= now_ms {
@@ -58,10 +75,7 @@ impl Pool {
                 "this join token is used up".to_owned(),
             ));
         }
-        join.uses_left -= 1;
-        let key = Key::Join(*id);
-        self.mark(key);
-        Ok(())
+        Ok(*id)
     }
 
     /// The server that has this credential.
@@ -78,7 +92,7 @@ impl Pool {
     /// A server joins, or comes back: `known` is the one that its credential names.
     ///
     /// # Errors
-    /// A field that cannot be; another server has the name and is up.
+    /// A field that cannot be; another server has the name and is up; the pool has forgotten the one that it was.
     pub fn register(
         &mut self,
         now_ms: u64,
@@ -89,6 +103,8 @@ impl Pool {
         check_facts(&facts)?;
         let named = self.server_names.get(&facts.name).copied();
         let id = match (known, named) {
+            // Between its first word and now an administrator has removed it.
+            (Some(known), _) if !self.servers.contains_key(&known) => return Err(unknown()),
             (Some(known), Some(named)) if known != named => return Err(taken(&facts.name)),
             (Some(known), _) => known,
             (None, Some(named)) if self.servers.get(&named).is_some_and(|it| it.up) => {
@@ -413,6 +429,11 @@ fn holds(lease: &Lease, server: ServerId) -> bool {
     lease.pieces.iter().any(|piece| piece.server == server)
 }
 
+/// A server that is told so forgets its credential, and may join again.
+pub(crate) fn unknown() -> Refusal {
+    Refusal::Unauthorized("the pool does not know this server any more".to_owned())
+}
+
 fn taken(name: &str) -> Refusal {
     Refusal::Conflict(format!(
         "another server called {name:?} is up; give this one another --name"
@@ -443,9 +464,8 @@ fn check_facts(facts: &ServerFacts) -> Result<(), Refusal> {
     };
     let is_short = |text: &str| text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control);
     let is_name = |text: &str| !text.is_empty() && is_short(text);
-    if !is_name(&facts.name) || facts.name.contains('/') {
-        return bad("name".to_owned(), "empty, too long, or with a slash");
-    }
+    // It stands in paths of the interface, and in lists on command lines.
+    check_name("server.name", &facts.name, NAME_BYTES_MAX)?;
     for (field, text) in [
         ("kind", &facts.kind),
         ("driver_version", &facts.driver_version),

@@ -110,6 +110,9 @@ impl Pool {
             Stage::Held if lease.ask.purpose == Purpose::Run && is_client_gone => {
                 Due::End("the client does not answer".to_owned())
             }
+            Stage::Held if !lease.acknowledged && is_client_gone => {
+                Due::End("the client did not hear that it was granted".to_owned())
+            }
             Stage::Held if lease.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) => {
                 Due::End("its time is over".to_owned())
             }

@@ -63,9 +63,9 @@ impl Pool {
         token_hash: &str,
         actor: &str,
     ) -> Result<ClientId, Refusal> {
-        check_name("name", &new.name)?;
+        check_name("name", &new.name, NAME_BYTES_MAX)?;
         if let Some(group) = &new.group {
-            check_name("group", group)?;
+            check_name("group", group, NAME_BYTES_MAX)?;
         }
         check_quota("quota", &new.quota)?;
         check_valid(new.valid_ms)?;
@@ -102,6 +102,7 @@ impl Pool {
                 used: Used::default(),
                 next_tag: 0,
                 leases: BTreeSet::new(),
+                waiting: 0,
             },
         );
         self.mark(Key::Meta);
@@ -248,7 +249,7 @@ impl Pool {
         quota: Quota,
         actor: &str,
     ) -> Result<(), Refusal> {
-        check_name("name", name)?;
+        check_name("name", name, NAME_BYTES_MAX)?;
         check_quota("quota", &quota)?;
         let group: &mut Group = self.groups.entry(name.to_owned()).or_default();
         group.quota = quota;
@@ -308,7 +309,7 @@ impl Pool {
         token_hash: &str,
         actor: &str,
     ) -> Result<(), Refusal> {
-        check_name("name", name)?;
+        check_name("name", name, NAME_BYTES_MAX)?;
         check_valid(Some(valid_ms))?;
         if uses == 0 {
             return Err(Refusal::field("uses", "0 uses are of no use"));
@@ -376,12 +377,12 @@ fn check_quota(field: &str, quota: &Quota) -> Result<(), Refusal> {
     }
 }
 
-fn check_name(field: &'static str, name: &str) -> Result<(), Refusal> {
+pub(super) fn check_name(field: &'static str, name: &str, bytes_max: usize) -> Result<(), Refusal> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) {
+    if name.is_empty() || name.len() > bytes_max || !name.chars().all(good) {
         return Err(Refusal::field(
             field,
-            format!("{name:?} is not 1 to {NAME_BYTES_MAX} letters, digits and -_.@"),
+            format!("{name:?} is not 1 to {bytes_max} letters, digits and -_.@"),
         ));
     }
     Ok(())

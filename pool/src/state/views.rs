@@ -281,7 +281,7 @@ impl Pool {
             work,
             place: queued.then(|| self.queue.place_of((lease.tag, id))),
             waiting: self.queue.len(),
-            over_quota: lease.over_quota.clone(),
+            over_quota: lease.over_quota.as_ref().map(ToString::to_string),
             warning: lease.warning.clone(),
             end: lease.end.clone(),
             version: lease.version,

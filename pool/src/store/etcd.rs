@@ -1,13 +1,14 @@
 //! Records in etcd, written by the node that leads.
 //!
 //! A commit is one transaction that holds only while this node leads and the version is what it was. etcd bounds the operations
-//! of a transaction (128 by default): a larger batch is first kept whole in a journal, which is the commit, and then moved
-//! to its records; whoever loads finishes that.
+//! of a transaction (128 by default) and its bytes (1.5 MiB): a larger batch is first kept in a journal, and then moved to its records. Parts of
+//! a journal count for nothing until the key that says how many there are is written, with the next version: that is the commit. Whoever
+//! loads finishes what was committed, and drops what was not.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-use super::{Records, Store, StoreError, Version};
+use super::{Records, Store, StoreError, Version, journal};
 use crate::etcd::election::Leadership;
 use crate::etcd::{Compare, Entry, EtcdError, Operation, Outcome};
 use crate::state::Change;
@@ -15,9 +16,13 @@ use crate::state::Change;
 const PREFIX: &str = "farcall/pool/";
 const RECORD: &str = "farcall/pool/record/";
 const VERSION: &str = "farcall/pool/version";
+/// How many parts the journal of the last commit has, as long as it is not moved.
 const JOURNAL: &str = "farcall/pool/journal";
+const PART: &str = "farcall/pool/journal/";
 /// Changes of one transaction, beside version and journal.
 const CHANGES_MAX: usize = 120;
+/// Bytes of one transaction: etcd takes 1.5 MiB, with all that is around them.
+const BYTES_MAX: usize = 512 << 10;
 /// A commit that etcd does not take for so long has failed; by then another node leads.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -91,17 +96,69 @@ impl EtcdStore {
         Err(StoreError::Conflict { expected, found })
     }
 
-    /// Moves what the journal holds to its records.
-    fn settle(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let keys = keys(changes);
-        let mut operations = operations(changes, &keys);
-        operations.push(Operation::Delete(JOURNAL));
-        for part in operations.chunks(CHANGES_MAX) {
+    /// Does operations as far as this node leads, as many transactions as it takes.
+    fn carry_out(&self, operations: &[Operation<'_>]) -> Result<(), StoreError> {
+        for part in batches(operations) {
             if let Outcome::Refused(_) = self.transact(&[], part)? {
                 return Err(self.deposed());
             }
         }
         Ok(())
+    }
+
+    /// Commits what is too much for one transaction.
+    fn commit_journal(&self, expected: Version, changes: &[Change]) -> Result<Version, StoreError> {
+        let parts = journal::pack(changes, BYTES_MAX).map_err(|error| bad_journal(&error))?;
+        let names: Vec<String> = (0..parts.len()).map(part_name).collect();
+        let puts = names.iter().zip(&parts);
+        let puts: Vec<Operation<'_>> = puts
+            .map(|(key, value)| Operation::Put {
+                key,
+                value,
+                lease: 0,
+            })
+            .collect();
+        self.carry_out(&puts)?;
+        let count = parts.len().to_string();
+        let kept = Operation::Put {
+            key: JOURNAL,
+            value: count.as_bytes(),
+            lease: 0,
+        };
+        let next = self.advance(expected, vec![kept])?;
+        self.settle(changes, &names)?;
+        Ok(next)
+    }
+
+    /// Moves what the journal holds to its records; then it is over.
+    fn settle(&self, changes: &[Change], parts: &[String]) -> Result<(), StoreError> {
+        let keys = keys(changes);
+        let mut operations = operations(changes, &keys);
+        operations.push(Operation::Delete(JOURNAL));
+        operations.extend(parts.iter().map(|part| Operation::Delete(part)));
+        self.carry_out(&operations)
+    }
+
+    /// Finishes what another leader has committed, and drops what it has not. Whether anything has changed.
+    fn finish(&self, entries: &[Entry]) -> Result<bool, StoreError> {
+        let is_part = |entry: &&Entry| entry.key.starts_with(PART);
+        let parts: Vec<&Entry> = entries.iter().filter(is_part).collect();
+        let names: Vec<String> = parts.iter().map(|part| part.key.clone()).collect();
+        let Some(kept) = entries.iter().find(|entry| entry.key == JOURNAL) else {
+            let left: Vec<_> = names.iter().map(|name| Operation::Delete(name)).collect();
+            self.carry_out(&left)?;
+            return Ok(!left.is_empty());
+        };
+        let count = std::str::from_utf8(&kept.value).ok();
+        let count: Option<usize> = count.and_then(|text| text.parse().ok());
+        // Those behind them are left over from one that was never committed.
+        let bytes: Vec<&[u8]> = parts.iter().map(|part| part.value.as_slice()).collect();
+        let bytes = count.and_then(|count| bytes.get(..count));
+        let changes = bytes.map(journal::unpack).transpose();
+        let changes = changes.map_err(|error| bad_journal(&error))?;
+        let changes = changes.ok_or_else(|| bad_journal(&"parts of it are missing"))?;
+        self.settle(&changes, &names)?;
+        Ok(true)
     }
 
     fn deposed(&self) -> StoreError {
@@ -113,16 +170,17 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
+    fn check_current(&self) -> Result<(), StoreError> {
+        if self.leadership.is_over() {
+            return Err(self.deposed());
+        }
+        Ok(())
+    }
+
     fn load(&mut self) -> Result<Records, StoreError> {
         let read = || self.leadership.etcd().all(PREFIX);
         let mut entries = read().map_err(|error| failed(&error))?;
-        if let Some(journal) = entries.iter().find(|entry| entry.key == JOURNAL) {
-            let changes: Vec<Change> =
-                serde_json::from_slice(&journal.value).map_err(|error| StoreError::Failed {
-                    path: JOURNAL.to_owned(),
-                    why: error.to_string(),
-                })?;
-            self.settle(&changes)?;
+        if self.finish(&entries)? {
             entries = read().map_err(|error| failed(&error))?;
         }
         if !entries.iter().any(|entry| self.leadership.is_own(entry)) {
@@ -142,23 +200,53 @@ impl Store for EtcdStore {
         if expected != found {
             return Err(StoreError::Conflict { expected, found });
         }
-        if changes.len() <= CHANGES_MAX {
-            let keys = keys(changes);
-            self.known = self.advance(expected, operations(changes, &keys))?;
-            return Ok(self.known);
-        }
-        let journal = serde_json::to_vec(changes).map_err(|error| StoreError::Failed {
-            path: JOURNAL.to_owned(),
-            why: error.to_string(),
-        })?;
-        let kept = Operation::Put {
-            key: JOURNAL,
-            value: &journal,
-            lease: 0,
+        let keys = keys(changes);
+        let operations = operations(changes, &keys);
+        let is_small = batches(&operations).nth(1).is_none();
+        self.known = if is_small {
+            self.advance(expected, operations)?
+        } else {
+            self.commit_journal(expected, changes)?
         };
-        self.known = self.advance(expected, vec![kept])?;
-        self.settle(changes)?;
         Ok(self.known)
+    }
+}
+
+/// Operations in groups that etcd takes as one transaction each.
+fn batches<'a, 'b>(operations: &'b [Operation<'a>]) -> impl Iterator<Item = &'b [Operation<'a>]> {
+    let mut rest = operations;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut sum = 0;
+        let fits = rest.iter().take(CHANGES_MAX).take_while(|operation| {
+            sum += bytes_of(operation);
+            sum <= BYTES_MAX
+        });
+        // One alone must do, however large it is.
+        let (batch, behind) = rest.split_at(fits.count().max(1));
+        rest = behind;
+        Some(batch)
+    })
+}
+
+fn bytes_of(operation: &Operation<'_>) -> usize {
+    match operation {
+        Operation::Put { key, value, .. } => key.len() + value.len(),
+        Operation::Delete(key) => key.len(),
+    }
+}
+
+/// Parts in their order, as etcd lists them.
+fn part_name(number: usize) -> String {
+    format!("{PART}{number:06}")
+}
+
+fn bad_journal(why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Failed {
+        path: JOURNAL.to_owned(),
+        why: why.to_string(),
     }
 }
 

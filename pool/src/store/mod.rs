@@ -5,6 +5,7 @@ use crate::state::Change;
 
 mod embedded;
 mod etcd;
+mod journal;
 mod memory;
 
 pub use embedded::EmbeddedStore;
@@ -34,6 +35,14 @@ pub trait Store: Send {
     /// # Errors
     /// The store is not at `expected`, or cannot be written.
     fn commit(&mut self, expected: Version, changes: &[Change]) -> Result<Version, StoreError>;
+
+    /// Whether what was loaded and committed is still all that there is: no other node can have committed since. Does not block.
+    ///
+    /// # Errors
+    /// Another node may have: what is known here must not be told any more.
+    fn check_current(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Why records are not kept.

@@ -67,7 +67,7 @@ pub(crate) fn full_body(operation: &Operation) -> Value {
         "request_gpus_max": 4, "hold_ms_max": 3_600_000, "priority": -2});
     match (operation.method.as_str(), operation.path.as_str()) {
         ("POST", "/v1/leases") => full_ask(),
-        ("POST", "/v1/leases/{lease}/renew") => json!({"seen": 0, "wait_ms": 0}),
+        ("POST", "/v1/leases/{lease}/renew") => json!({"seen": 0, "wait_ms": 0, "holder": "h1"}),
         ("POST", "/v1/register") => {
             json!({"server": serde_json::to_value(facts("s0")).unwrap(), "clock_ms": wall_ms()})
         }
@@ -92,7 +92,7 @@ pub(crate) fn full_body(operation: &Operation) -> Value {
 pub(crate) fn full_ask() -> Value {
     json!({"gpus": 2, "share_permille": 500, "memory_bytes": 1_u64 << 30, "filters": ["gpu.name=H100"], "servers": ["s0"],
         "same_server": true, "near": "hall1/rack7", "purpose": "reservation", "hold_ms": 3_600_000, "idle_ms": 600_000,
-        "label": "a test"})
+        "label": "a test", "key": "k1"})
 }
 
 fn full_load() -> Value {
@@ -105,7 +105,7 @@ fn full_load() -> Value {
     let check = json!({"name": "mtu", "outcome": "warning", "found": "1500", "meaning": "It is small.", "advice": "Set it.",
         "at_ms": 7});
     let lease = json!({"lease": 1, "sessions": 1, "idle_ms": 0, "used_bytes": 7, "work": work});
-    json!({"seen": 0, "wait_ms": 0, "ended": [77], "load": {"sessions": 1, "used_bytes": [1, 2], "leases": [lease],
+    json!({"seen": 0, "wait_ms": 0, "ended": [77], "clock_ms": wall_ms(), "load": {"sessions": 1, "used_bytes": [1, 2], "leases": [lease],
         "checks": [check], "gpus": [gpu("GPU-s0-0"), gpu("GPU-s0-1")]}})
 }
 

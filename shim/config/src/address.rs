@@ -80,8 +80,8 @@ pub fn pci_domain_offset(server: usize) -> u32 {
         .saturating_mul(DOMAINS_OF_ONE)
 }
 
-/// Each server takes a piece of the program's address space.
-pub(crate) const SERVERS_MAX: usize = 16;
+/// Servers that one program can have devices of: each takes a piece of its address space.
+pub const SERVERS_MAX: usize = 16;
 
 /// Host (with its brackets, if it has some) and port; `None` where colons are ambiguous.
 fn split(text: &str) -> Option<(&str, Option<&str>)> {

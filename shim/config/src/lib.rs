@@ -19,7 +19,8 @@ mod values;
 pub mod vars;
 
 pub use address::{
-    DEFAULT_PORT, DEFAULT_SERVER, SOCKET_PREFIX, parse_server, parse_servers, pci_domain_offset,
+    DEFAULT_PORT, DEFAULT_SERVER, SERVERS_MAX, SOCKET_PREFIX, parse_server, parse_servers,
+    pci_domain_offset,
 };
 pub use error::ConfigError;
 pub use load::{ClientConfig, Origin};

@@ -1,6 +1,4 @@
-//! Random operations against a model that knows only what servers and clients saw: no GPU is ever
-//! over-committed, nothing that fits waits for ever. A failure names its seed.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+//! A pool, and what servers and clients saw of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,30 +8,30 @@ use farcall_pool::model::{
 };
 use farcall_pool::state::{GpuNow, LeaseUse, Load, NewToken, Pool, Refusal, Role, TokenChange};
 
-const GIB: u64 = 1 << 30;
-const SERVERS: u64 = 4;
-const CLIENTS: u64 = 5;
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const SERVERS: u64 = 4;
+pub(super) const CLIENTS: u64 = 5;
 
 /// xorshift64*: small, and the same everywhere.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         let at = self.below(from.len().max(1) as u64) as usize;
         from.get(at).copied()
     }
@@ -41,29 +39,38 @@ impl Random {
 
 /// What a server knows.
 #[derive(Default)]
-struct FakeServer {
-    id: Option<ServerId>,
-    alive: bool,
+pub(super) struct FakeServer {
+    pub(super) id: Option<ServerId>,
+    pub(super) alive: bool,
     /// Sessions that run: leases with the parts of GPUs that their grants name.
-    runs: BTreeMap<LeaseId, Vec<(String, u16, u64)>>,
-    refuses: BTreeSet<LeaseId>,
-    drained: bool,
+    pub(super) runs: BTreeMap<LeaseId, Vec<(String, u16, u64)>>,
+    pub(super) refuses: BTreeSet<LeaseId>,
+    pub(super) drained: bool,
     /// UUIDs of GPUs that do not answer, until it is started anew; and those of which the pool was told.
-    lost: BTreeSet<String>,
-    told_lost: BTreeSet<String>,
+    pub(super) lost: BTreeSet<String>,
+    pub(super) told_lost: BTreeSet<String>,
 }
 
-struct World {
-    random: Random,
-    now_ms: u64,
-    pool: Pool,
-    servers: Vec<FakeServer>,
-    clients: Vec<ClientId>,
-    asked: BTreeMap<LeaseId, ClientId>,
-    operations: u64,
+/// A request, and what its client's memory quota let it have of one GPU.
+pub(super) struct Asked {
+    pub(super) client: ClientId,
+    pub(super) wanted: Ask,
+    pub(super) gpu_bytes_max: u64,
 }
 
-fn facts(index: u64) -> ServerFacts {
+pub(super) struct World {
+    pub(super) random: Random,
+    pub(super) now_ms: u64,
+    pub(super) pool: Pool,
+    pub(super) servers: Vec<FakeServer>,
+    pub(super) clients: Vec<ClientId>,
+    pub(super) asked: BTreeMap<LeaseId, Asked>,
+    /// What a store has, by the changes that it was told.
+    pub(super) store: BTreeMap<String, Vec<u8>>,
+    pub(super) operations: u64,
+}
+
+pub(super) fn facts(index: u64) -> ServerFacts {
     let gpu = |gpu: u64| GpuFacts {
         uuid: format!("GPU-{index}-{gpu}"),
         name: if index == 0 { "A100" } else { "H100" }.to_owned(),
@@ -89,7 +96,7 @@ fn facts(index: u64) -> ServerFacts {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut pool = Pool::new();
         let settings = Settings {
             idle_ms: Some(200_000),
@@ -125,11 +132,12 @@ impl World {
             servers: (0..SERVERS).map(|_| FakeServer::default()).collect(),
             clients,
             asked: BTreeMap::new(),
+            store: BTreeMap::new(),
             operations: 0,
         }
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.now_ms += self.random.below(400);
         match self.random.below(100) {
             0..30 => self.ask(),
@@ -143,15 +151,17 @@ impl World {
             95 => self.crash_server(),
             96 if self.random.one_in(8) => self.restart_pool(),
             97 if self.random.one_in(4) => self.now_ms += self.random.below(60_000),
+            97 => self.administer(),
             98 => self.disable(),
             99 if self.random.one_in(4) => self.lose_gpu(),
             _ => self.renew_server(),
         }
         self.operations += 1;
+        self.commit();
         self.check();
     }
 
-    fn ask(&mut self) {
+    pub(super) fn ask(&mut self) {
         let random = &mut self.random;
         let filters: &[&[&str]] = &[
             &[],
@@ -180,13 +190,20 @@ impl World {
             hold_ms: random.one_in(4).then_some(5_000),
             idle_ms: random.one_in(6).then_some(3_000),
             label: String::new(),
+            key: String::new(),
         };
         let client = self.random.pick(&self.clients).unwrap();
         let wait = !self.random.one_in(3);
+        let (wanted, gpu_bytes_max) = (ask.clone(), self.gpu_bytes_max(client, ask.gpus));
         match self.pool.ask(self.now_ms, client, ask, wait) {
             Ok(outcome) => {
                 assert!(wait || outcome.granted);
-                self.asked.insert(outcome.lease, client);
+                let asked = Asked {
+                    client,
+                    wanted,
+                    gpu_bytes_max,
+                };
+                self.asked.insert(outcome.lease, asked);
             }
             Err(Refusal::Field { field, .. }) => assert_eq!(field, "servers"),
             Err(Refusal::Busy(_)) => assert!(!wait),
@@ -195,11 +212,50 @@ impl World {
         }
     }
 
-    fn release(&mut self) {
+    fn gpu_bytes_max(&self, client: ClientId, gpus: u16) -> u64 {
+        let at = self.clients.iter().position(|it| *it == client).unwrap();
+        let token = self.pool.token_views(self.now_ms);
+        let own = token.iter().find(|it| it.name == format!("c{at}")).unwrap();
+        let team = self.pool.group_views(self.now_ms);
+        let group = team.iter().filter(|_| own.group.is_some());
+        let limits = group.map(|it| &it.quota).chain([&own.quota]);
+        let least = limits.filter_map(|it| it.memory_bytes_max).min();
+        least.map_or(u64::MAX, |bytes| bytes / u64::from(gpus))
+    }
+
+    /// Whether the servers that are there could serve a request if nobody else had anything.
+    pub(super) fn could_serve(&self, lease: LeaseId) -> bool {
+        let Some(asked) = self.asked.get(&lease) else {
+            return false;
+        };
+        let wanted = &asked.wanted;
+        let fits = |total_bytes: u64| match wanted.memory_bytes {
+            Some(bytes) => bytes <= total_bytes,
+            None => total_bytes * u64::from(wanted.share_permille) / 1000 <= asked.gpu_bytes_max,
+        };
+        let counts = (0..SERVERS).filter(|index| self.servers[*index as usize].alive);
+        let counts = counts.map(|index| {
+            let facts = facts(index);
+            let named = wanted.servers.is_empty() || wanted.servers.contains(&facts.name);
+            let is_right = |gpu: &&GpuFacts| {
+                let mut filters = wanted.filters.iter();
+                fits(gpu.memory_bytes) && filters.all(|it| it.matches(&facts, gpu))
+            };
+            facts.gpus.iter().filter(is_right).count() * usize::from(named)
+        });
+        let counts: Vec<usize> = counts.collect();
+        let together = match wanted.same_server {
+            true => counts.iter().copied().max().unwrap_or(0),
+            false => counts.iter().sum(),
+        };
+        together >= usize::from(wanted.gpus)
+    }
+
+    pub(super) fn release(&mut self) {
         let known: Vec<_> = self
             .asked
             .iter()
-            .map(|(id, client)| (*id, *client))
+            .map(|(id, asked)| (*id, asked.client))
             .collect();
         if let Some((id, client)) = self.random.pick(&known) {
             let _ = self
@@ -209,18 +265,19 @@ impl World {
         }
     }
 
-    fn renew_clients(&mut self) {
-        for (id, client) in &self.asked {
+    pub(super) fn renew_clients(&mut self) {
+        for (id, Asked { client, .. }) in &self.asked {
             let _ = self.pool.renew(self.now_ms, *client, *id);
+            self.pool.acknowledge(*client, *id);
         }
     }
 
-    fn register(&mut self) {
+    pub(super) fn register(&mut self) {
         let index = self.random.below(SERVERS);
         self.register_server(index);
     }
 
-    fn register_server(&mut self, index: u64) {
+    pub(super) fn register_server(&mut self, index: u64) {
         let server = &mut self.servers[index as usize];
         let registered = self
             .pool
@@ -238,13 +295,13 @@ impl World {
         server.refuses = ended.into_iter().map(|order| order.lease).collect();
     }
 
-    fn renew_server(&mut self) {
+    pub(super) fn renew_server(&mut self) {
         let index = self.random.below(SERVERS);
         self.renew_one(index, false);
     }
 
     /// One turn of a server: it reports, is told what to end, ends it, and confirms the next time.
-    fn renew_one(&mut self, index: u64, at_once: bool) {
+    pub(super) fn renew_one(&mut self, index: u64, at_once: bool) {
         let server = &mut self.servers[index as usize];
         let Some(id) = server.id.filter(|_| server.alive) else {
             return;
@@ -285,7 +342,7 @@ impl World {
     }
 
     /// A client uses the grant that it has: on a server that was not told otherwise, that works.
-    fn open_session(&mut self) {
+    pub(super) fn open_session(&mut self) {
         let known: Vec<LeaseId> = self.asked.keys().copied().collect();
         let Some(view) = self
             .random
@@ -309,7 +366,7 @@ impl World {
         }
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         let index = self.random.below(SERVERS);
         let server = &mut self.servers[index as usize];
         if server.id.is_some() {
@@ -320,7 +377,7 @@ impl World {
         }
     }
 
-    fn crash_server(&mut self) {
+    pub(super) fn crash_server(&mut self) {
         let index = self.random.below(SERVERS);
         let server = &mut self.servers[index as usize];
         server.alive = false;
@@ -328,7 +385,7 @@ impl World {
     }
 
     /// A GPU fails; what runs on it goes on failing until it is ended.
-    fn lose_gpu(&mut self) {
+    pub(super) fn lose_gpu(&mut self) {
         let index = self.random.below(SERVERS);
         let gpus = facts(index).gpus;
         let at = self.random.below(gpus.len() as u64) as usize;
@@ -337,18 +394,30 @@ impl World {
             .insert(gpus[at].uuid.clone());
     }
 
-    /// All that is not in the store is lost.
-    fn restart_pool(&mut self) {
-        let mut other = Pool::new();
-        std::mem::swap(&mut self.pool, &mut other);
-        let mut store = BTreeMap::new();
-        for (key, value) in other.all_records() {
-            store.insert(key, value);
+    /// Makes what has changed durable.
+    pub(super) fn commit(&mut self) {
+        for (key, value) in self.pool.take_changes() {
+            match value {
+                Some(value) => self.store.insert(key, value),
+                None => self.store.remove(&key),
+            };
         }
-        self.pool = Pool::load(store, self.now_ms).unwrap();
     }
 
-    fn disable(&mut self) {
+    /// All that is not in the store is lost: nothing that counts.
+    pub(super) fn restart_pool(&mut self) {
+        let all: BTreeMap<String, Vec<u8>> = self.pool.all_records().into_iter().collect();
+        for key in all.keys().chain(self.store.keys()) {
+            let text = |records: &BTreeMap<String, Vec<u8>>| {
+                let value = records.get(key).cloned();
+                value.map(|value| String::from_utf8(value).unwrap())
+            };
+            assert_eq!(text(&self.store), text(&all), "{key} in the store");
+        }
+        self.pool = Pool::load(self.store.clone(), self.now_ms).unwrap();
+    }
+
+    pub(super) fn disable(&mut self) {
         let index = self.random.below(CLIENTS);
         let disabled = self.random.one_in(2);
         let change = TokenChange {
@@ -360,7 +429,7 @@ impl World {
             .unwrap();
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let faults = self.pool.faults();
         assert!(faults.is_empty(), "{faults:#?}");
         // Nobody holds a GPU of which the pool was told that it is lost.
@@ -385,212 +454,5 @@ impl World {
                 assert!(memory <= gpu.memory_bytes, "{} memory {memory}", gpu.uuid);
             }
         }
-    }
-
-    /// From here on everyone behaves: whoever waits gets what it wants, one after the other.
-    fn everyone_is_served(&mut self) {
-        for index in 0..SERVERS {
-            self.servers[index as usize].drained = false;
-            let server = &self.servers[index as usize];
-            if !server.alive || !server.lost.is_empty() {
-                self.register_server(index);
-            }
-            self.pool
-                .drain(self.now_ms, &format!("s{index}"), false, "test")
-                .unwrap();
-        }
-        let mut rounds = 0;
-        loop {
-            let views = self.pool.lease_views(None, false);
-            let waiting = views.iter().filter(|it| it.stage == Stage::Queued).count();
-            if waiting == 0 {
-                return;
-            }
-            rounds += 1;
-            assert!(rounds < 2000, "{waiting} wait for ever: {views:#?}");
-            self.now_ms += 1000;
-            for view in &views {
-                let client = self.asked.get(&view.lease).copied();
-                match (view.stage, client) {
-                    (Stage::Queued, Some(client)) => {
-                        self.pool.renew(self.now_ms, client, view.lease).unwrap();
-                    }
-                    _ => {
-                        let _ = self
-                            .pool
-                            .release(self.now_ms, None, view.lease, "test", "done");
-                    }
-                }
-            }
-            for index in 0..SERVERS {
-                self.renew_one(index, true);
-                self.renew_one(index, true);
-            }
-            self.pool.tick(self.now_ms);
-            self.check();
-        }
-    }
-}
-
-fn run(seeds: std::ops::Range<u64>, steps: u64) -> u64 {
-    let mut operations = 0;
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            for _ in 0..steps {
-                world.step();
-            }
-            world.everyone_is_served();
-            world.operations
-        });
-        match outcome {
-            Ok(count) => operations += count,
-            Err(panic) => {
-                eprintln!("seed {seed}");
-                std::panic::resume_unwind(panic);
-            }
-        }
-    }
-    operations
-}
-
-/// A million operations, on two threads' worth of seeds.
-#[test]
-fn never_over_committed_and_nobody_waits_for_ever() {
-    let halves = std::thread::scope(|scope| {
-        let halves = [0..500, 500..1000].map(|seeds| scope.spawn(|| run(seeds, 1000)));
-        halves.map(|half| half.join().unwrap())
-    });
-    assert_eq!(halves.iter().sum::<u64>(), 1_000_000);
-}
-
-/// Small requests come for ever; the large one before them is served all the same.
-#[test]
-fn a_stream_of_small_requests_starves_no_large_one() {
-    let mut world = World::new(1);
-    for index in 0..SERVERS {
-        world.register_server(index);
-    }
-    let ask = |gpus: u16, share_permille: u16| Ask {
-        gpus,
-        share_permille,
-        memory_bytes: Some(GIB),
-        filters: Vec::new(),
-        servers: Vec::new(),
-        same_server: true,
-        near: String::new(),
-        purpose: Purpose::Reservation,
-        hold_ms: None,
-        idle_ms: None,
-        label: String::new(),
-    };
-    let (small, large) = (world.clients[4], world.clients[3]);
-    let mut held: Vec<LeaseId> = Vec::new();
-    for _ in 0..60 {
-        held.push(
-            world
-                .pool
-                .ask(world.now_ms, small, ask(1, 250), true)
-                .unwrap()
-                .lease,
-        );
-    }
-    let large_ask = Ask {
-        memory_bytes: Some(GIB),
-        ..ask(3, 1000)
-    };
-    let large = world
-        .pool
-        .ask(world.now_ms, large, large_ask, true)
-        .unwrap();
-    assert!(!large.granted);
-    for round in 0..2000 {
-        world.now_ms += 100;
-        // One small lease ends, and one more is wanted.
-        let views = world.pool.lease_views(None, false);
-        for view in views.iter().filter(|it| it.stage == Stage::Queued) {
-            let client = if view.lease == large.lease {
-                world.clients[3]
-            } else {
-                small
-            };
-            world.pool.renew(world.now_ms, client, view.lease).unwrap();
-        }
-        let first = held.remove(0);
-        let _ = world
-            .pool
-            .release(world.now_ms, None, first, "test", "done");
-        held.push(
-            world
-                .pool
-                .ask(world.now_ms, small, ask(1, 250), true)
-                .unwrap()
-                .lease,
-        );
-        for index in 0..SERVERS {
-            world.renew_one(index, true);
-            world.renew_one(index, true);
-        }
-        world.pool.tick(world.now_ms);
-        world.check();
-        if world.pool.lease_view(large.lease).unwrap().stage == Stage::Held {
-            assert!(round > 10, "it was never in anyone's way");
-            return;
-        }
-    }
-    panic!("the large request starves");
-}
-
-/// A server's silence is not idleness, and nothing is taken back without a warning.
-#[test]
-fn idle_as_far_as_the_server_has_told() {
-    let mut world = World::new(1);
-    world.register_server(0);
-    let server = world.servers[0].id.unwrap();
-    let ask = Ask {
-        gpus: 1,
-        share_permille: 250,
-        memory_bytes: Some(GIB),
-        filters: Vec::new(),
-        servers: Vec::new(),
-        same_server: true,
-        near: String::new(),
-        purpose: Purpose::Reservation,
-        hold_ms: None,
-        idle_ms: Some(3_000),
-        label: String::new(),
-    };
-    let asked = world.pool.ask(world.now_ms, world.clients[4], ask, true);
-    let lease = asked.unwrap().lease;
-    assert_eq!(world.pool.report_within_ms(server), 150);
-    // After so much time, told so much unused time or nothing: stage, and whether there is a warning.
-    for (passed_ms, told_ms, stage, is_warned) in [
-        (4_000, None, Stage::Held, false),
-        (0, Some(0), Stage::Held, false),
-        (2_800, Some(2_800), Stage::Held, true),
-        (0, Some(0), Stage::Held, false),
-        (4_000, None, Stage::Held, false),
-        (0, Some(4_000), Stage::Held, true),
-        (0, None, Stage::Ending, true),
-    ] {
-        world.now_ms += passed_ms;
-        if let Some(idle_ms) = told_ms {
-            let used = LeaseUse {
-                lease,
-                sessions: 1,
-                idle_ms,
-                used_bytes: 0,
-                work: None,
-            };
-            let load = Load {
-                leases: vec![used],
-                ..Load::default()
-            };
-            let renewed = world.pool.renew_server(world.now_ms, server, load, &[]);
-            renewed.unwrap();
-        }
-        world.pool.tick(world.now_ms);
-        let view = world.pool.lease_view(lease).unwrap();
-        assert_eq!((view.stage, view.warning.is_some()), (stage, is_warned));
     }
 }

@@ -1,0 +1,53 @@
+//! Servers join, leave and come back: the pool in virtual time.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::facts;
+use farcall_pool::state::{Pool, Refusal};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+
+/// A server that is removed while it registers does not take another's number.
+#[test]
+fn numbers_of_servers_are_used_once() {
+    let mut pool = Pool::new();
+    let join = |pool: &mut Pool, name: &str| pool.register(NOW_MS, None, name, facts(name));
+    let first = join(&mut pool, "s0").unwrap().server;
+    let second = join(&mut pool, "s1").unwrap().server;
+    pool.tick(NOW_MS + 60_000);
+    pool.remove_server(NOW_MS, "s0", "test").unwrap();
+    let back = pool.register(NOW_MS, Some(first), "s0", facts("s0"));
+    assert!(matches!(back, Err(Refusal::Unauthorized(_))), "{back:?}");
+    let third = join(&mut pool, "s2").unwrap().server;
+    assert!(third != first && third != second, "{third:?}");
+    assert_eq!(pool.server_views().len(), 2);
+}
+
+/// Names stand in paths of the interface and in lists on command lines.
+#[test]
+fn names_of_servers_are_plain() {
+    let mut pool = Pool::new();
+    for name in [
+        "gpu 1",
+        "gpu1?",
+        "gpu#1",
+        "gpu%31",
+        "gpu1,gpu2",
+        "gpu/1",
+        "gpü1",
+        "",
+    ] {
+        let refused = pool.register(NOW_MS, None, "hash", facts(name));
+        let is_named =
+            matches!(&refused, Err(Refusal::Field { field, .. }) if field == "server.name");
+        assert!(is_named, "{name:?}: {refused:?}");
+    }
+    let long = "g".repeat(200);
+    for name in ["gpu1", "GPU-1_a.rack7.example", "ann@gpu1", &long] {
+        assert!(
+            pool.register(NOW_MS, None, name, facts(name)).is_ok(),
+            "{name:?}"
+        );
+    }
+}
