@@ -30,6 +30,7 @@ mod global;
 mod graph;
 mod handle;
 mod hooks;
+mod host_range;
 mod landing;
 mod link;
 mod mark;

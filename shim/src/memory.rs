@@ -16,10 +16,10 @@ use crate::device_range::GRANULE;
 use crate::landing;
 use crate::process::{Device, process};
 use crate::ptr::HostPtr;
-use crate::reserve::{self, Range};
+use crate::reserve;
 use crate::session::Session;
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// What an address range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,6 +256,8 @@ pub(crate) fn release(allocation: &Allocation) {
                 allocation.start,
                 allocation.reserved_bytes,
             );
+            let mut addresses = session.host_memory.lock();
+            addresses.give(allocation.start, allocation.reserved_bytes, session.stamp());
         }
         AllocationKind::Registered
         | AllocationKind::Alias
@@ -280,43 +282,13 @@ pub(crate) fn uncharge(device: &Device, bytes: u64) {
     device.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-/// Addresses of a session's host range, of which each piece is given once.
-#[derive(Default)]
-pub(crate) struct HostRange {
-    /// Behind all that was given.
-    next: u64,
-    /// Pieces that were given back before the server had heard of them, by size.
-    unused: BTreeMap<u64, Vec<u64>>,
-}
-
-impl HostRange {
-    fn take(&mut self, range: Range, bytes: u64) -> Option<(u64, u64)> {
-        let reserved_bytes = bytes.checked_next_multiple_of(PAGE)?;
-        if let Some(start) = self.unused.get_mut(&reserved_bytes).and_then(Vec::pop) {
-            return Some((start, reserved_bytes));
-        }
-        // A guard page behind each piece catches programs that run over its end.
-        let end = self.next.checked_add(reserved_bytes)?.checked_add(PAGE)?;
-        let start = range.start + self.next;
-        if end > range.bytes {
-            return None;
-        }
-        self.next = end;
-        Some((start, reserved_bytes))
-    }
-}
-
 /// Addresses at which the device can have memory that the program registers, as far behind the beginning of a page as
 /// the program has it. To the program they stay closed.
 pub(crate) fn take_alias(registered: &Allocation) -> CuResult<Allocation> {
     let session = registered.context.session();
     let behind = registered.start % PAGE;
-    let taken = registered.bytes.checked_add(behind).and_then(|bytes| {
-        session
-            .host_memory
-            .lock()
-            .take(session.host_range.range(), bytes)
-    });
+    let bytes = registered.bytes.checked_add(behind);
+    let taken = bytes.and_then(|bytes| take_addresses(session, bytes));
     let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
     Ok(Allocation {
         start: start + behind,
@@ -334,11 +306,23 @@ pub(crate) fn twin(registered: &Allocation) -> CuResult<Allocation> {
         .ok_or(CuStatus::OUT_OF_MEMORY)
 }
 
-/// Gives back addresses that the server has never heard of.
-pub(crate) fn give_alias(alias: &Allocation) {
-    let mut memory = alias.context.session().host_memory.lock();
-    let same_size = memory.unused.entry(alias.reserved_bytes).or_default();
-    same_size.push(page_of(alias.start));
+/// Gives back the addresses of an alias, of which the server may have heard.
+pub(crate) fn give_alias(alias: &Allocation, was_shared: bool) {
+    let session = alias.context.session();
+    let (start, bytes) = (page_of(alias.start), alias.reserved_bytes);
+    let mut addresses = session.host_memory.lock();
+    if was_shared {
+        addresses.give(start, bytes, session.stamp());
+    } else {
+        addresses.give_unused(start, bytes);
+    }
+}
+
+/// Start and size of addresses that nobody uses.
+fn take_addresses(session: &Session, bytes: u64) -> Option<(u64, u64)> {
+    let range = session.host_range.range();
+    let has_finished = |stamp| session.has_finished(stamp);
+    session.host_memory.lock().take(range, bytes, has_finished)
 }
 
 /// First address of the page that an address lies in.
@@ -357,10 +341,9 @@ pub(crate) fn take_host(
         return Err(CuStatus::INVALID_VALUE);
     }
     let session = context.session();
-    let range = &session.host_range;
-    let taken = session.host_memory.lock().take(range.range(), bytes);
+    let taken = take_addresses(session, bytes);
     let (start, reserved_bytes) = taken.ok_or(CuStatus::OUT_OF_MEMORY)?;
-    if !reserve::open(range, start, reserved_bytes) {
+    if !reserve::open(&session.host_range, start, reserved_bytes) {
         return Err(CuStatus::OUT_OF_MEMORY);
     }
     if kind == AllocationKind::Host {

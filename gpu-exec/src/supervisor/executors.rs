@@ -34,6 +34,8 @@ pub(crate) struct Executor {
     pub(crate) process: u32,
     /// Its driver is loaded with its session, because MPS ran when it was started, which has to be told its share before.
     pub(crate) is_under_mps: bool,
+    /// Connections that are being opened for it.
+    pub(crate) dials: usize,
 }
 
 /// What an executor does.
@@ -97,6 +99,7 @@ impl Executor {
             stage: Stage::Starting,
             process,
             is_under_mps: has_driver && is_under_mps,
+            dials: 0,
         })
     }
 

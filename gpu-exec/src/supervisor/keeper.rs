@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farcall_marshal::record::{Record, split};
-use farcall_marshal::status::CuStatus;
+use farcall_marshal::text::printable;
 use farcall_marshal::wire::SessionOpen;
 use farcall_transport::{Incoming, IncomingKind, RefuseCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,10 +39,10 @@ const FAILED_STARTS_MAX: u32 = 3;
 /// Owner of all executors.
 pub(crate) struct Keeper {
     pub(super) plan: Plan,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) ledger: Ledger,
     pub(super) board: Board,
-    cache: Cache,
+    pub(super) cache: Cache,
     pub(super) executors: BTreeMap<u64, Executor>,
     next_id: u64,
     slots: Vec<Slot>,
@@ -50,13 +50,13 @@ pub(crate) struct Keeper {
     pub(super) waiting: VecDeque<Client>,
     /// Leases that are over, and why.
     pub(super) ended: BTreeMap<u64, String>,
-    failed_starts: u32,
+    pub(super) failed_starts: u32,
     inventories: Inventories,
     /// What sessions that are over have had, by device.
     pub(super) past: Past,
     pub(super) counting: Counting,
     pub(super) checks: Checks,
-    stopping: Option<Instant>,
+    pub(super) stopping: Option<Instant>,
 }
 
 /// A client whose hello was checked.
@@ -253,9 +253,9 @@ impl Keeper {
             .map_or_else(String::new, |peer| format!(" from {peer}"));
         let name = format!(
             "{} (pid {} on {}){peer}",
-            printable(hello.program),
+            told(hello.program),
             hello.pid,
-            printable(hello.host_name)
+            told(hello.host_name)
         );
         let Some(share_permille) = asked_share(hello.share_permille) else {
             let message = format!(
@@ -414,46 +414,6 @@ impl Keeper {
         }
     }
 
-    fn read_reports(&mut self, id: u64) {
-        while let Some(executor) = self.executors.get_mut(&id) {
-            let Some(control) = &executor.control else {
-                return;
-            };
-            match control::receive::<Report>(control.as_fd(), false) {
-                Ok(Some(Message {
-                    header: Report::Counted(counts),
-                    ..
-                })) => {
-                    if let Some(serving) = executor.serving_mut() {
-                        serving.counts = counts;
-                    }
-                    self.counted(id);
-                }
-                Ok(Some(Message {
-                    header: Report::Stuck(stuck),
-                    ..
-                })) => self.take_stuck(id, &stuck),
-                Ok(Some(Message {
-                    header: Report::Suspect { status },
-                    ..
-                })) => self.take_suspect(id, CuStatus(status)),
-                Ok(Some(Message {
-                    header: Report::Dial { number, address },
-                    ..
-                })) => self.dial(id, number, address),
-                Ok(Some(message)) => take_report(executor, message.header, &mut self.failed_starts),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Ok(None) | Err(_) => {
-                    if matches!(executor.stage, Stage::Starting) && self.stopping.is_none() {
-                        self.failed_starts += 1;
-                        log::error!("executor {} ended before it was ready", executor.process);
-                    }
-                    return executor.reap(id, &self.inbox, &self.cache, self.plan.cache_bytes_max);
-                }
-            }
-        }
-    }
-
     /// The process is gone: its share of memory is free.
     fn forget(&mut self, id: u64) {
         let Some(executor) = self.executors.remove(&id) else {
@@ -543,38 +503,6 @@ impl Keeper {
     }
 }
 
-fn take_report(executor: &mut Executor, report: Report, failed_starts: &mut u32) {
-    match (report, &mut executor.stage) {
-        (Report::Ready, stage @ Stage::Starting) => {
-            *stage = Stage::Ready;
-            *failed_starts = 0;
-        }
-        (Report::Opened, Stage::Serving(serving)) => {
-            log::info!(
-                "session opened: {}, devices {:?}, executor {}",
-                serving.client,
-                serving.devices,
-                executor.process
-            );
-        }
-        (
-            Report::Closed {
-                reason,
-                resumes,
-                counts,
-            },
-            Stage::Serving(serving),
-        ) => {
-            serving.farewell = Some(format!(
-                "{reason}; {} records, {resumes} times resumed, {} bytes in, {} bytes out",
-                counts.records, counts.bytes_in, counts.bytes_out
-            ));
-            serving.counts = counts;
-        }
-        (report, stage) => log::error!("executor {}: {report:?} in {stage:?}", executor.process),
-    }
-}
-
 /// What a hello asks for, in thousandths; 0 = all.
 fn asked_share(permille: u32) -> Option<u16> {
     match u16::try_from(permille) {
@@ -585,9 +513,6 @@ fn asked_share(permille: u32) -> Option<u16> {
 }
 
 /// A client's words for the log: short, without control characters.
-fn printable(text: &str) -> String {
-    text.chars()
-        .take(80)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+fn told(text: &str) -> String {
+    printable(&text.chars().take(80).collect::<String>())
 }

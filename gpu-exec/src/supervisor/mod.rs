@@ -32,6 +32,7 @@ mod leases;
 mod peers;
 mod placement;
 mod plan;
+mod reports;
 mod signals;
 pub(crate) mod usage;
 mod wedged;

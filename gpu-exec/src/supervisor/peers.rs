@@ -10,7 +10,6 @@ use farcall_marshal::record::{Record, split};
 use farcall_marshal::wire::PeerHello;
 use farcall_transport::{Incoming, RefuseCode, SessionId};
 
-use super::executors::Executor;
 use super::inbox::Event;
 use super::keeper::Keeper;
 use crate::control::{self, Order};
@@ -18,6 +17,8 @@ use crate::limits::STACK_BYTES;
 
 /// Longest that a connection may take.
 const CONNECT: Duration = Duration::from_secs(4);
+/// Connections that may be opened for one executor at a time.
+const DIALS_MAX: usize = 16;
 /// Links that are remembered of a session, for their further connections.
 const LINKS_MAX: usize = 16;
 
@@ -60,27 +61,36 @@ impl Keeper {
     }
 
     /// Opens a connection for an executor, which may not. Does not block.
-    pub(super) fn dial(&self, id: u64, number: u64, address: SocketAddr) {
-        let inbox = self.inbox();
-        if !self.plan.peer_links {
+    pub(super) fn dial(&mut self, id: u64, number: u64, address: SocketAddr) {
+        let (inbox, may_link) = (self.inbox(), self.plan.peer_links);
+        let Some(executor) = self.executors.get_mut(&id) else {
+            return;
+        };
+        executor.dials += 1;
+        if !may_link || executor.dials > DIALS_MAX {
             let refused = Err(io::ErrorKind::PermissionDenied.into());
             return inbox.send(Event::Dialed(id, number, refused));
         }
+        let told = inbox.clone();
         let connect = move || {
             let socket = TcpStream::connect_timeout(&address, CONNECT);
-            inbox.send(Event::Dialed(id, number, socket.map(OwnedFd::from)));
+            told.send(Event::Dialed(id, number, socket.map(OwnedFd::from)));
         };
         let builder = std::thread::Builder::new()
             .name("dial".to_owned())
             .stack_size(STACK_BYTES);
         if let Err(error) = builder.spawn(connect) {
-            log::error!("no connection to {address} for an executor: {error}");
+            inbox.send(Event::Dialed(id, number, Err(error)));
         }
     }
 
     /// Tells an executor what became of its connection.
     pub(super) fn pass_on(&self, id: u64, number: u64, outcome: io::Result<OwnedFd>) {
-        let Some(control) = self.executors.get(&id).and_then(Executor::socket) else {
+        let Some(executor) = self.executors.get_mut(&id) else {
+            return;
+        };
+        executor.dials = executor.dials.saturating_sub(1);
+        let Some(control) = executor.socket() else {
             return;
         };
         let (failure, socket) = match outcome {

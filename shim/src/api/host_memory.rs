@@ -90,9 +90,8 @@ pub(crate) fn cuMemHostUnregister(at: HostPtr) -> CuResult {
     if let Ok(alias) = process()?
         .memory
         .remove(allocation.twin, &[AllocationKind::Alias])
-        && !coherent::unshare(&alias)?
     {
-        memory::give_alias(&alias);
+        memory::give_alias(&alias, coherent::unshare(&alias)?);
     }
     landed
 }
