@@ -9,8 +9,9 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemcpy3DAsyncV2, CuMemcpyDtoDAsyncV2};
 
 use crate::abi::CUDA_MEMCPY3D;
-use crate::api::{self, check_device_range, to_device, to_host};
+use crate::api::{self, check_source, check_target, is_seen, to_device, to_host};
 use crate::capture::Capture;
+use crate::coherent;
 use crate::crossing;
 use crate::graph::Node;
 use crate::memory::AllocationKind;
@@ -182,15 +183,44 @@ impl BoxCopy {
         }
     }
 
-    /// Does it in the order of a stream. Waits where it reads to host memory that is not pinned, or with gaps.
-    pub(crate) fn run(&self, stream: &Stream) -> CuResult {
+    /// Does it in the order of a stream. Waits where it reads to host memory that is not pinned, or with gaps, and unless
+    /// `is_async` until the program can see what was copied.
+    pub(crate) fn run(&self, stream: &Stream, is_async: bool) -> CuResult {
         if self.is_empty() {
             return Ok(());
         }
+        let [dst, src] = [&self.dst, &self.src].map(|end| self.where_newest(end, stream));
+        let there = Self {
+            dst: dst?,
+            src: src?,
+            ..*self
+        };
+        there.run_there(stream, is_async)?;
+        let is_seen = |end: &End| Ok(!end.is_host && is_seen(end.address)?);
+        if !is_async && (is_seen(&there.dst)? || is_seen(&there.src)?) {
+            return stream.synchronize();
+        }
+        Ok(())
+    }
+
+    /// An end in host memory that the device may be changing is where the device has it.
+    fn where_newest(&self, end: &End, stream: &Stream) -> CuResult<End> {
+        if !end.is_host {
+            return Ok(*end);
+        }
+        let on_device = coherent::on_device(stream.session(), end.address, self.span(end)?);
+        Ok(on_device.map_or(*end, |address| End {
+            address,
+            is_host: false,
+            ..*end
+        }))
+    }
+
+    fn run_there(&self, stream: &Stream, is_async: bool) -> CuResult {
         match (self.dst.is_host, self.src.is_host) {
             (false, false) => self.on_device(stream),
             (false, true) => self.upload(stream),
-            (true, false) => self.download(stream),
+            (true, false) => self.download(stream, is_async),
             (true, true) => {
                 stream.synchronize()?;
                 let rows = self.rows(self.dst).zip(self.rows(self.src));
@@ -211,15 +241,15 @@ impl BoxCopy {
     }
 
     fn on_device(&self, stream: &Stream) -> CuResult {
-        check_device_range(stream, self.dst.address, self.span(&self.dst)?)?;
-        check_device_range(stream, self.src.address, self.span(&self.src)?)?;
+        let _target = check_target(stream, self.dst.address, self.span(&self.dst)?)?;
+        check_source(stream, self.src.address, self.span(&self.src)?)?;
         let ends = [self.dst.address, self.src.address];
         crossing::run_between(ends, stream, || stream.issue(&self.record(stream.id)))
     }
 
     fn upload(&self, stream: &Stream) -> CuResult {
         let len = usize::try_from(self.bytes()?).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
-        check_device_range(stream, self.dst.address, self.span(&self.dst)?)?;
+        let _target = check_target(stream, self.dst.address, self.span(&self.dst)?)?;
         let gathered;
         let bytes = if self.is_plain(&self.src) {
             HostPtr::from_address(self.src.address)
@@ -242,11 +272,11 @@ impl BoxCopy {
         api::end_passage(stream, &passage)
     }
 
-    fn download(&self, stream: &Stream) -> CuResult {
+    fn download(&self, stream: &Stream, is_async: bool) -> CuResult {
         let len = usize::try_from(self.bytes()?).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
         if self.is_plain(&self.src) {
-            check_device_range(stream, self.src.address, self.span(&self.src)?)?;
-            return self.land(stream, self.src.address, len);
+            check_source(stream, self.src.address, self.span(&self.src)?)?;
+            return self.land(stream, self.src.address, len, is_async);
         }
         let passage = api::passage(stream, len)?;
         let gathered = Self {
@@ -254,16 +284,16 @@ impl BoxCopy {
             ..*self
         };
         gathered.on_device(stream)?;
-        self.land(stream, passage.start, len)?;
+        self.land(stream, passage.start, len, is_async)?;
         api::end_passage(stream, &passage)
     }
 
-    /// Brings bytes without gaps to the host end.
-    fn land(&self, stream: &Stream, from: u64, len: usize) -> CuResult {
+    /// Brings bytes without gaps to the host end. Unless `is_async` they are there when it returns.
+    fn land(&self, stream: &Stream, from: u64, len: usize, is_async: bool) -> CuResult {
         let to = HostPtr::from_address(self.dst.address);
         if self.is_plain(&self.dst) {
             let is_pinned = process()?.memory.find(self.dst.address).is_some();
-            return to_host(stream, to, from, len, is_pinned);
+            return to_host(stream, to, from, len, is_async && is_pinned);
         }
         let mut bytes = vec![0_u8; len];
         let place = HostPtr::from_address(bytes.as_mut_ptr().addr() as u64);

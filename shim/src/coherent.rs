@@ -4,40 +4,72 @@
 //! Both sides have the pages at the same address; registered memory lies where the program has it, so the device has it
 //! at another, its alias. Before the device works with them, what the program changed since
 //! the last time goes there; after the program has waited for the device, what the device changed comes back. A
-//! shadow of the server's bytes tells the changes apart, so neither side's writes are lost to the other's copy.
+//! mirror of the server's bytes tells the changes apart, so neither side's writes are lost to the other's copy.
+//!
+//! What the program changed goes there on a stream of our own, at once and in one order whichever stream the work is for,
+//! as the program's writes would; the work waits for it. While the device may be changing bytes of the same page, only the
+//! very bytes go that the program changed.
 #![forbid(unsafe_code)]
 
+mod fetch;
+mod mirror;
+mod works;
+
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use farcall_marshal::record::INLINE_BYTES_MAX;
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuEventCreate, CuEventRecordWithFlags, CuMemFreeHost, CuMemHostAlloc, CuMemcpyDtoHAsyncV2,
-    CuMemcpyHtoDAsyncV2, CuStreamCreateWithPriority, CuStreamWaitEvent,
+    CuCtxSynchronize, CuEventRecordWithFlags, CuMemFreeHost, CuMemHostAlloc, CuMemcpyHtoDAsyncV2,
+    CuStreamWaitEvent,
 };
 use parking_lot::Mutex;
 
+use self::mirror::{Grain, Mirror};
+use self::works::Works;
+
+pub(crate) use self::fetch::{Behind, Fetch, after_wait, fetch_behind, take_over};
+pub(crate) use self::works::Waited;
+
 use crate::context::Context;
+use crate::crossing;
 use crate::memory::{self, Allocation, AllocationKind};
 use crate::process::process;
 use crate::ptr::HostPtr;
-use crate::session::{EVENT_DISABLE_TIMING, Session};
+use crate::session::Session;
 use crate::stream::{STREAM_NON_BLOCKING, Stream};
-use crate::ticket::{Pending, Sink};
 
-/// Changes are looked for and sent in pieces of this size.
-const PIECE: usize = 4096;
+/// More runs of bytes than this are not sent each by itself while the device works: the program waits for the device, and
+/// then whole pieces can go.
+const RUNS_MAX: usize = 1024;
+/// Streams of which it is known what they wait for.
+const HELD_MAX: usize = 1024;
 
 /// The shared regions of one session.
 #[derive(Default)]
 pub(crate) struct Coherent {
     /// Whether there is any region: the one thing that a launch looks at.
     is_used: AtomicBool,
-    /// Stamp of the first work since the device was last asked what it has written; 0 = none.
-    stale_from: AtomicU64,
-    regions: Mutex<Vec<Region>>,
-    lane: Mutex<Option<Lane>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    regions: Vec<Region>,
+    /// Streams of our own, by context.
+    lanes: BTreeMap<u32, Lanes>,
+    works: Works,
+    /// How many threads are sending such work.
+    sending: usize,
+    /// What was asked for and has not come, in the order in which it was. They own the memory into which bytes come.
+    fetches: Vec<Arc<Fetch>>,
+    /// Number of the last of them, and of the last that waits for no point.
+    asked: u64,
+    asked_now: u64,
 }
 
 struct Region {
@@ -45,55 +77,68 @@ struct Region {
     start: u64,
     /// Where the program has it.
     host: u64,
-    /// The server's bytes, as last known.
-    shadow: Vec<u8>,
-    /// Counts what the program changed, so that bytes which were asked for before are not taken for the device's.
-    version: u64,
+    mirror: Mirror,
     context: &'static Context,
 }
 
-/// A stream of our own that fetches bytes as soon as a point in another stream is behind, and the event for that.
-#[derive(Clone, Copy)]
-struct Lane {
-    context: u32,
+/// Two streams in the context of a region, which wait for none of the program's.
+struct Lanes {
+    /// What the program changed goes there, and what the device has changed by now comes back.
+    now: Arc<Stream>,
+    /// Waits for points in the program's streams, so that bytes come back with the answer to a wait.
+    behind: Arc<Stream>,
+    /// How often something was sent on `now`.
+    sent: u64,
+    /// The program's streams, by context and number, that wait for what was sent up to this count.
+    held: HashMap<(u32, u64), u64>,
+}
+
+/// What work does with shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// Work that may change shared memory is being sent; it has been when this is dropped.
+#[must_use]
+pub(crate) struct Sending(Option<Sent>);
+
+struct Sent {
+    context: &'static Context,
     stream: u64,
-    event: u64,
+    is_blocking: bool,
+    first: u64,
 }
 
-/// After which point bytes are fetched.
-#[derive(Clone, Copy)]
-pub(crate) enum Behind<'a> {
-    /// All that was sent on this stream.
-    Stream(&'a Stream),
-    /// This event, as it was recorded last.
-    Event(u64),
+impl Sending {
+    /// Nothing is shared.
+    pub(crate) const NOTHING: Self = Self(None);
 }
 
-/// Bytes on their way from the server.
-pub(crate) struct Fetch {
-    region: u64,
-    version: u64,
-    /// Not looked at before `pending` is done: the server's bytes land here.
-    bytes: Box<[u8]>,
-    pending: Arc<Pending>,
-}
-
-impl Fetch {
-    pub(crate) fn pending(&self) -> &Pending {
-        &self.pending
+impl Drop for Sending {
+    fn drop(&mut self) {
+        let Some(sent) = &self.0 else { return };
+        let session = sent.context.session();
+        let mut state = session.coherent.state.lock();
+        state.sending -= 1;
+        let stream = (sent.context.id, sent.stream);
+        let last = session.last_stamp().max(sent.first);
+        state.works.add(stream, sent.is_blocking, sent.first, last);
     }
 }
 
 /// Makes host memory usable by kernels: at its own address, or at its alias.
 pub(crate) fn share(allocation: &Allocation) -> CuResult {
-    let session = allocation.context.session();
+    let context = allocation.context;
+    let session = context.session();
     let (start, host) = match allocation.kind {
         AllocationKind::Registered => return share(&memory::twin(allocation)?),
         AllocationKind::Alias => (allocation.start, allocation.twin),
         _ => (allocation.start, allocation.start),
     };
-    let mut regions = session.coherent.regions.lock();
-    if regions.iter().any(|region| region.start == start) {
+    let mut state = session.coherent.state.lock();
+    if state.regions.iter().any(|region| region.start == start) {
         return Ok(());
     }
     // Managed memory was announced when it was made.
@@ -103,15 +148,22 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
             bytes: allocation.reserved_bytes,
             flags: allocation.flags,
         };
-        session.send(allocation.context.id, &record)?;
+        session.send(context.id, &record)?;
+    }
+    if let Entry::Vacant(place) = state.lanes.entry(context.id) {
+        place.insert(Lanes {
+            now: crossing::new_stream(context)?,
+            behind: crossing::new_stream(context)?,
+            sent: 0,
+            held: HashMap::new(),
+        });
     }
     let bytes = usize::try_from(allocation.bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
-    regions.push(Region {
+    state.regions.push(Region {
         start,
         host,
-        shadow: vec![0; bytes],
-        version: 0,
-        context: allocation.context,
+        mirror: Mirror::new(bytes),
+        context,
     });
     session.coherent.is_used.store(true, Ordering::Release);
     Ok(())
@@ -120,18 +172,17 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
 /// Ends what [`share`] began; whether it had. The caller frees managed memory on the server itself.
 pub(crate) fn unshare(allocation: &Allocation) -> CuResult<bool> {
     let session = allocation.context.session();
-    let mut regions = session.coherent.regions.lock();
-    let before = regions.len();
-    regions.retain(|region| region.start != allocation.start);
-    let was_shared = regions.len() != before;
+    let mut state = session.coherent.state.lock();
+    let before = state.regions.len();
+    state
+        .regions
+        .retain(|region| region.start != allocation.start);
+    let was_shared = state.regions.len() != before;
     if was_shared && allocation.kind != AllocationKind::Managed && allocation.context.is_alive() {
         let addr = memory::page_of(allocation.start);
         session.send(allocation.context.id, &CuMemFreeHost { addr })?;
     }
-    session
-        .coherent
-        .is_used
-        .store(!regions.is_empty(), Ordering::Release);
+    state.tell_used(&session.coherent);
     Ok(was_shared)
 }
 
@@ -143,18 +194,18 @@ pub(crate) fn is_used(session: &Session) -> bool {
 
 /// A kernel is about to be launched with these parameters.
 #[inline]
-pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult {
+pub(crate) fn before_launch(stream: &Stream, params: &[u8]) -> CuResult<Sending> {
     share_pointers(stream.session(), params)?;
     before_graph(stream)
 }
 
 /// A graph is about to be launched.
 #[inline]
-pub(crate) fn before_graph(stream: &Stream) -> CuResult {
+pub(crate) fn before_graph(stream: &Stream) -> CuResult<Sending> {
     if is_used(stream.session()) {
-        push(stream)
+        push(stream, Access::Write)
     } else {
-        Ok(())
+        Ok(Sending::NOTHING)
     }
 }
 
@@ -174,286 +225,279 @@ pub(crate) fn share_pointers(session: &Session, params: &[u8]) -> CuResult {
 }
 
 /// A copy or memset is about to work with this host memory on the device.
-pub(crate) fn before_use(stream: &Stream, allocation: &Allocation) -> CuResult {
+pub(crate) fn before_use(
+    stream: &Stream,
+    allocation: &Allocation,
+    access: Access,
+) -> CuResult<Sending> {
     if allocation.kind == AllocationKind::Registered {
         // The device has it at its alias only.
         return Err(CuStatus::INVALID_VALUE);
     }
     share(allocation)?;
-    push(stream)
+    push(stream, access)
 }
 
-/// Sends what the program changed.
-fn push(stream: &Stream) -> CuResult {
+/// Where the device has host memory that it may be changing just now: a copy from or to it belongs there, in the order of
+/// its stream. `None`: the program has the newest bytes.
+pub(crate) fn on_device(session: &Session, at: u64, bytes: u64) -> Option<u64> {
+    if !is_used(session) {
+        return None;
+    }
+    let state = session.coherent.state.lock();
+    if state.is_quiet() {
+        return None;
+    }
+    let (region, offset) = state.find(|region| region.host, at, bytes)?;
+    Some(region.start + offset as u64)
+}
+
+/// Whether the program has the newest bytes of all shared memory.
+pub(crate) fn is_quiet(session: &Session) -> bool {
+    !is_used(session) || session.coherent.state.lock().is_quiet()
+}
+
+/// An upload to shared memory, the one thing that was sent since [`is_quiet`] with stamps from `first` on, is over for the
+/// program: it sees the bytes. False: other work is there as well, so that only the device knows.
+pub(crate) fn uploaded(
+    stream: &Stream,
+    first: u64,
+    dst: u64,
+    src: HostPtr,
+    len: usize,
+) -> CuResult<bool> {
+    let mut guard = stream.session().coherent.state.lock();
+    let state = &mut *guard;
+    let own = (stream.context.id, stream.id);
+    if state.sending != 0 || !state.works.are_only(own, first) {
+        return Ok(false);
+    }
+    let asked = state.asked_last();
+    let to_device = |region: &Region| region.start;
+    let Some((region, offset)) = State::find_in(&mut state.regions, to_device, dst, len as u64)
+    else {
+        return Ok(false);
+    };
+    let host = HostPtr::from_address(region.host);
+    host.offset(offset).copy_from(src, len)?;
+    let bytes = host.bytes(region.mirror.len())?;
+    region.mirror.send(offset..offset + len, bytes, asked);
+    state.works.clear();
+    Ok(true)
+}
+
+/// Sends what the program changed, before work that uses shared memory.
+fn push(stream: &Stream, access: Access) -> CuResult<Sending> {
     let session = stream.session();
-    // The work that is about to be sent gets the next stamp, or a later one.
-    let _ = session.coherent.stale_from.compare_exchange(
-        0,
-        session.last_stamp() + 1,
-        Ordering::Relaxed,
-        Ordering::Relaxed,
-    );
-    for region in session.coherent.regions.lock().iter_mut() {
-        let host = HostPtr::from_address(region.host).bytes(region.shadow.len())?;
-        let mut at = 0;
-        while let Some((from, to)) = changed(host, &region.shadow, at) {
-            at = to;
-            let (Some(new), Some(old)) = (host.get(from..to), region.shadow.get_mut(from..to))
-            else {
-                break;
+    await_copies_into_regions(session)?;
+    for runs_max in [RUNS_MAX, usize::MAX] {
+        let mut state = session.coherent.state.lock();
+        if state.push(stream, runs_max)? {
+            if access == Access::Read {
+                return Ok(Sending::NOTHING);
+            }
+            state.sending += 1;
+            return Ok(Sending(Some(Sent {
+                context: stream.context,
+                stream: stream.id,
+                is_blocking: stream.flags & STREAM_NON_BLOCKING == 0,
+                first: session.last_stamp() + 1,
+            })));
+        }
+        drop(state);
+        drain(session)?;
+    }
+    Err(CuStatus::UNKNOWN)
+}
+
+/// What copies still have to write to shared memory, the work is to see.
+fn await_copies_into_regions(session: &Session) -> CuResult {
+    let ranges: Vec<(u64, u64)> = {
+        let state = session.coherent.state.lock();
+        let range = |region: &Region| (region.host, region.mirror.len() as u64);
+        state.regions.iter().map(range).collect()
+    };
+    ranges
+        .into_iter()
+        .try_for_each(|(start, bytes)| process()?.await_writers(start, bytes))
+}
+
+/// Waits for all work that may change shared memory.
+fn drain(session: &Session) -> CuResult {
+    let contexts = session.coherent.state.lock().works.contexts();
+    for context in contexts {
+        let stamp = session.last_stamp();
+        session.ask(context, &CuCtxSynchronize {})?;
+        after_wait(session, Waited::Context(context), stamp)?;
+    }
+    Ok(())
+}
+
+impl State {
+    /// Whether the device has nothing to do that may change shared memory, and whatever it changed has come.
+    fn is_quiet(&self) -> bool {
+        self.works.is_empty() && self.sending == 0 && self.fetches.is_empty()
+    }
+
+    /// Number of the last fetch, if one is under way.
+    fn asked_last(&self) -> Option<u64> {
+        (!self.fetches.is_empty()).then_some(self.asked)
+    }
+
+    /// The region that has a range, which begins at the offset given beside it.
+    fn find(
+        &self,
+        start: impl Fn(&Region) -> u64,
+        at: u64,
+        bytes: u64,
+    ) -> Option<(&Region, usize)> {
+        self.regions
+            .iter()
+            .find_map(|region| Some((region, region.offset(start(region), at, bytes)?)))
+    }
+
+    fn find_in(
+        regions: &mut [Region],
+        start: impl Fn(&Region) -> u64,
+        at: u64,
+        bytes: u64,
+    ) -> Option<(&mut Region, usize)> {
+        regions.iter_mut().find_map(|region| {
+            let offset = region.offset(start(region), at, bytes)?;
+            Some((region, offset))
+        })
+    }
+
+    fn tell_used(&self, coherent: &Coherent) {
+        let is_used = !self.regions.is_empty();
+        coherent.is_used.store(is_used, Ordering::Release);
+    }
+
+    /// Sends what the program changed; `stream` waits for it. False: nothing was sent, as it is more than `runs_max` runs.
+    fn push(&mut self, stream: &Stream, runs_max: usize) -> CuResult<bool> {
+        self.forget_abandoned();
+        let grain = if self.is_quiet() {
+            Grain::Piece
+        } else {
+            Grain::Byte
+        };
+        let runs_max = match grain {
+            Grain::Piece => usize::MAX,
+            Grain::Byte => runs_max,
+        };
+        let mut changes: Vec<(usize, Vec<Range<usize>>)> = Vec::new();
+        let mut left = runs_max;
+        for (index, region) in self.regions.iter().enumerate() {
+            let host = HostPtr::from_address(region.host).bytes(region.mirror.len())?;
+            let Some(runs) = region.mirror.changes(host, grain, left) else {
+                return Ok(false);
             };
-            old.copy_from_slice(new);
-            region.version += 1;
-            for (index, data) in old.chunks(INLINE_BYTES_MAX).enumerate() {
-                let dst = region.start + (from + index * INLINE_BYTES_MAX) as u64;
-                stream.mark()?;
+            if !runs.is_empty() {
+                left -= runs.len();
+                changes.push((index, runs));
+            }
+        }
+        let asked = self.asked_last();
+        for (index, runs) in changes {
+            let Some(region) = self.regions.get_mut(index) else {
+                continue;
+            };
+            let Some(lanes) = self.lanes.get_mut(&region.context.id) else {
+                continue;
+            };
+            region.send(&lanes.now, runs, asked)?;
+            lanes.sent += 1;
+        }
+        self.lanes
+            .values_mut()
+            .try_for_each(|lanes| lanes.hold(stream))?;
+        Ok(true)
+    }
+}
+
+impl Lanes {
+    /// Makes a stream wait for what was sent, whichever thread sent it, unless it has been told.
+    fn hold(&mut self, stream: &Stream) -> CuResult {
+        let key = (stream.context.id, stream.id);
+        let held = self.held.get(&key).copied().unwrap_or(0);
+        if held == self.sent {
+            return Ok(());
+        }
+        hold(stream, record(&self.now)?)?;
+        // Streams that are not known wait once more.
+        if self.held.len() >= HELD_MAX {
+            self.held.clear();
+        }
+        self.held.insert(key, self.sent);
+        Ok(())
+    }
+}
+
+impl Region {
+    /// Where a range is in it, if it is; `start`: where it begins, as whoever names the range knows it.
+    fn offset(&self, start: u64, at: u64, bytes: u64) -> Option<usize> {
+        let offset = at.checked_sub(start)?;
+        let end = offset.checked_add(bytes)?;
+        (end <= self.mirror.len() as u64).then(|| usize::try_from(offset).ok())?
+    }
+
+    /// Sends runs of the program's bytes.
+    fn send(&mut self, lane: &Stream, runs: Vec<Range<usize>>, asked: Option<u64>) -> CuResult {
+        let host = HostPtr::from_address(self.host).bytes(self.mirror.len())?;
+        for run in runs {
+            let from = run.start;
+            let bytes = self.mirror.send(run, host, asked);
+            for (index, data) in bytes.chunks(INLINE_BYTES_MAX).enumerate() {
+                lane.wait_for_uploads(lane.session())?;
                 let record = CuMemcpyHtoDAsyncV2 {
-                    dst,
+                    dst: self.start + (from + index * INLINE_BYTES_MAX) as u64,
                     count: data.len() as u64,
-                    stream: stream.id,
+                    stream: lane.id,
                     bulk: 0,
                     data,
                 };
-                session.send(stream.context.id, &record)?;
+                lane.session().send(lane.context.id, &record)?;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// The next run of pieces, from `at` on, in which the two differ.
-fn changed(new: &[u8], old: &[u8], at: usize) -> Option<(usize, usize)> {
-    let differs = |piece: usize| {
-        let range = piece..(piece + PIECE).min(new.len());
-        new.get(range.clone()) != old.get(range)
+/// Records an event behind all that was sent on a stream; the event.
+fn record(on: &Stream) -> CuResult<u64> {
+    let event = on.crossed.event(on)?;
+    let record = CuEventRecordWithFlags {
+        event,
+        stream: on.id,
+        flags: 0,
     };
-    let from = (at..new.len())
-        .step_by(PIECE)
-        .find(|piece| differs(*piece))?;
-    let to = (from..new.len())
-        .step_by(PIECE)
-        .find(|piece| !differs(*piece))
-        .unwrap_or(new.len());
-    Some((from, to))
+    on.session().send(on.context.id, &record)?;
+    Ok(event)
 }
 
-/// Whether work up to `stamp` may have written what has not been fetched. From then on it counts as fetched.
-fn take_stale(session: &Session, stamp: u64) -> bool {
-    let coherent = &session.coherent;
-    if !coherent.is_used.load(Ordering::Acquire) {
-        return false;
-    }
-    let from = coherent.stale_from.load(Ordering::Relaxed);
-    if from == 0 || from > stamp {
-        return false;
-    }
-    // What was sent after that point stays to be fetched.
-    let rest = if session.last_stamp() > stamp {
-        stamp + 1
-    } else {
-        0
-    };
-    coherent.stale_from.store(rest, Ordering::Relaxed);
-    true
-}
-
-/// The program is about to wait for a point with this stamp: asks for what the device will have changed by then, so
-/// that the bytes come with the answer.
-pub(crate) fn fetch_behind(
-    context: &'static Context,
-    stamp: u64,
-    behind: Behind<'_>,
-) -> CuResult<Vec<Fetch>> {
-    let session = context.session();
-    if !session.coherent.is_used.load(Ordering::Acquire) {
-        return Ok(Vec::new());
-    }
-    let regions = session.coherent.regions.lock();
-    let is_foreign = |region: &Region| !std::ptr::eq(region.context, context);
-    if regions.iter().any(is_foreign) || !take_stale(session, stamp) {
-        return Ok(Vec::new());
-    }
-    let lane = lane(context)?;
-    let event = match behind {
-        Behind::Event(event) => event,
-        Behind::Stream(stream) => {
-            let record = CuEventRecordWithFlags {
-                event: lane.event,
-                stream: stream.id,
-                flags: 0,
-            };
-            session.send(context.id, &record)?;
-            lane.event
-        }
-    };
-    let wait = CuStreamWaitEvent {
-        stream: lane.stream,
+/// Makes later work of a stream wait for an event.
+fn hold(stream: &Stream, event: u64) -> CuResult {
+    let record = CuStreamWaitEvent {
+        stream: stream.id,
         event,
         flags: 0,
     };
-    session.send(context.id, &wait)?;
-    regions
-        .iter()
-        .map(|region| fetch(region, lane.stream))
-        .collect()
-}
-
-/// The stream that fetches, made on the first use.
-fn lane(context: &'static Context) -> CuResult<Lane> {
-    let session = context.session();
-    let mut lane = session.coherent.lane.lock();
-    if let Some(lane) = *lane
-        && lane.context == context.id
-    {
-        return Ok(lane);
-    }
-    let new = Lane {
-        context: context.id,
-        stream: session.new_id(),
-        event: session.new_id(),
-    };
-    let stream = CuStreamCreateWithPriority {
-        stream: new.stream,
-        flags: STREAM_NON_BLOCKING,
-        priority: 0,
-    };
-    session.send(context.id, &stream)?;
-    let event = CuEventCreate {
-        event: new.event,
-        flags: EVENT_DISABLE_TIMING,
-    };
-    session.send(context.id, &event)?;
-    *lane = Some(new);
-    Ok(new)
-}
-
-fn fetch(region: &Region, stream: u64) -> CuResult<Fetch> {
-    let session = region.context.session();
-    let mut bytes = vec![0_u8; region.shadow.len()].into_boxed_slice();
-    let bulk = if bytes.len() <= INLINE_BYTES_MAX {
-        0
-    } else {
-        session.new_id()
-    };
-    let record = CuMemcpyDtoHAsyncV2 {
-        src: region.start,
-        count: bytes.len() as u64,
-        stream,
-        bulk,
-    };
-    let sink = Sink::Copy {
-        to: HostPtr::from_address(bytes.as_mut_ptr() as u64),
-        len: bytes.len(),
-        bulk,
-        later: true,
-    };
-    let pending = session.request(region.context.id, &record, sink)?;
-    Ok(Fetch {
-        region: region.start,
-        version: region.version,
-        bytes,
-        pending,
-    })
-}
-
-/// Takes over what has come. The bytes of a region that the program changed meanwhile are asked for again later.
-pub(crate) fn take_over(session: &Session, fetches: Vec<Fetch>) -> CuResult {
-    let mut regions = session.coherent.regions.lock();
-    for fetch in fetches {
-        match fetch.pending.take().0 {
-            CuStatus::SUCCESS => {}
-            status => return Err(status),
-        }
-        let Some(region) = regions.iter_mut().find(|r| r.start == fetch.region) else {
-            continue;
-        };
-        if region.version != fetch.version || region.shadow.len() != fetch.bytes.len() {
-            session.coherent.stale_from.store(1, Ordering::Relaxed);
-            continue;
-        }
-        let pieces = fetch
-            .bytes
-            .chunks(PIECE)
-            .zip(region.shadow.chunks_mut(PIECE))
-            .enumerate();
-        for (index, (new, old)) in pieces {
-            if new != old {
-                let at = HostPtr::from_address(region.host + (index * PIECE) as u64);
-                merge(at, new, old)?;
-                old.copy_from_slice(new);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The program has waited for the device up to this stamp: what the device changed comes back, if it did not come
-/// with the answer.
-pub(crate) fn after_wait(context: &'static Context, stamp: u64) -> CuResult {
-    let session = context.session();
-    if !take_stale(session, stamp) {
-        return Ok(());
-    }
-    let fetches = {
-        let regions = session.coherent.regions.lock();
-        regions
-            .iter()
-            .map(|region| fetch(region, lane(region.context)?.stream))
-            .collect::<CuResult<Vec<Fetch>>>()?
-    };
-    let pending: Vec<&Pending> = fetches.iter().map(Fetch::pending).collect();
-    session.wait_all(&pending)?;
-    take_over(session, fetches)
-}
-
-/// Writes the bytes that the device changed, and only those.
-fn merge(at: HostPtr, new: &[u8], old: &[u8]) -> CuResult {
-    let mut index = 0;
-    while index < new.len() {
-        let is_changed = |i: usize| new.get(i) != old.get(i);
-        let end = (index..new.len())
-            .find(|i| is_changed(*i) != is_changed(index))
-            .unwrap_or(new.len());
-        if is_changed(index) {
-            at.offset(index)
-                .write(new.get(index..end).unwrap_or_default())?;
-        }
-        index = end;
-    }
-    Ok(())
+    stream.session().send(stream.context.id, &record)
 }
 
 /// Forgets the regions of a context that has gone.
 pub(crate) fn forget_context(context: &'static Context) {
     let coherent = &context.session().coherent;
-    let mut regions = coherent.regions.lock();
-    regions.retain(|region| !std::ptr::eq(region.context, context));
-    coherent
-        .is_used
-        .store(!regions.is_empty(), Ordering::Release);
+    let mut state = coherent.state.lock();
+    state
+        .regions
+        .retain(|region| !std::ptr::eq(region.context, context));
+    state.lanes.remove(&context.id);
+    state.works.forget(context.id);
+    state.tell_used(coherent);
 }
 
 /// Managed memory is shared from the start.
 pub(crate) fn share_managed(allocation: &Allocation) -> CuResult {
     share(allocation).inspect_err(|_| memory::release(allocation))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PIECE, changed};
-
-    #[test]
-    fn runs_of_changed_pieces() {
-        let old = vec![0_u8; 4 * PIECE + 10];
-        let mut new = old.clone();
-        assert_eq!(changed(&new, &old, 0), None);
-        new[PIECE] = 1;
-        new[2 * PIECE] = 1;
-        assert_eq!(changed(&new, &old, 0), Some((PIECE, 3 * PIECE)));
-        new[4 * PIECE + 9] = 1;
-        assert_eq!(
-            changed(&new, &old, 3 * PIECE),
-            Some((4 * PIECE, 4 * PIECE + 10))
-        );
-    }
 }

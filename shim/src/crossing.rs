@@ -191,7 +191,8 @@ pub(crate) fn spoil(capture: &Capture) -> CuStatus {
 }
 
 impl Crossed {
-    fn event(&self, of: &Stream) -> CuResult<u64> {
+    /// An event of the stream, made on the first use.
+    pub(crate) fn event(&self, of: &Stream) -> CuResult<u64> {
         let mut event = self.event.lock();
         if let Some(event) = *event {
             return Ok(event);
@@ -228,7 +229,8 @@ fn made_once(
     Ok(Arc::clone(place.insert(new_stream(context)?)))
 }
 
-fn new_stream(context: &'static Context) -> CuResult<Arc<Stream>> {
+/// A stream of our own, which waits for no other.
+pub(crate) fn new_stream(context: &'static Context) -> CuResult<Arc<Stream>> {
     let session = context.session();
     let (id, flags) = (session.new_id(), STREAM_NON_BLOCKING);
     let record = CuStreamCreateWithPriority {

@@ -82,7 +82,8 @@ impl Event {
         if has_time && let Some(point) = self.point() {
             stream.session().timings.recorded(point);
         }
-        self.asked.recorded(|| self.ask(stamp, Urgency::Later))
+        self.asked
+            .recorded(|| self.ask(stream, stamp, Urgency::Later))
     }
 
     /// Makes later work of `stream` wait for this event.
@@ -118,7 +119,7 @@ impl Event {
 
     /// Whether the recorded point is behind: `NOT_READY` if not. Waits for the server the first time only.
     pub(crate) fn query(&self) -> CuResult {
-        self.unless_done(|stamp| match self.asked.look(stamp)? {
+        self.unless_done(|_, stamp| match self.asked.look(stamp)? {
             Some(true) => Ok(()),
             Some(false) => {
                 // The question may still gather with what else the program issues.
@@ -137,17 +138,17 @@ impl Event {
 
     /// Waits until the recorded point is behind.
     pub(crate) fn synchronize(&self) -> CuResult {
-        self.unless_done(|stamp| self.ask(stamp, Urgency::Now)?.wait())
+        self.unless_done(|on, stamp| self.ask(on, stamp, Urgency::Now)?.wait())
     }
 
-    /// Has the server say when the recorded point is behind.
-    fn ask(&self, stamp: u64, urgency: Urgency) -> CuResult<Passing> {
+    /// Has the server say when the recorded point is behind, which is on `on`.
+    fn ask(&self, on: &Stream, stamp: u64, urgency: Urgency) -> CuResult<Passing> {
         let record = CuEventSynchronize { event: self.id };
-        let behind = Behind::Event(self.id);
+        let behind = Behind::Event(on, self.id);
         Passing::ask(self.context, stamp, behind, &record, urgency)
     }
 
-    fn unless_done(&self, ask: impl FnOnce(u64) -> CuResult) -> CuResult {
+    fn unless_done(&self, ask: impl FnOnce(&Stream, u64) -> CuResult) -> CuResult {
         let recorded = self.recorded.lock().clone();
         match recorded {
             Recorded::Never => Ok(()),
@@ -158,11 +159,11 @@ impl Event {
             Recorded::At(stream, stamp) => {
                 self.context.check()?;
                 if !stream.is_behind(stamp)? {
-                    ask(stamp)?;
+                    ask(&stream, stamp)?;
                 }
                 self.context.session().await_landings(stamp)?;
                 stream.set_done(stamp);
-                coherent::after_wait(self.context, stamp)?;
+                coherent::after_wait(stream.session(), stream.waited(), stamp)?;
                 self.context.check()
             }
         }

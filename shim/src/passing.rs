@@ -18,7 +18,7 @@ pub(crate) struct Passing {
     context: &'static Context,
     stamp: u64,
     pending: Arc<Pending>,
-    fetches: Vec<Fetch>,
+    fetch: Option<Arc<Fetch>>,
 }
 
 impl Passing {
@@ -31,35 +31,37 @@ impl Passing {
         record: &R,
         urgency: Urgency,
     ) -> CuResult<Self> {
-        let fetches = coherent::fetch_behind(context, stamp, behind)?;
+        let fetch = coherent::fetch_behind(context, stamp, behind)?;
         let session = context.session();
         let pending = session.request_when(context.id, record, Sink::Keep, urgency)?;
         Ok(Self {
             context,
             stamp,
             pending,
-            fetches,
+            fetch,
         })
     }
 
     /// Whether the answer is there, after looking for it without waiting.
     fn has_come(&self) -> CuResult<bool> {
         let session = self.context.session();
-        Ok(session.poll(&self.pending)?
-            && self.fetches.iter().all(|fetch| fetch.pending().is_done()))
+        Ok(session.poll(&self.pending)? && self.fetch.as_ref().is_none_or(|fetch| fetch.is_done()))
     }
 
     /// Waits for the answer: one round trip.
     pub(crate) fn wait(self) -> CuResult {
-        let mut all: Vec<&Pending> = self.fetches.iter().map(Fetch::pending).collect();
-        all.push(&self.pending);
+        let mut all = vec![&*self.pending];
+        all.extend(self.fetch.iter().flat_map(|fetch| fetch.pending()));
         self.context.session().wait_all(&all)?;
         self.finish()
     }
 
     fn finish(self) -> CuResult {
         match self.pending.take().0 {
-            CuStatus::SUCCESS => coherent::take_over(self.context.session(), self.fetches),
+            CuStatus::SUCCESS => self
+                .fetch
+                .iter()
+                .try_for_each(|fetch| coherent::take_over(self.context.session(), fetch)),
             status => Err(status),
         }
     }

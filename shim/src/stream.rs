@@ -11,7 +11,7 @@ use farcall_marshal::wire::{CuStreamQuery, CuStreamSynchronize};
 use parking_lot::Mutex;
 
 use crate::capture::{self, Capture};
-use crate::coherent::{self, Behind};
+use crate::coherent::{self, Behind, Waited};
 use crate::context::Context;
 use crate::crossing::Crossed;
 use crate::graph::Node;
@@ -63,6 +63,11 @@ impl Stream {
 
     pub(crate) fn session(&self) -> &'static Session {
         self.context.session()
+    }
+
+    /// What is waited for when this stream is.
+    pub(crate) fn waited(&self) -> Waited {
+        Waited::Stream(self.context.id, self.id)
     }
 
     /// Sends an operation on this stream, or adds it to the graph that the stream captures.
@@ -144,7 +149,7 @@ impl Stream {
     /// Makes the stream wait for uploads that were over for the program before, unless it has been told.
     #[allow(clippy::inline_always)]
     #[inline(always)]
-    fn wait_for_uploads(&self, session: &Session) -> CuResult {
+    pub(crate) fn wait_for_uploads(&self, session: &Session) -> CuResult {
         let barrier = session.barrier();
         if self.barrier.load(Ordering::Relaxed) != barrier {
             self.barrier.store(barrier, Ordering::Relaxed);
@@ -207,7 +212,7 @@ impl Stream {
     fn settle(&self, stamp: u64) -> CuResult {
         self.session().await_landings(stamp)?;
         self.set_done(stamp);
-        coherent::after_wait(self.context, stamp)?;
+        coherent::after_wait(self.session(), self.waited(), stamp)?;
         self.context.check()
     }
 

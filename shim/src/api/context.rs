@@ -7,6 +7,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuCtxSetLimit, CuCtxSynchronize};
 
 use crate::abi::{CUctxCreateParams, CUexecAffinityParam};
+use crate::coherent::{self, Waited};
 use crate::context::{self, Context};
 use crate::ptr::Out;
 
@@ -211,7 +212,7 @@ fn synchronize(context: &'static Context) -> CuResult {
         }
     }
     session.await_landings(stamp)?;
-    crate::coherent::after_wait(context, stamp)?;
+    coherent::after_wait(session, Waited::Context(context.id), stamp)?;
     crate::pool::waited();
     context.check()?;
     session.take_deferred()

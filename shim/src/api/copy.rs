@@ -12,7 +12,7 @@ use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{CuMemcpyDtoDAsyncV2, CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2};
 
 use super::stream;
-use crate::coherent;
+use crate::coherent::{self, Access, Sending};
 use crate::crossing;
 use crate::graph::Node;
 use crate::process::process;
@@ -38,9 +38,35 @@ fn place(address: u64) -> CuResult<Place> {
     })
 }
 
-/// Refuses device ranges that leave their allocation, as a driver does; whether only devices see the memory. Host memory
-/// that the device is to use itself is brought up to date there.
-pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuResult<bool> {
+/// Memory that an operation is about to write; held until it has been sent.
+#[must_use]
+pub(crate) struct Target {
+    /// Whether only devices see the memory.
+    pub(crate) only_devices: bool,
+    _sending: Sending,
+}
+
+/// Refuses device ranges that leave their allocation, as a driver does. Host memory that the device is to use itself is
+/// brought up to date there.
+pub(crate) fn check_target(stream: &Stream, start: u64, bytes: u64) -> CuResult<Target> {
+    let (only_devices, sending) = check_device_range(stream, start, bytes, Access::Write)?;
+    Ok(Target {
+        only_devices,
+        _sending: sending,
+    })
+}
+
+/// The same for memory that is read only; whether only devices see it.
+pub(crate) fn check_source(stream: &Stream, start: u64, bytes: u64) -> CuResult<bool> {
+    Ok(check_device_range(stream, start, bytes, Access::Read)?.0)
+}
+
+fn check_device_range(
+    stream: &Stream,
+    start: u64,
+    bytes: u64,
+    access: Access,
+) -> CuResult<(bool, Sending)> {
     let allocation = process()?
         .memory
         .covering(start, bytes)
@@ -50,9 +76,24 @@ pub(crate) fn check_device_range(stream: &Stream, start: u64, bytes: u64) -> CuR
         return Err(CuStatus::INVALID_VALUE);
     }
     if allocation.is_on_device() {
-        return Ok(true);
+        return Ok((true, Sending::NOTHING));
     }
-    coherent::before_use(stream, &allocation).map(|()| false)
+    let sending = coherent::before_use(stream, &allocation, access)?;
+    Ok((false, sending))
+}
+
+/// Whether the program sees the memory at an address that the device works with.
+pub(crate) fn is_seen(address: u64) -> CuResult<bool> {
+    let found = process()?.memory.find(address);
+    Ok(found.is_some_and(|allocation| !allocation.is_on_device()))
+}
+
+/// The program is to see at once what was done to memory that it sees.
+pub(crate) fn finish_now(stream: &Stream) -> CuResult {
+    match stream.capturing()? {
+        None => stream.synchronize(),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Sends host bytes to the device. They have left this memory when it returns.
@@ -63,7 +104,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
     if let Some(owner) = crossing::abroad(stream, dst)? {
         return crossing::run_at(owner, stream, |lane| to_device(lane, dst, src, bytes));
     }
-    let only_devices = check_device_range(stream, dst, bytes as u64)?;
+    let target = check_target(stream, dst, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
         return capture.add(
             stream.id,
@@ -75,6 +116,9 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
         );
     }
     let session = stream.session();
+    if let Some(from) = coherent::on_device(session, src.address(), bytes as u64) {
+        return device_to_device(stream, dst, from, bytes);
+    }
     // What an earlier copy still has to write there is what this one is to read.
     process()?.await_writers(src.address(), bytes as u64)?;
     let data = src.bytes(bytes)?;
@@ -87,7 +131,7 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
         bulk,
         data: if is_inline { data } else { &[] },
     };
-    stream.issue_for(only_devices, &record)?;
+    stream.issue_for(target.only_devices, &record)?;
     if is_inline {
         return Ok(());
     }
@@ -99,11 +143,21 @@ pub(crate) fn to_device(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -
 
 /// The same for a call that is over when it returns.
 fn to_device_now(stream: &Stream, dst: u64, src: HostPtr, bytes: usize) -> CuResult {
+    let session = stream.session();
+    let (was_quiet, first) = (coherent::is_quiet(session), session.last_stamp() + 1);
     to_device(stream, dst, src, bytes)?;
-    match crossing::abroad(stream, dst)? {
-        None => stream.session().uploaded(stream),
-        Some(owner) => crossing::finish_at(owner),
+    if let Some(owner) = crossing::abroad(stream, dst)? {
+        return crossing::finish_at(owner);
     }
+    session.uploaded(stream)?;
+    if !coherent::is_used(session) || bytes == 0 || stream.capturing()?.is_some() {
+        return Ok(());
+    }
+    // The program sees memory that the device uses too: what was written there, and what work before the copy wrote.
+    if was_quiet && (!is_seen(dst)? || coherent::uploaded(stream, first, dst, src, bytes)?) {
+        return Ok(());
+    }
+    finish_now(stream)
 }
 
 /// Fetches device bytes. Waits unless `lands_later`.
@@ -124,7 +178,7 @@ pub(crate) fn to_host(
         // The program waits for its own stream, and bytes of another server's may come later than that is done.
         return crossing::run_at(owner, stream, |lane| to_host(lane, dst, src, bytes, false));
     }
-    check_device_range(stream, src, bytes as u64)?;
+    check_source(stream, src, bytes as u64)?;
     if let Some(capture) = stream.capturing()? {
         return capture.add(
             stream.id,
@@ -137,6 +191,14 @@ pub(crate) fn to_host(
     }
     stream.context.check()?;
     let session = stream.session();
+    if let Some(to) = coherent::on_device(session, dst.address(), bytes as u64) {
+        device_to_device(stream, to, src, bytes)?;
+        return if lands_later {
+            Ok(())
+        } else {
+            stream.synchronize()
+        };
+    }
     let bulk = if bytes <= INLINE_BYTES_MAX {
         0
     } else {
@@ -170,7 +232,7 @@ pub(crate) fn to_host(
     }
     stream.set_done(stamp);
     // To the program the work before the copy is over too, with all that it wrote.
-    coherent::after_wait(stream.context, stamp)?;
+    coherent::after_wait(session, stream.waited(), stamp)?;
     session.take_deferred()
 }
 
@@ -187,15 +249,26 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
             return crossing::run_at(to, stream, |lane| device_to_device(lane, dst, src, bytes));
         }
     }
-    let to = check_device_range(stream, dst, bytes as u64)?;
-    let from = check_device_range(stream, src, bytes as u64)?;
+    let target = check_target(stream, dst, bytes as u64)?;
+    let only_devices = check_source(stream, src, bytes as u64)? && target.only_devices;
     let record = CuMemcpyDtoDAsyncV2 {
         dst,
         src,
         count: bytes as u64,
         stream: stream.id,
     };
-    crossing::run_between([dst, src], stream, || stream.issue_for(to && from, &record))
+    crossing::run_between([dst, src], stream, || {
+        stream.issue_for(only_devices, &record)
+    })
+}
+
+/// The same for a call that is over when it returns, where the program can see that.
+fn device_to_device_now(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResult {
+    device_to_device(stream, dst, src, bytes)?;
+    if bytes != 0 && (is_seen(dst)? || is_seen(src)?) {
+        return finish_now(stream);
+    }
+    Ok(())
 }
 
 /// A copy whose ends are of any kind (`cuMemcpy`).
@@ -216,7 +289,8 @@ fn any_to_any(
         };
     }
     match (place(dst)?, place(src)?) {
-        (Place::Device, Place::Device) => device_to_device(&stream, dst, src, bytes),
+        (Place::Device, Place::Device) if is_async => device_to_device(&stream, dst, src, bytes),
+        (Place::Device, Place::Device) => device_to_device_now(&stream, dst, src, bytes),
         (Place::Device, _) if is_async => {
             to_device(&stream, dst, HostPtr::from_address(src), bytes)
         }
@@ -302,7 +376,7 @@ pub(crate) fn cuMemcpyDtoHAsync_v2(
 }
 
 pub(crate) fn cuMemcpyDtoD_v2(mode: StreamMode, dst: u64, src: u64, bytes: usize) -> CuResult {
-    device_to_device(&*stream(mode, 0)?, dst, src, bytes)
+    device_to_device_now(&*stream(mode, 0)?, dst, src, bytes)
 }
 
 pub(crate) fn cuMemcpyDtoDAsync_v2(

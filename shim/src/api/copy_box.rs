@@ -69,7 +69,7 @@ fn copy_box(mode: StreamMode, copy: CUDA_MEMCPY3D, handle: u64, is_async: bool) 
     if process()?.has_several_servers() {
         crossing::copy_box(&resolved, &stream, is_async)?;
     } else {
-        resolved.run(&stream)?;
+        resolved.run(&stream, is_async)?;
     }
     if !is_async && resolved.src.is_host && !resolved.dst.is_host {
         return stream.session().uploaded(&stream);

@@ -193,7 +193,7 @@ pub(crate) fn run_node(stream: &Arc<Stream>, node: &Node) -> CuResult {
         Node::FromHost { to, from, len } => to_device(stream, *to, *from, *len),
         // What lands in pageable memory may land late too: the program synchronizes before it looks.
         Node::ToHost { to, from, len } => to_host(stream, *to, *from, *len, true),
-        Node::Copy(description) => BoxCopy::resolve(description)?.run(stream),
+        Node::Copy(description) => BoxCopy::resolve(description)?.run(stream, true),
         Node::HostFunction {
             function,
             user_data,

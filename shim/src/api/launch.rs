@@ -278,7 +278,7 @@ fn send(
     attributes: &[u8],
     params: &[u8],
 ) -> CuResult {
-    coherent::before_launch(stream, params)?;
+    let _sending = coherent::before_launch(stream, params)?;
     let [grid_x, grid_y, grid_z] = shape.grid;
     let [block_x, block_y, block_z] = shape.block;
     let (shared_bytes, flags) = (shape.shared_bytes, shape.flags);

@@ -12,18 +12,30 @@ use crate::crossing;
 use crate::process::process;
 use crate::stream::Stream;
 
-/// Fills `count` elements of `width` bytes. Asynchronous to the host in every form (cuda.h: memset functions are
-/// asynchronous with respect to the host, except on pinned memory).
-fn fill(mode: StreamMode, dst: u64, count: usize, handle: u64, value: u32, width: u32) -> CuResult {
+/// The stream of a fill; `None`: that of a call that has none, which is over when it returns where the program sees the
+/// memory (cuda.h: memset functions are asynchronous to the host, except on pinned memory and managed memory).
+type OnStream = Option<u64>;
+
+/// Fills `count` elements of `width` bytes.
+fn fill(
+    mode: StreamMode,
+    dst: u64,
+    count: usize,
+    on: OnStream,
+    value: u32,
+    width: u32,
+) -> CuResult {
     if !dst.is_multiple_of(u64::from(width)) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let stream = stream(mode, handle)?;
+    let stream = stream(mode, on.unwrap_or(0))?;
     if count == 0 {
         return Ok(());
     }
-    at_owner(&stream, dst, |stream| {
-        let only_devices = super::check_device_range(stream, dst, count as u64 * u64::from(width))?;
+    let bytes = (count as u64).checked_mul(u64::from(width));
+    let bytes = bytes.ok_or(CuStatus::INVALID_VALUE)?;
+    at_owner(&stream, dst, on, |stream| {
+        let target = super::check_target(stream, dst, bytes)?;
         let record = CuMemsetD8Async {
             dst,
             count: count as u64,
@@ -31,16 +43,33 @@ fn fill(mode: StreamMode, dst: u64, count: usize, handle: u64, value: u32, width
             value,
             width,
         };
-        stream.issue_for(only_devices, &record)
+        stream.issue_for(target.only_devices, &record)
     })
 }
 
 /// Memory of another server is filled there, in the order of the stream.
-fn at_owner(stream: &Stream, dst: u64, fill: impl FnOnce(&Stream) -> CuResult) -> CuResult {
+fn at_owner(
+    stream: &Stream,
+    dst: u64,
+    on: OnStream,
+    fill: impl FnOnce(&Stream) -> CuResult,
+) -> CuResult {
+    let is_over = on.is_none() && super::is_seen(dst)?;
     match crossing::abroad(stream, dst)? {
-        None => fill(stream),
-        Some(owner) => crossing::run_at(owner, stream, fill),
+        None => {
+            fill(stream)?;
+            if is_over {
+                super::finish_now(stream)?;
+            }
+        }
+        Some(owner) => {
+            crossing::run_at(owner, stream, fill)?;
+            if is_over {
+                crossing::finish_at(owner)?;
+            }
+        }
     }
+    Ok(())
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -50,7 +79,7 @@ fn fill_rows(
     pitch: usize,
     width: usize,
     height: usize,
-    handle: u64,
+    on: OnStream,
     value: u32,
     element: u32,
 ) -> CuResult {
@@ -60,7 +89,7 @@ fn fill_rows(
     if !dst.is_multiple_of(u64::from(element)) || (height > 1 && pitch < row_bytes) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    let stream = stream(mode, handle)?;
+    let stream = stream(mode, on.unwrap_or(0))?;
     if width == 0 || height == 0 {
         return Ok(());
     }
@@ -68,8 +97,8 @@ fn fill_rows(
         .checked_mul(pitch as u64)
         .and_then(|rows| rows.checked_add(row_bytes as u64));
     let span = span.ok_or(CuStatus::INVALID_VALUE)?;
-    at_owner(&stream, dst, |stream| {
-        let only_devices = super::check_device_range(stream, dst, span)?;
+    at_owner(&stream, dst, on, |stream| {
+        let target = super::check_target(stream, dst, span)?;
         let record = CuMemsetD2D8Async {
             dst,
             pitch: pitch as u64,
@@ -79,7 +108,7 @@ fn fill_rows(
             value,
             width: element,
         };
-        stream.issue_for(only_devices, &record)
+        stream.issue_for(target.only_devices, &record)
     })
 }
 
@@ -162,15 +191,15 @@ impl<'a> Filling<'a> {
 }
 
 pub(crate) fn cuMemsetD8_v2(mode: StreamMode, dst: u64, value: u8, count: usize) -> CuResult {
-    fill(mode, dst, count, 0, u32::from(value), 1)
+    fill(mode, dst, count, None, u32::from(value), 1)
 }
 
 pub(crate) fn cuMemsetD16_v2(mode: StreamMode, dst: u64, value: u16, count: usize) -> CuResult {
-    fill(mode, dst, count, 0, u32::from(value), 2)
+    fill(mode, dst, count, None, u32::from(value), 2)
 }
 
 pub(crate) fn cuMemsetD32_v2(mode: StreamMode, dst: u64, value: u32, count: usize) -> CuResult {
-    fill(mode, dst, count, 0, value, 4)
+    fill(mode, dst, count, None, value, 4)
 }
 
 pub(crate) fn cuMemsetD8Async(
@@ -180,7 +209,7 @@ pub(crate) fn cuMemsetD8Async(
     count: usize,
     handle: u64,
 ) -> CuResult {
-    fill(mode, dst, count, handle, u32::from(value), 1)
+    fill(mode, dst, count, Some(handle), u32::from(value), 1)
 }
 
 pub(crate) fn cuMemsetD16Async(
@@ -190,7 +219,7 @@ pub(crate) fn cuMemsetD16Async(
     count: usize,
     handle: u64,
 ) -> CuResult {
-    fill(mode, dst, count, handle, u32::from(value), 2)
+    fill(mode, dst, count, Some(handle), u32::from(value), 2)
 }
 
 pub(crate) fn cuMemsetD32Async(
@@ -200,7 +229,7 @@ pub(crate) fn cuMemsetD32Async(
     count: usize,
     handle: u64,
 ) -> CuResult {
-    fill(mode, dst, count, handle, value, 4)
+    fill(mode, dst, count, Some(handle), value, 4)
 }
 
 pub(crate) fn cuMemsetD2D8_v2(
@@ -211,7 +240,7 @@ pub(crate) fn cuMemsetD2D8_v2(
     width: usize,
     height: usize,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, 0, u32::from(value), 1)
+    fill_rows(mode, dst, pitch, width, height, None, u32::from(value), 1)
 }
 
 pub(crate) fn cuMemsetD2D16_v2(
@@ -222,7 +251,7 @@ pub(crate) fn cuMemsetD2D16_v2(
     width: usize,
     height: usize,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, 0, u32::from(value), 2)
+    fill_rows(mode, dst, pitch, width, height, None, u32::from(value), 2)
 }
 
 pub(crate) fn cuMemsetD2D32_v2(
@@ -233,7 +262,7 @@ pub(crate) fn cuMemsetD2D32_v2(
     width: usize,
     height: usize,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, 0, value, 4)
+    fill_rows(mode, dst, pitch, width, height, None, value, 4)
 }
 
 pub(crate) fn cuMemsetD2D8Async(
@@ -245,7 +274,16 @@ pub(crate) fn cuMemsetD2D8Async(
     height: usize,
     handle: u64,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, handle, u32::from(value), 1)
+    fill_rows(
+        mode,
+        dst,
+        pitch,
+        width,
+        height,
+        Some(handle),
+        u32::from(value),
+        1,
+    )
 }
 
 pub(crate) fn cuMemsetD2D16Async(
@@ -257,7 +295,16 @@ pub(crate) fn cuMemsetD2D16Async(
     height: usize,
     handle: u64,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, handle, u32::from(value), 2)
+    fill_rows(
+        mode,
+        dst,
+        pitch,
+        width,
+        height,
+        Some(handle),
+        u32::from(value),
+        2,
+    )
 }
 
 pub(crate) fn cuMemsetD2D32Async(
@@ -269,5 +316,5 @@ pub(crate) fn cuMemsetD2D32Async(
     height: usize,
     handle: u64,
 ) -> CuResult {
-    fill_rows(mode, dst, pitch, width, height, handle, value, 4)
+    fill_rows(mode, dst, pitch, width, height, Some(handle), value, 4)
 }

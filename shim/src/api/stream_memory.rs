@@ -22,7 +22,7 @@ fn write(stream: &Stream, address: u64, value: u64, width: u64, flags: u32) -> C
     if flags & !WRITE_FLAGS != 0 || !address.is_multiple_of(width) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    super::check_device_range(stream, address, width)?;
+    let _target = super::check_target(stream, address, width)?;
     match u32::try_from(value) {
         Ok(value) if width == 4 => stream.issue(&CuMemsetD8Async {
             dst: address,
@@ -45,7 +45,7 @@ fn refuse_wait(stream: &Stream, address: u64, width: u64, flags: u32) -> CuResul
     if flags & !WAIT_FLAGS != 0 || !address.is_multiple_of(width) {
         return Err(CuStatus::INVALID_VALUE);
     }
-    super::check_device_range(stream, address, width)?;
+    super::check_source(stream, address, width)?;
     Err(CuStatus::NOT_SUPPORTED)
 }
 

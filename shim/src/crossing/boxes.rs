@@ -16,16 +16,16 @@ use crate::stream::Stream;
 pub(crate) fn copy_box(of: &BoxCopy, stream: &Stream, is_async: bool) -> CuResult {
     let home = |address| abroad(stream, address);
     let (dst, src) = match (of.dst.is_host, of.src.is_host) {
-        (true, true) => return of.run(stream),
+        (true, true) => return of.run(stream, is_async),
         (false, true) => (home(of.dst.address)?, None),
         (true, false) => (None, home(of.src.address)?),
         (false, false) if is_between_servers(of)? => return pass(of, stream),
         (false, false) => (home(of.dst.address)?, None),
     };
     match dst.or(src) {
-        None => of.run(stream),
+        None => of.run(stream, is_async),
         Some(owner) => {
-            run_at(owner, stream, |lane| of.run(lane))?;
+            run_at(owner, stream, |lane| of.run(lane, true))?;
             // The program waits for its own stream, and bytes of another server's may come later than that is done.
             if is_async && !of.dst.is_host {
                 Ok(())
@@ -65,7 +65,7 @@ fn pass(of: &BoxCopy, stream: &Stream) -> CuResult {
     at(from, stream, |lane| {
         let passage = api::passage(lane, len)?;
         gathered = Some(passage);
-        of.with_dst(of.plain_end(passage.start)).run(lane)
+        of.with_dst(of.plain_end(passage.start)).run(lane, true)
     })?;
     let mut arrived = None;
     at(to, stream, |lane| {
@@ -77,7 +77,7 @@ fn pass(of: &BoxCopy, stream: &Stream) -> CuResult {
     };
     copy(stream, arrived.start, gathered.start, len)?;
     at(to, stream, |lane| {
-        of.with_src(of.plain_end(arrived.start)).run(lane)?;
+        of.with_src(of.plain_end(arrived.start)).run(lane, true)?;
         api::end_passage(lane, &arrived)
     })?;
     at(from, stream, |lane| api::end_passage(lane, &gathered))

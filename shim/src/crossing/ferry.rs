@@ -14,7 +14,7 @@ use farcall_marshal::wire::{CuMemcpyDtoHAsyncV2, CuMemcpyHtoDAsyncV2, CuStreamSy
 use super::direct;
 use super::gate::{self, Gate, Meeting};
 use super::{ferry_of, owner, refuse_capture};
-use crate::api::check_device_range;
+use crate::api::{check_source, check_target};
 use crate::counters;
 use crate::global;
 use crate::process::process;
@@ -43,8 +43,8 @@ pub(crate) fn copy(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResul
         status: CuStatus::SUCCESS,
     };
     // Host memory that is used as the device's is brought up to date there.
-    check_device_range(&passage.to, dst, bytes as u64)?;
-    check_device_range(&passage.from, src, bytes as u64)?;
+    let _target = check_target(&passage.to, dst, bytes as u64)?;
+    check_source(&passage.from, src, bytes as u64)?;
     let mut held = vec![stream];
     if stream.id == 0 {
         for legacy in [to.legacy(), from.legacy()] {

@@ -89,7 +89,7 @@ impl GraphExec {
     pub(crate) fn launch(&self, stream: &Arc<Stream>) -> CuResult {
         let ready = self.ready.load(Ordering::Acquire);
         if ready != 0 && stream.capturing()?.is_none() {
-            coherent::before_graph(stream)?;
+            let _sending = coherent::before_graph(stream)?;
             return stream.issue(&CuGraphLaunch {
                 exec: ready,
                 stream: stream.id,
@@ -215,14 +215,14 @@ impl GraphExec {
         if state.expanded.is_empty() {
             let exec = state.sent;
             drop(state);
-            coherent::before_graph(stream)?;
+            let _sending = coherent::before_graph(stream)?;
             return stream.issue(&CuGraphLaunch {
                 exec,
                 stream: stream.id,
             });
         }
         self.check_memory(&state, stream)?;
-        coherent::before_graph(stream)?;
+        let _sending = coherent::before_graph(stream)?;
         let nodes = state.expanded.clone();
         drop(state);
         nodes
