@@ -146,14 +146,16 @@ pub(crate) fn end(stream: &Arc<Stream>) -> CuResult<Arc<Graph>> {
     {
         return Err(CuStatus::STREAM_CAPTURE_WRONG_THREAD);
     }
-    let mut build = capture.build.lock();
-    for member in build.members.drain(..) {
-        *member.capture.lock() = None;
-    }
+    // One lock after the other: who looks through all captures holds them in another order.
     CAPTURES
         .lock()
         .retain(|other| !Arc::ptr_eq(other, &capture));
     ACTIVE.fetch_sub(1, Ordering::Relaxed);
+    let members = std::mem::take(&mut capture.build.lock().members);
+    for member in members {
+        *member.capture.lock() = None;
+    }
+    let build = capture.build.lock();
     let outcome = capture.check().and_then(|()| {
         let joined = capture.reached_from(build.tips.get(&capture.origin));
         let is_joined = |tip: &u32| joined.contains(tip);
