@@ -117,6 +117,13 @@ impl Allocations {
         (address - allocation.start < allocation.bytes.max(1)).then_some(*allocation)
     }
 
+    /// Whether any allocation has bytes from `start` to before `end`.
+    pub(crate) fn overlaps(&self, start: u64, end: u64) -> bool {
+        let map = self.map.read();
+        let last = map.range(..end).next_back();
+        last.is_some_and(|(at, allocation)| at.saturating_add(allocation.bytes.max(1)) > start)
+    }
+
     /// The allocation that contains a range: one, or mapped ones without a gap, of which it is the first.
     pub(crate) fn covering(&self, start: u64, bytes: u64) -> Option<Allocation> {
         let end = start.checked_add(bytes)?;

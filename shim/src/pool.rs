@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use farcall_marshal::status::{CuResult, CuStatus};
 use parking_lot::Mutex;
 
 /// A driver takes memory for a pool in pieces of this size.
@@ -27,6 +28,8 @@ pub(crate) fn waited() {
 pub(crate) struct Pool {
     pub(crate) device: u32,
     pub(crate) attributes: Mutex<[u64; 16]>,
+    /// The most that it may give; 0 = the device's.
+    max_bytes: u64,
     accounts: Mutex<Accounts>,
 }
 
@@ -61,20 +64,37 @@ impl Accounts {
 
 impl Pool {
     pub(crate) fn of_device(device: u32) -> Self {
+        Self::new(device, 0)
+    }
+
+    /// One that gives `max_bytes` at most; 0 = as much as there is.
+    pub(crate) fn new(device: u32, max_bytes: u64) -> Self {
         let mut attributes = [0; 16];
         // Reuse policies are on by default (cuda.h, CU_MEMPOOL_ATTR_REUSE_*).
         attributes[1..4].fill(1);
         Self {
             device,
             attributes: Mutex::new(attributes),
+            max_bytes,
             accounts: Mutex::default(),
         }
     }
 
-    /// Memory was allocated.
-    pub(crate) fn take(&self, bytes: u64) {
+    /// Memory is about to be allocated.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`: more than the pool may give.
+    pub(crate) fn take(&self, bytes: u64) -> CuResult {
         IS_USED.store(true, Ordering::Relaxed);
-        self.up_to_date(|accounts| accounts.take(bytes));
+        self.up_to_date(|accounts| {
+            let used = accounts.used.checked_add(bytes);
+            let used = used.ok_or(CuStatus::OUT_OF_MEMORY)?;
+            if self.max_bytes != 0 && used > self.max_bytes {
+                return Err(CuStatus::OUT_OF_MEMORY);
+            }
+            accounts.take(bytes);
+            Ok(())
+        })
     }
 
     /// Memory was freed.

@@ -21,6 +21,8 @@ use crate::stream::Stream;
 
 /// Flags of an instantiation: free on launch, upload, device launch, node priority.
 const INSTANTIATE_FLAGS: u64 = 15;
+/// `CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH`: the handle would mean something to kernels.
+const DEVICE_LAUNCH: u64 = 4;
 
 /// The graph with a handle.
 pub(crate) fn graph(handle: u64) -> CuResult<Arc<Graph>> {
@@ -58,6 +60,9 @@ pub(crate) fn cuGraphGetId(handle: u64, place: Out<u32>) -> CuResult {
 fn instantiate(place: Out<u64>, handle: u64, flags: u64) -> CuResult {
     if place.is_null() || flags & !INSTANTIATE_FLAGS != 0 {
         return Err(CuStatus::INVALID_VALUE);
+    }
+    if flags & DEVICE_LAUNCH != 0 {
+        return Err(CuStatus::NOT_SUPPORTED);
     }
     let exec = GraphExec::instantiate(context::current()?, &*graph(handle)?, flags)?;
     let execs = &process()?.graph_execs;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use farcall_marshal::status::{CuResult, CuStatus};
 
+use super::launch::check_attribute;
 use super::memset::Filling;
 use super::{graph, kernel_parts, node};
 use crate::abi::{
@@ -131,16 +132,15 @@ pub(super) fn kernel_node(params: &CUDA_KERNEL_NODE_PARAMS) -> CuResult<Node> {
         HostPtr::from_address(params.kernelParams).out::<*mut c_void>(),
         HostPtr::from_address(params.extra).out::<*mut c_void>(),
     )?;
-    Ok(Node::Record(parts.to_record(context.id)))
+    Ok(Node::Record(parts.to_record()))
 }
 
 /// A kernel of the node as it was, with what else was set on it.
 pub(super) fn replace_kernel(old: &mut Node, params: &CUDA_KERNEL_NODE_PARAMS) -> CuResult {
     let attributes = old.as_kernel()?.attributes;
-    let context = context_of(params.ctx)?;
     let mut parts = kernel_node(params)?.as_kernel()?;
     parts.attributes = attributes;
-    *old = Node::Record(parts.to_record(context.id));
+    *old = Node::Record(parts.to_record());
     Ok(())
 }
 
@@ -275,30 +275,26 @@ pub(crate) fn cuGraphKernelNodeSetAttribute(
     attribute: u32,
     value: HostPtr,
 ) -> CuResult {
-    if attribute == 0 || attribute > ATTRIBUTE_LAST {
-        return Err(CuStatus::INVALID_VALUE);
-    }
+    check_attribute(attribute)?;
     let bytes = value.bytes(64)?.first_chunk::<64>().copied();
     let bytes = bytes.ok_or(CuStatus::INVALID_VALUE)?;
-    let context = context::current()?;
     change(handle, |node| {
         let mut parts = node.as_kernel()?;
         parts.set_attribute(attribute, bytes);
         if attribute == COOPERATIVE {
             parts.flags = u32::from(bytes.iter().take(4).any(|byte| *byte != 0));
         }
-        *node = Node::Record(parts.to_record(context.id));
+        *node = Node::Record(parts.to_record());
         Ok(())
     })
 }
 
 pub(crate) fn cuGraphKernelNodeCopyAttributes(to: u64, from: u64) -> CuResult {
     let source = look(from, Node::as_kernel)?;
-    let context = context::current()?;
     change(to, |node| {
         let mut parts = node.as_kernel()?;
         (parts.attributes, parts.flags) = (source.attributes, source.flags);
-        *node = Node::Record(parts.to_record(context.id));
+        *node = Node::Record(parts.to_record());
         Ok(())
     })
 }

@@ -52,11 +52,8 @@ pub(crate) fn cuMemHostRegister_v2(at: HostPtr, bytes: usize, flags: u32) -> CuR
     }
     let context = context::current()?;
     let known = &process()?.memory;
-    let last = at
-        .address()
-        .checked_add(bytes as u64 - 1)
-        .ok_or(CuStatus::INVALID_VALUE)?;
-    if known.find(at.address()).is_some() || known.find(last).is_some() {
+    let end = at.address().checked_add(bytes as u64);
+    if known.overlaps(at.address(), end.ok_or(CuStatus::INVALID_VALUE)?) {
         return Err(CuStatus::HOST_MEMORY_ALREADY_REGISTERED);
     }
     let mut registered = Allocation {

@@ -150,11 +150,33 @@ pub(crate) fn cuLaunchKernelEx(
     }
     let mut wire = Vec::with_capacity(attributes.len() * 72);
     for attribute in &attributes {
+        if attribute.id == ATTRIBUTE_IGNORE {
+            continue;
+        }
+        check_attribute(attribute.id)?;
         wire.extend_from_slice(&attribute.id.to_le_bytes());
         wire.extend_from_slice(&[0; 4]);
         wire.extend_from_slice(&attribute.value);
     }
     launch(&function, &stream, &shape, &wire, params, extra)
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_IGNORE`: an entry that says nothing.
+const ATTRIBUTE_IGNORE: u32 = 0;
+
+/// Whether a launch can have an attribute, which no server is asked for.
+///
+/// # Errors
+/// `NOT_SUPPORTED`: its value is a handle or a pointer of the program. `INVALID_VALUE`: cuda.h has none with this number.
+pub(super) fn check_attribute(id: u32) -> CuResult {
+    match id {
+        // Plain numbers.
+        1..=6 | 8..=11 | 14 | 16 => Ok(()),
+        // PROGRAMMATIC_EVENT, LAUNCH_COMPLETION_EVENT, DEVICE_UPDATABLE_KERNEL_NODE, PORTABLE_CLUSTER_SIZE_MODE,
+        // SHARED_MEMORY_MODE.
+        7 | 12 | 13 | 17 | 18 => Err(CuStatus::NOT_SUPPORTED),
+        _ => Err(CuStatus::INVALID_VALUE),
+    }
 }
 
 /// The attributes of a launch configuration.
@@ -217,6 +239,7 @@ pub(crate) fn kernel_parts(
     gather(info, &mut values, params, extra)?;
     coherent::share_pointers(context.session(), &values)?;
     Ok(KernelParts {
+        context: context.id,
         function: function.id_in(context)?,
         grid,
         block,

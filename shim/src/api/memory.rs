@@ -128,6 +128,17 @@ fn free(allocation: &Allocation) -> CuResult {
     sent
 }
 
+/// Memory that the program does not get after all. The server has it only where it chooses the addresses.
+fn give_back(allocation: &Allocation) -> CuResult {
+    memory::release(allocation);
+    let context = allocation.context;
+    if !context.session().places_memory() {
+        return Ok(());
+    }
+    let addr = allocation.start;
+    context.session().send(context.id, &CuMemFreeV2 { addr })
+}
+
 fn leave_pool(allocation: &Allocation) {
     if allocation.pool != 0
         && let Ok(pool) = process().and_then(|process| process.pools.get(allocation.pool))
@@ -164,13 +175,17 @@ pub(crate) fn cuMemAllocFromPoolAsync(
         return capture.add(stream.id, Node::Alloc(memory));
     }
     let allocation = memory::take(stream.context, bytes as u64, pool)?;
+    if let Err(status) = owner.take(allocation.reserved_bytes) {
+        give_back(&allocation)?;
+        return Err(status);
+    }
     let record = CuMemAllocAsync {
         addr: allocation.start,
         bytes: allocation.reserved_bytes,
         stream: stream.id,
     };
-    tell(&allocation, |_| stream.issue(&record))?;
-    owner.take(allocation.reserved_bytes);
+    tell(&allocation, |_| stream.issue(&record))
+        .inspect_err(|_| owner.give(allocation.reserved_bytes))?;
     place.set(allocation.start)
 }
 

@@ -109,7 +109,10 @@ fn cluster_blocks(config: &CUlaunchConfig) -> CuResult<i32> {
                     .and_then(|bytes| bytes.try_into().ok());
                 bytes.map_or(1, u32::from_le_bytes).max(1)
             };
-            return i32::try_from(axis(0) * axis(1) * axis(2)).map_err(|_| CuStatus::INVALID_VALUE);
+            let blocks = axis(0).checked_mul(axis(1));
+            let blocks = blocks.and_then(|blocks| blocks.checked_mul(axis(2)));
+            let blocks = blocks.and_then(|blocks| i32::try_from(blocks).ok());
+            return blocks.ok_or(CuStatus::INVALID_VALUE);
         }
     }
     Ok(1)

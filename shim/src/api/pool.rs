@@ -13,6 +13,8 @@ use crate::ptr::{HostPtr, In, Out};
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const LOCATION_DEVICE: u32 = 1;
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`.
+const PINNED: u32 = 1;
 /// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
 const READ_WRITE: u32 = 3;
 
@@ -81,7 +83,10 @@ pub(crate) fn cuMemSetMemPool(location: Out<CUmemLocation>, kind: u32, pool: u64
 pub(crate) fn cuMemPoolCreate(place: Out<u64>, props: In<CUmemPoolProps>) -> CuResult {
     let process = process()?;
     let props = props.get()?;
-    if props.location.type_ != LOCATION_DEVICE {
+    // The first of them is a hint about RDMA since CUDA 13; others that are reserved now mean something to a newer caller.
+    let is_known =
+        props.allocType == PINNED && props.reserved.iter().skip(1).all(|byte| *byte == 0);
+    if props.location.type_ != LOCATION_DEVICE || !is_known {
         return Err(CuStatus::INVALID_VALUE);
     }
     if props.handleTypes != 0 {
@@ -90,9 +95,10 @@ pub(crate) fn cuMemPoolCreate(place: Out<u64>, props: In<CUmemPoolProps>) -> CuR
     }
     let device = process.device(props.location.id)?;
     let handle = process.pools.reserve();
-    process
-        .pools
-        .insert(handle, Arc::new(Pool::of_device(device.ordinal)));
+    process.pools.insert(
+        handle,
+        Arc::new(Pool::new(device.ordinal, props.maxSize as u64)),
+    );
     place.set(handle)
 }
 

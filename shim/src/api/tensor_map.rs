@@ -25,8 +25,8 @@ const REPLACE_ADDRESS: u32 = 4;
 const KNOWN_MAX: usize = 4096;
 
 type Map = [u8; MAP_BYTES];
-/// Maps by kind and description, with the address that each was made for.
-type Known = HashMap<(u32, Vec<u8>), (u64, Map)>;
+/// Maps by the program's number of the device, kind and description, with the address that each was made for.
+type Known = HashMap<(u32, u32, Vec<u8>), (u64, Map)>;
 
 static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 
@@ -89,13 +89,15 @@ fn check(place: HostPtr, address: HostPtr, rank: u32, enums: [(u32, u32); 5]) ->
 }
 
 fn encode(place: HostPtr, kind: u32, address: u64, description: Vec<u8>) -> CuResult {
-    let key = (kind, description);
+    // Their format is that of a generation of GPUs.
+    let ordinal = context::current()?.device.ordinal;
+    let key = (ordinal, kind, description);
     if let Some((known, map)) = KNOWN.lock().get_or_insert_default().get(&key)
         && let Some(map) = readdressed(map, *known, address)
     {
         return place.write(&map);
     }
-    let map = ask(kind, address, &key.1)?;
+    let map = ask(kind, address, &key.2)?;
     place.write(&map)?;
     let mut known = KNOWN.lock();
     let known = known.get_or_insert_default();

@@ -43,7 +43,11 @@ pub(crate) fn cuMemAddressFree(start: u64, bytes: usize) -> CuResult {
 
 /// The device that memory with these properties is on.
 fn device_of(properties: &CUmemAllocationProp) -> CuResult<&'static Device> {
-    let is_known = properties.type_ == PINNED && properties.location.type_ == LOCATION_DEVICE;
+    // Compression, RDMA and usage are hints; words that are reserved now mean something to a newer caller.
+    let [.., a, b, c, d] = properties.allocFlags;
+    let is_known = properties.type_ == PINNED
+        && properties.location.type_ == LOCATION_DEVICE
+        && [a, b, c, d] == [0; 4];
     if !is_known {
         return Err(CuStatus::INVALID_VALUE);
     }

@@ -13,6 +13,8 @@ pub(crate) const VALUE_BYTES: usize = 64;
 /// A launch.
 #[derive(Clone)]
 pub(crate) struct KernelParts {
+    /// The context that the function's number is of.
+    pub(crate) context: u32,
     /// The function's number on the server.
     pub(crate) function: u64,
     pub(crate) grid: [u32; 3],
@@ -36,6 +38,7 @@ impl KernelParts {
             CuLaunchKernel::NUMBER => {
                 let launch = CuLaunchKernel::decode_body(body).map_err(invalid)?;
                 Ok(Self {
+                    context: head.context,
                     function: launch.function,
                     grid: [launch.grid_x, launch.grid_y, launch.grid_z],
                     block: [launch.block_x, launch.block_y, launch.block_z],
@@ -48,6 +51,7 @@ impl KernelParts {
             CuLaunchKernelEx::NUMBER => {
                 let launch = CuLaunchKernelEx::decode_body(body).map_err(invalid)?;
                 Ok(Self {
+                    context: head.context,
                     function: launch.function,
                     grid: [launch.grid_x, launch.grid_y, launch.grid_z],
                     block: [launch.block_x, launch.block_y, launch.block_z],
@@ -62,7 +66,7 @@ impl KernelParts {
     }
 
     /// The record, for no stream yet.
-    pub(crate) fn to_record(&self, context: u32) -> Vec<u8> {
+    pub(crate) fn to_record(&self) -> Vec<u8> {
         let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (self.grid, self.block);
         let launch = CuLaunchKernelEx {
             function: self.function,
@@ -78,7 +82,8 @@ impl KernelParts {
             params: &self.params,
             attributes: &self.attributes,
         };
-        record::to_vec(Head::request(CuLaunchKernelEx::NUMBER, context, 0), &launch)
+        let head = Head::request(CuLaunchKernelEx::NUMBER, self.context, 0);
+        record::to_vec(head, &launch)
     }
 
     /// An attribute's value; zeros where it was not set.
@@ -116,6 +121,7 @@ mod tests {
     #[test]
     fn a_launch_comes_apart_and_together() {
         let mut parts = KernelParts {
+            context: 9,
             function: 7,
             grid: [1, 2, 3],
             block: [4, 5, 6],
@@ -127,7 +133,8 @@ mod tests {
         parts.set_attribute(8, [3; 64]);
         parts.set_attribute(2, [1; 64]);
         parts.set_attribute(8, [4; 64]);
-        let again = KernelParts::of(&parts.to_record(9)).unwrap();
+        let again = KernelParts::of(&parts.to_record()).unwrap();
+        assert_eq!(again.context, 9);
         assert_eq!(
             (again.function, again.grid, again.block),
             (7, [1, 2, 3], [4, 5, 6])
