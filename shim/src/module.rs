@@ -13,7 +13,8 @@ use farcall_marshal::image::{
 use farcall_marshal::record::{INLINE_BYTES_MAX, Record};
 use farcall_marshal::status::{CuResult, CuStatus};
 use farcall_marshal::wire::{
-    CuModuleGetFunction, CuModuleGetGlobalV2, CuModuleGetGlobalV2Reply, CuModuleLoadData,
+    CuFuncSetAttribute, CuModuleGetFunction, CuModuleGetGlobalV2, CuModuleGetGlobalV2Reply,
+    CuModuleLoadData,
 };
 use parking_lot::Mutex;
 
@@ -426,7 +427,10 @@ pub(crate) struct Function {
     /// Context number (high half) and function number there (low half) of the first context that used it:
     /// nearly always the only one, so a launch finds it with one load.
     first: AtomicU64,
-    others: Mutex<HashMap<u32, u64>>,
+    others: Mutex<HashMap<u32, (u64, &'static Context)>>,
+    /// What `cuKernelSetAttribute` set: the program's number of the device, attribute, value. Contexts that come later are
+    /// told.
+    settings: Mutex<Vec<(u32, u32, i32)>>,
     /// What a launch needs of [`Self::info`].
     pub(crate) parameters: Parameters,
     pub(crate) dynamic_shared_max: AtomicI32,
@@ -450,6 +454,7 @@ impl Function {
             home,
             first: AtomicU64::new(0),
             others: Mutex::default(),
+            settings: Mutex::default(),
             parameters,
             // 48 KiB in all without opting in (CUDA programming guide, shared memory).
             dynamic_shared_max: AtomicI32::new(
@@ -483,7 +488,7 @@ impl Function {
 
     fn resolve(&self, context: &'static Context) -> CuResult<u64> {
         let mut others = self.others.lock();
-        if let Some(id) = others.get(&context.id) {
+        if let Some((id, _)) = others.get(&context.id) {
             return Ok(*id);
         }
         let module = match &self.home {
@@ -501,7 +506,12 @@ impl Function {
                 name: &self.info()?.name,
             },
         )?;
-        others.insert(context.id, id);
+        for (ordinal, attribute, value) in &*self.settings.lock() {
+            if *ordinal == context.device.ordinal {
+                tell_setting(context, id, *attribute, *value)?;
+            }
+        }
+        others.insert(context.id, (id, context));
         if let Ok(small) = u32::try_from(id) {
             let packed = u64::from(context.id) << 32 | u64::from(small);
             let _ = self
@@ -511,9 +521,22 @@ impl Function {
         Ok(id)
     }
 
+    /// Keeps an attribute for all contexts of a device, those that there are and those that come later.
+    pub(crate) fn set_on(&self, ordinal: u32, attribute: u32, value: i32) -> CuResult {
+        // Held over both: no context comes in between.
+        let others = self.others.lock();
+        let mut settings = self.settings.lock();
+        settings.retain(|(on, known, _)| (*on, *known) != (ordinal, attribute));
+        settings.push((ordinal, attribute, value));
+        others
+            .values()
+            .filter(|(_, context)| context.device.ordinal == ordinal && context.is_alive())
+            .try_for_each(|(id, context)| tell_setting(context, *id, attribute, value))
+    }
+
     /// Whether it has this number in some context.
     pub(crate) fn has_id(&self, id: u64) -> bool {
-        self.others.lock().values().any(|known| *known == id)
+        self.others.lock().values().any(|(known, _)| *known == id)
     }
 
     /// Whether the function still means something when `context` has gone.
@@ -523,4 +546,19 @@ impl Function {
             Home::Library(_) => true,
         }
     }
+}
+
+/// Tells a context of an attribute of a function.
+pub(crate) fn tell_setting(
+    context: &'static Context,
+    function: u64,
+    attribute: u32,
+    value: i32,
+) -> CuResult {
+    let record = CuFuncSetAttribute {
+        function,
+        attribute: attribute.cast_signed(),
+        value,
+    };
+    context.session().send(context.id, &record)
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use farcall_marshal::status::{CuResult, CuStatus};
-use farcall_marshal::wire::{CuFuncSetAttribute, CuFuncSetCacheConfig};
+use farcall_marshal::wire::CuFuncSetCacheConfig;
 use parking_lot::Mutex;
 
 use crate::attributes::Attribute;
 use crate::context;
-use crate::module::{Function, Home};
+use crate::module::{Function, Home, tell_setting};
 use crate::occupancy;
 use crate::process::{Device, process};
 use crate::ptr::Out;
@@ -117,15 +117,7 @@ pub(crate) fn cuFuncSetAttribute(handle: u64, attribute: u32, value: i32) -> CuR
     let function = function(handle)?;
     let context = context::current()?;
     set(&function, attribute, value, context.device)?;
-    let id = function.id_in(context)?;
-    context.session().send(
-        context.id,
-        &CuFuncSetAttribute {
-            function: id,
-            attribute: attribute.cast_signed(),
-            value,
-        },
-    )
+    tell_setting(context, function.id_in(context)?, attribute, value)
 }
 
 pub(crate) fn cuFuncSetCacheConfig(handle: u64, config: u32) -> CuResult {
@@ -174,19 +166,7 @@ pub(crate) fn cuKernelSetAttribute(
     let function = function(handle)?;
     let device = process()?.device(ordinal)?;
     set(&function, attribute, value, device)?;
-    // The setting is the device's: it goes to the primary context, if there is one to tell.
-    let Some(context) = device.primary.lock().context else {
-        return Ok(());
-    };
-    let id = function.id_in(context)?;
-    context.session().send(
-        context.id,
-        &CuFuncSetAttribute {
-            function: id,
-            attribute: attribute.cast_signed(),
-            value,
-        },
-    )
+    function.set_on(device.ordinal, attribute, value)
 }
 
 pub(crate) fn cuKernelSetCacheConfig(handle: u64, config: u32, ordinal: i32) -> CuResult {
