@@ -55,9 +55,16 @@ pub fn emit(catalogue: &Catalogue) -> String {
 }
 
 fn proc_addresses(catalogue: &Catalogue) -> String {
-    let mut rows: Vec<(String, u32, &str, String)> = Vec::new();
+    let mut rows: Vec<(String, u32, &str, String, bool)> = Vec::new();
     for call in &catalogue.calls {
-        rows.push((call.base.clone(), call.since, "Legacy", call.symbol.clone()));
+        let is_missing = !call.implemented && call.refusal.is_empty();
+        rows.push((
+            call.base.clone(),
+            call.since,
+            "Legacy",
+            call.symbol.clone(),
+            is_missing,
+        ));
         for variant in &call.variants {
             let mode = if variant.mode == "ptds" {
                 "PerThreadSync"
@@ -69,6 +76,7 @@ fn proc_addresses(catalogue: &Catalogue) -> String {
                 variant.since,
                 mode,
                 format!("{}_{}", call.symbol, variant.mode),
+                is_missing,
             ));
         }
     }
@@ -77,10 +85,10 @@ fn proc_addresses(catalogue: &Catalogue) -> String {
         "/// What `cuGetProcAddress` resolves to, sorted by name.\npub static PROC_ADDRESSES: [ProcAddress; {}] = [\n",
         rows.len()
     );
-    for (base, since, mode, symbol) in rows {
+    for (base, since, mode, symbol, is_missing) in rows {
         let _ = writeln!(
             out,
-            "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\" }},"
+            "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\", is_missing: {is_missing} }},"
         );
     }
     out.push_str("];\n");
