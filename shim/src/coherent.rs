@@ -15,7 +15,8 @@ mod fetch;
 mod mirror;
 mod works;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,14 +150,13 @@ pub(crate) fn share(allocation: &Allocation) -> CuResult {
         };
         session.send(context.id, &record)?;
     }
-    if !state.lanes.contains_key(&context.id) {
-        let lanes = Lanes {
+    if let Entry::Vacant(place) = state.lanes.entry(context.id) {
+        place.insert(Lanes {
             now: crossing::new_stream(context)?,
             behind: crossing::new_stream(context)?,
             sent: 0,
             held: HashMap::new(),
-        };
-        state.lanes.insert(context.id, lanes);
+        });
     }
     let bytes = usize::try_from(allocation.bytes).map_err(|_| CuStatus::OUT_OF_MEMORY)?;
     state.regions.push(Region {
