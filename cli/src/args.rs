@@ -12,12 +12,12 @@ use farcall_config::{
     parse_local_end, parse_rdma_device, parse_server, parse_servers, parse_share, parse_size, vars,
 };
 use farcall_gpu_exec::Fault;
-use farcall_pool::model::LeaseId;
 use farcall_transport::{DeviceName, LocalEnd};
 
 use crate::pool::args::{
     LeasesArgs, MemberArgs, PoolArgs, PoolCommand, ReleaseArgs, RequestArgs, ShowArgs, WantArgs,
 };
+use crate::pool::lease::LeaseArgs;
 
 /// Runs unmodified CUDA programs on machines without a GPU.
 #[derive(Debug, Parser)]
@@ -412,15 +412,8 @@ pub(crate) struct RunArgs {
     pub(crate) pool: PoolArgs,
     #[command(flatten)]
     pub(crate) want: WantArgs,
-    /// Use GPUs that `farcall request` has reserved; -m may limit the program further
-    #[arg(
-        long,
-        value_name = "LEASE",
-        env = "FARCALL_LEASE",
-        requires = "pool",
-        conflicts_with_all = ["devices", "share_permille", "filters", "servers", "near", "wait", "idle", "label"]
-    )]
-    pub(crate) lease: Option<LeaseId>,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
     /// Print a summary of the driver calls at the end, or write it to FILE as JSON
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", value_hint = ValueHint::FilePath)]
     pub(crate) stats: Option<PathBuf>,

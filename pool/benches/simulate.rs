@@ -414,6 +414,7 @@ fn facts(index: u32) -> ServerFacts {
         cuda_version: "13.0".to_owned(),
         switch: format!("hall{}/rack{}", index / 200, index / 20),
         version: "0".to_owned(),
+        tls: String::new(),
         gpus: (0..8).map(gpu).collect(),
     }
 }

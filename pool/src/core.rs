@@ -417,7 +417,9 @@ mod tests {
     fn who_may_be_deposed_answers_nothing_not_even_what_it_only_reads() {
         let store = Deposed::default();
         let (is_deposed, ends) = (store.1.clone(), std::sync::mpsc::channel());
-        let core = Core::start(Box::new(store), move |end| drop(ends.0.send(end.is_err())));
+        let core = Core::start(Box::new(store), move |end| {
+            let _ = ends.0.send(end.is_err());
+        });
         let core = core.unwrap();
         assert!(core.call_blocking(|pool, _| pool.all_records()).is_ok());
         is_deposed.store(1, Ordering::SeqCst);

@@ -261,6 +261,7 @@ mod tests {
             cuda_version: "12.4".into(),
             switch: "hall1/rack2".into(),
             version: "0.1.0".into(),
+            tls: String::new(),
             gpus: vec![gpu],
         }
     }

@@ -103,6 +103,9 @@ pub struct ServerFacts {
     pub switch: String,
     /// Version of farcall.
     pub version: String,
+    /// Fingerprint of the certificate that it has over TLS, `sha256:...`; empty where it has none.
+    #[serde(default)]
+    pub tls: String,
     /// Its GPUs.
     pub gpus: Vec<GpuFacts>,
 }

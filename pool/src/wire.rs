@@ -15,6 +15,9 @@ pub struct SignedGrant {
     pub server: String,
     /// Where to reach it.
     pub address: String,
+    /// Fingerprint of the server's certificate, `sha256:...`: with it a client knows the server over TLS. Empty where it has none.
+    #[serde(default)]
+    pub tls: String,
     /// How many GPUs it gives there.
     pub gpus: usize,
     /// To be shown to the server as the token.

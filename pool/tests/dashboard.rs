@@ -50,6 +50,7 @@ fn server(index: usize) -> ServerFacts {
         cuda_version: "13.0".to_owned(),
         switch: format!("rack{:02}", index / 10),
         version: "0.1.0".to_owned(),
+        tls: String::new(),
         gpus: (0..GPUS).map(gpu).collect(),
     }
 }

@@ -29,6 +29,7 @@ fn facts(gpus: &[&str]) -> ServerFacts {
         cuda_version: "13.0".to_owned(),
         switch: String::new(),
         version: "0.1.0".to_owned(),
+        tls: String::new(),
         gpus: gpus.iter().map(gpu).collect(),
     }
 }

@@ -1,6 +1,7 @@
 //! GPUs of a pool for a command: asked for, waited for, kept while it runs, given back.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -120,8 +121,11 @@ impl Held {
     ) -> (ServerArgs, ShareArgs) {
         let addresses: Vec<&str> = self.grants.iter().map(|it| it.address.as_str()).collect();
         let gpus = self.grants.iter().map(|grant| grant.gpus);
+        let mut network = server.network.clone();
+        network.tls = network.tls.or_else(|| self.certificates());
         let server = ServerArgs {
             server: Some(addresses.join(",")),
+            network,
             token_file: Some(grant_file(self.private.path())),
             ..server.clone()
         };
@@ -132,6 +136,16 @@ impl Held {
             ..share.clone()
         };
         (server, share)
+    }
+
+    /// The certificates by which the pool knows its servers, where they have any; what was typed, or configured, counts more.
+    fn certificates(&self) -> Option<String> {
+        let is_configured =
+            std::env::var_os(farcall_config::vars::TLS).is_some_and(|it| !it.is_empty());
+        let known: BTreeSet<&str> = self.grants.iter().map(|grant| grant.tls.as_str()).collect();
+        // Where only some have one, the program ends with the name of one that has not: nobody falls back.
+        let known: Vec<&str> = known.into_iter().filter(|it| !it.is_empty()).collect();
+        (!is_configured && !known.is_empty()).then(|| known.join(","))
     }
 
     /// Gives it back.

@@ -46,6 +46,8 @@ pub(crate) fn serve_in_pool(
     };
     let pool = PoolClient::new(url, args.pool_ca.as_deref(), token.as_deref());
     let pool = pool.map_err(|error| pool_failure(&error))?;
+    let tls = options.tls.as_ref();
+    let tls = tls.map_or_else(String::new, |tls| tls.fingerprint().to_owned());
     let signals = Signals::block().map_err(|error| crate::serve::failure(&error))?;
     let gate = Arc::new(Gate::default());
     options.admission = Some(Arc::new(GrantAdmission(gate.clone())));
@@ -66,6 +68,7 @@ pub(crate) fn serve_in_pool(
     let facts = ServerFacts {
         addresses,
         rdma: !rdma.is_empty(),
+        tls,
         ..facts(args, &inventory)
     };
     let host = PoolHost::start(pool.clone(), server.sessions(), &inventory);
@@ -136,6 +139,7 @@ fn facts(args: &MemberArgs, inventory: &Inventory) -> ServerFacts {
         cuda_version: format!("{}.{}", cuda / 1000, cuda % 1000 / 10),
         switch: args.switch.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        tls: String::new(),
         gpus: gpus.collect(),
     }
 }

@@ -10,6 +10,7 @@ mod admin;
 pub(crate) mod args;
 mod hold;
 mod host;
+pub(crate) mod lease;
 mod live;
 mod member;
 mod meter;

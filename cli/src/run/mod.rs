@@ -35,7 +35,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         return run_on(args, &args.server, &share, None);
     }
     let label = label(&args.command);
-    let mut held = pool::hold(&args.pool, &args.want, &args.share, args.lease, &label)?;
+    let mut held = pool::hold(
+        &args.pool,
+        &args.want,
+        &args.share,
+        args.lease.lease,
+        &label,
+    )?;
     // Before the thread that keeps the lease is started: it shall get none of them.
     let outcome = Signals::block().and_then(|signals| {
         held.keep()?;

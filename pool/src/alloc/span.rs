@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn as_many_servers_as_a_program_can_use() {
-        let some = cluster(&[(1, &[1, 1]); 40]);
+        let some = cluster(&[(1, &[1, 1][..]); 40]);
         assert_eq!(servers(&some, 16, &[]).unwrap().len(), 16);
         assert_eq!(servers(&some, 17, &[]), None);
         let mut larger = some;

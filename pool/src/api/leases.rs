@@ -155,8 +155,8 @@ pub(crate) async fn renew(
             .renew(now_ms, client, id)
             .and_then(|()| found(pool, id));
         match view {
-            Ok((view, times)) if view.version == renewal.seen => {
-                Look::SameAsBefore(Ok((view, times)))
+            Ok((view, terms)) if view.version == renewal.seen => {
+                Look::SameAsBefore(Ok((view, terms)))
             }
             other => Look::Answer(other),
         }
@@ -193,21 +193,25 @@ fn lease_id(text: &str) -> Result<LeaseId, Refused> {
         .map_err(|why: String| Refused::field("lease", why))
 }
 
-fn found(pool: &Pool, id: LeaseId) -> Result<(LeaseView, Times), Refusal> {
+fn found(pool: &Pool, id: LeaseId) -> Result<(LeaseView, Terms), Refusal> {
     let view = pool.lease_view(id);
     let view = view.ok_or_else(|| Refusal::NotFound(format!("no lease {id}")))?;
     let settings = pool.settings();
-    let times = Times {
+    let terms = Terms {
         grant_ms: settings.grant_ms,
         client_ttl_ms: settings.client_ttl_ms,
+        tls: pool.certificates(id),
     };
-    Ok((view, times))
+    Ok((view, terms))
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Times {
+/// What a client needs of a lease beside what everyone sees.
+#[derive(Clone, Debug)]
+struct Terms {
     grant_ms: u64,
     client_ttl_ms: u64,
+    /// Certificates of its servers, by their names.
+    tls: BTreeMap<String, String>,
 }
 
 fn check_holder(holder: &str) -> Result<(), Refused> {
@@ -219,21 +223,21 @@ fn check_holder(holder: &str) -> Result<(), Refused> {
     Ok(())
 }
 
-fn answer(app: &App, (lease, times): (LeaseView, Times), holder: &str) -> LeaseAnswer {
+fn answer(app: &App, (lease, terms): (LeaseView, Terms), holder: &str) -> LeaseAnswer {
     let grants = if lease.stage == Stage::Held {
-        grants(app, &lease, times.grant_ms, holder)
+        grants(app, &lease, &terms, holder)
     } else {
         Vec::new()
     };
     LeaseAnswer {
         lease,
         grants,
-        renew_within_ms: times.client_ttl_ms / RENEWALS,
+        renew_within_ms: terms.client_ttl_ms / RENEWALS,
     }
 }
 
 /// One grant for each server of a lease.
-fn grants(app: &App, lease: &LeaseView, grant_ms: u64, holder: &str) -> Vec<SignedGrant> {
+fn grants(app: &App, lease: &LeaseView, terms: &Terms, holder: &str) -> Vec<SignedGrant> {
     let now_ms = app.core.now_ms();
     let mut servers: BTreeMap<&str, (&str, Vec<GrantedGpu>)> = BTreeMap::new();
     for piece in &lease.pieces {
@@ -246,11 +250,12 @@ fn grants(app: &App, lease: &LeaseView, grant_ms: u64, holder: &str) -> Vec<Sign
             share_permille: piece.share_permille,
         });
     }
-    let expires_ms = now_ms.saturating_add(grant_ms);
+    let expires_ms = now_ms.saturating_add(terms.grant_ms);
     let expires_ms = expires_ms.min(lease.expires_ms.unwrap_or(u64::MAX));
     let sign = |(server, (address, gpus)): (&str, (&str, Vec<GrantedGpu>))| SignedGrant {
         server: server.to_owned(),
         address: address.to_owned(),
+        tls: terms.tls.get(server).cloned().unwrap_or_default(),
         gpus: gpus.len(),
         token: app.signer.sign(&Grant {
             lease: lease.lease,

@@ -34,7 +34,10 @@ impl Pool {
         }
         for client in self.clients.values_mut() {
             client.used.set_clock(before_ms, now_ms);
-            client.next_tag = client.next_tag.saturating_add(tag_by);
+            // Nobody looks at that of a client of which nothing waits.
+            if client.waiting > 0 {
+                client.next_tag = client.next_tag.saturating_add(tag_by);
+            }
         }
         for group in self.groups.values_mut() {
             group.used.set_clock(before_ms, now_ms);

@@ -240,7 +240,7 @@ impl Pool {
         lease.over_quota = None;
         self.cluster.take(pieces);
         self.charge(now_ms, client, pieces);
-        let hold_ms = hold_ms.or(self.quota_of(client).hold_ms_max);
+        let hold_ms = hold_ms.or_else(|| self.hold_ms_max(client));
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.expires_ms = hold_ms.map(|hold_ms| now_ms.saturating_add(hold_ms));
         }

@@ -318,6 +318,7 @@ impl Pool {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
+        self.meta.next_lease = id.0.saturating_sub(1);
         self.leave_queue(shape, lease.client, entry);
         self.keys.remove(&(lease.client, lease.ask.key));
         if let Some(client) = self.clients.get_mut(&lease.client) {

@@ -81,6 +81,14 @@ impl Pool {
         Ok(())
     }
 
+    /// How long the client may have a lease: as long as it and its group may.
+    pub(super) fn hold_ms_max(&self, client: ClientId) -> Option<u64> {
+        let own = self.quota_of(client);
+        self.owners(client, &own)
+            .filter_map(|it| it.quota.hold_ms_max)
+            .min()
+    }
+
     /// What a request may need of one GPU, so that no placement of it is over its memory quota. `None`: its
     /// memory is known, or has no limit.
     pub(super) fn memory_max(&self, client: ClientId, ask: &Ask) -> Option<u64> {

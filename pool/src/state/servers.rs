@@ -1,7 +1,7 @@
 //! Servers: joining, renewing, draining, leaving.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -280,6 +280,16 @@ impl Pool {
         Ok(())
     }
 
+    /// Fingerprints of the certificates of a lease's servers, by their names.
+    pub(crate) fn certificates(&self, id: LeaseId) -> BTreeMap<String, String> {
+        let pieces = self.leases.get(&id).map(|lease| &lease.pieces);
+        let servers = pieces.into_iter().flatten();
+        let servers = servers.filter_map(|piece| self.servers.get(&piece.server));
+        servers
+            .map(|server| (server.facts.name.clone(), server.facts.tls.clone()))
+            .collect()
+    }
+
     pub(crate) fn server_named(&self, name: &str) -> Result<ServerId, Refusal> {
         let found = self.server_names.get(name).copied();
         found.ok_or_else(|| Refusal::NotFound(format!("no server {name:?}")))
@@ -472,6 +482,7 @@ fn check_facts(facts: &ServerFacts) -> Result<(), Refusal> {
         ("cuda_version", &facts.cuda_version),
         ("switch", &facts.switch),
         ("version", &facts.version),
+        ("tls", &facts.tls),
     ] {
         if !is_short(text) {
             return bad(field.to_owned(), "too long, or with control characters");

@@ -176,6 +176,7 @@ pub(crate) fn facts(name: &str) -> ServerFacts {
         cuda_version: "13.0".to_owned(),
         switch: String::new(),
         version: "0".to_owned(),
+        tls: String::new(),
         gpus: vec![gpu(0), gpu(1)],
     }
 }

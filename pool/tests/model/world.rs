@@ -91,6 +91,7 @@ pub(super) fn facts(index: u64) -> ServerFacts {
         cuda_version: "13.0".to_owned(),
         switch: format!("hall/{}", index / 2),
         version: "0".to_owned(),
+        tls: String::new(),
         gpus: (0..2 + index % 2).map(gpu).collect(),
     }
 }
