@@ -85,7 +85,7 @@ impl Keeper {
     }
 
     /// Tells an executor what became of its connection.
-    pub(super) fn pass_on(&self, id: u64, number: u64, outcome: io::Result<OwnedFd>) {
+    pub(super) fn pass_on(&mut self, id: u64, number: u64, outcome: io::Result<OwnedFd>) {
         let Some(executor) = self.executors.get_mut(&id) else {
             return;
         };
