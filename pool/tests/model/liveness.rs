@@ -37,7 +37,6 @@ impl World {
                 self.renew_one(index, true);
             }
             self.pool.tick(self.now_ms);
-            self.commit();
             self.check();
         }
     }

@@ -32,10 +32,10 @@ fn run(seeds: std::ops::Range<u64>, steps: u64) -> u64 {
     operations
 }
 
-/// So many runs of a thousand operations; more, millions, in `scripts/nightly pool`.
-const SEEDS: u64 = 1000;
+/// So many runs of a thousand operations; more of them in `scripts/nightly pool`.
+const SEEDS: u64 = 2000;
 
-/// A million operations, on two threads' worth of seeds.
+/// Two million operations, on two threads.
 #[test]
 fn never_over_committed_and_nobody_waits_for_ever() {
     let seeds = std::env::var("FARCALL_MODEL_SEEDS").ok();

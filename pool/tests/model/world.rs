@@ -158,7 +158,6 @@ impl World {
             _ => self.renew_server(),
         }
         self.operations += 1;
-        self.commit();
         self.check();
     }
 
@@ -395,8 +394,8 @@ impl World {
             .insert(gpus[at].uuid.clone());
     }
 
-    /// Makes what has changed durable.
-    pub(super) fn commit(&mut self) {
+    /// Makes what has changed since the last time durable.
+    fn commit(&mut self) {
         for (key, value) in self.pool.take_changes() {
             match value {
                 Some(value) => self.store.insert(key, value),
@@ -407,6 +406,7 @@ impl World {
 
     /// All that is not in the store is lost: nothing that counts.
     pub(super) fn restart_pool(&mut self) {
+        self.commit();
         let all: BTreeMap<String, Vec<u8>> = self.pool.all_records().into_iter().collect();
         for key in all.keys().chain(self.store.keys()) {
             let text = |records: &BTreeMap<String, Vec<u8>>| {
