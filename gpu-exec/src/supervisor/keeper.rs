@@ -21,7 +21,7 @@ use super::plan::Plan;
 use super::usage::{Counting, Past};
 use super::wedged::Checks;
 use crate::cache::Cache;
-use crate::control::{self, Counts, Message, OpenOrder, Order, Report};
+use crate::control::{self, Counts, OpenOrder, Order};
 use crate::device::cuda::mps;
 use crate::device::describe::{DeviceSpec, WHOLE_PERMILLE, device_uuid};
 use crate::ledger::{Ledger, Slot};
