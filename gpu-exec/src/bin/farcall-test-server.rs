@@ -1,13 +1,34 @@
 //! The smallest program around the library: what tests start as server and as executor.
 //!
 //! `farcall-test-server cuda|soft|null [DEVICES [MEMORY_BYTES [DRIVER_PATIENCE_MS [GRACE_MS]]]]` serves on a free port of
-//! the loopback interface and prints it.
+//! the loopback interface and prints it. With the variable `TEST_MEASURE` it measures all sessions, and answers each line of its input
+//! with a line of JSON: what its devices and sessions have had.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use farcall_gpu_exec::{EXECUTOR_COMMAND, ServeOptions, executor_main, serve};
+use farcall_gpu_exec::{
+    EXECUTOR_COMMAND, ServeError, ServeOptions, Server, Signals, executor_main,
+};
+
+fn run(options: &ServeOptions) -> Result<(), ServeError> {
+    let signals = Signals::block()?;
+    let server = Server::bind(options)?;
+    if options.measure {
+        let sessions = server.sessions();
+        std::thread::spawn(move || {
+            for _ in std::io::stdin().lines().map_while(Result::ok) {
+                let usage = sessions.usage(Duration::from_secs(30));
+                println!("{}", serde_json::to_string(&usage).unwrap_or_default());
+            }
+        });
+    }
+    server.serve(signals, |address| {
+        println!("listening on {address}");
+        let _ = std::io::stdout().flush();
+    })
+}
 
 fn main() -> ExitCode {
     env_logger::init();
@@ -31,13 +52,10 @@ fn main() -> ExitCode {
         driver_patience: number(3).map_or(defaults.driver_patience, Duration::from_millis),
         grace: number(4).map_or(defaults.grace, Duration::from_millis),
         cache_bytes_max: 0,
+        measure: std::env::var_os("TEST_MEASURE").is_some(),
         ..defaults
     };
-    let outcome = serve(&options, |address| {
-        println!("listening on {address}");
-        let _ = std::io::stdout().flush();
-    });
-    match outcome {
+    match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

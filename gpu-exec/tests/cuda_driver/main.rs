@@ -4,6 +4,7 @@
 
 mod devices;
 mod lost;
+mod measured;
 mod memory;
 mod peers;
 mod start;

@@ -357,13 +357,14 @@ EXPORT u32 cuTexObjectCreate(u64 *out, const u32 *resource, const void *texture,
 }
 EXPORT u32 cuTexObjectDestroy(u64 object) { return object ? OK : INVALID_HANDLE; }
 
-/* The module's text lists its kernels. */
+/* The module's text lists its kernels. FAKE_LOAD_MS: how long the compiler takes with one that says `.slow`. */
 EXPORT u32 cuModuleLoadDataEx(char **module, const char *image, u32 n, const u32 *options, void **values) {
     MAY_HANG;
     if (strstr(image, ".broken")) {
         for (u32 i = 0; i < n; i++) if (options[i] == 5) snprintf(values[i], 64, "line 3: it is broken");
         return INVALID_PTX;
     }
+    if (strstr(image, ".slow")) usleep(number_of("FAKE_LOAD_MS", 0) * 1000);
     *module = strdup(image);
     return OK;
 }

@@ -23,6 +23,7 @@ use super::modules::Modules;
 use super::op::{Fill, Launch, Op};
 use super::perform::on;
 use super::state::{LaneKey, State};
+use super::turns::Turn;
 use crate::device::box_copy::BoxCopy;
 use crate::device::graph_records::{self, check_count, decoded};
 use crate::executor::outbox::{Failure, Reply};
@@ -82,15 +83,15 @@ impl GraphExec {
 }
 
 impl Shared {
-    /// Runs the segments of a graph that is ready, from one on.
+    /// Runs the segments of a graph that is ready, from one on, at its turn.
     pub(crate) fn run_graph<'a>(
         &self,
         state: &mut State,
         later: &mut Later,
         lane: LaneKey,
         reply: Reply,
-        exec: Arc<GraphExec>,
-        from: usize,
+        (exec, from): (Arc<GraphExec>, usize),
+        turn: Turn,
     ) -> Progress<'a> {
         let Some(Ok(definition)) = exec.definition.get() else {
             return Progress::Given(Err(Failure::new(
@@ -102,10 +103,14 @@ impl Shared {
             let _ = exec.segments.set(segments(state, lane, definition));
         }
         let segments = exec.segments.get().map(Vec::as_slice).unwrap_or_default();
+        let mut turn = turn;
         for (at, segment) in segments.iter().enumerate().skip(from) {
             let outcome = match segment {
                 Segment::Native { exec, .. } => {
-                    on(state, lane, |stream| stream.launch_graph(exec)).map_err(Failure::from)
+                    let outcome = on(state, lane, |stream| stream.launch_graph(exec));
+                    // One kernel, however often it is cut. Nodes that are issued by themselves are counted by themselves.
+                    self.launched(state, lane, std::mem::replace(&mut turn, Turn::Free));
+                    outcome.map_err(Failure::from)
                 }
                 Segment::Host { callback } => {
                     let rest = (at + 1 < segments.len()).then(|| Op::Graph {

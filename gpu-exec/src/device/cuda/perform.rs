@@ -52,12 +52,8 @@ impl Shared {
             Op::Graph { exec, from } => match self.turn(state, lane) {
                 Turn::NotYet => Progress::Blocked(Op::Graph { exec, from }),
                 turn => {
-                    let progress = self.run_graph(state, later, lane, reply, exec, from);
-                    // One that found no room for a copy has launched nothing since it was asked last.
-                    if !matches!(&progress, Progress::Blocked(Op::Graph { from: at, .. }) if *at == from)
-                    {
-                        self.launched(state, lane, turn);
-                    }
+                    let progress = self.run_graph(state, later, lane, reply, (exec, from), turn);
+                    self.rest_if_idle(state, turn);
                     progress
                 }
             },

@@ -98,6 +98,15 @@ impl Shared {
         }
     }
 
+    /// Nothing was launched, perhaps, where something might have been: then others go on.
+    pub(crate) fn rest_if_idle(&self, state: &State, turn: Turn) {
+        if let Turn::Measured(device) = turn
+            && state.meters.get(&device).is_none_or(Meter::is_idle)
+        {
+            self.gate.rest_watched(device);
+        }
+    }
+
     /// The gate has opened, or may have.
     pub(crate) fn turn_has_come(&self) {
         self.pump();
