@@ -72,7 +72,8 @@ mod tests {
     fn what_was_packed_comes_back_and_nothing_else() {
         let changes: Vec<_> = (0..1000_u32)
             .map(|at| {
-                let value = (at % 3 > 0).then(|| at.to_le_bytes().repeat(at as usize % 50));
+                let value =
+                    (!at.is_multiple_of(3)).then(|| at.to_le_bytes().repeat(at as usize % 50));
                 (format!("key/{at}"), value)
             })
             .collect();
