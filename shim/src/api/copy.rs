@@ -325,7 +325,7 @@ fn device_to_device(stream: &Stream, dst: u64, src: u64, bytes: usize) -> CuResu
         stream: stream.id,
     };
     crossing::run_between([dst, src], stream, || {
-        stream.issue_for(target.only_devices, &record)
+        stream.issue_for(only_devices, &record)
     })
 }
 
