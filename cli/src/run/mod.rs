@@ -180,6 +180,8 @@ fn cannot_run(program: &OsString, error: &std::io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::label;
 
     #[test]
@@ -193,7 +195,7 @@ mod tests {
             (&["./vecadd"], "./vecadd"),
             (&["serve", "--api-key=secret"], "serve"),
         ] {
-            let command: Vec<_> = command.iter().map(Into::into).collect();
+            let command: Vec<OsString> = command.iter().map(OsString::from).collect();
             assert_eq!(label(&command), shown);
         }
     }
