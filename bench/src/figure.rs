@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::latency::Latency;
+use crate::spread::Spread;
 
 /// One figure. Its name is stable.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Figure {
     /// The distribution behind the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+    /// The value of each round, where the run had several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<f64>,
     /// What stands beside it from the same run: first the limit that `ratio` refers to, then peers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<Beside>,
@@ -37,6 +41,36 @@ pub struct Beside {
     /// The distribution behind the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+    /// The value of each round, in the order of the figure's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<f64>,
+}
+
+impl Beside {
+    /// By its name, in the figure's unit.
+    #[must_use]
+    pub fn new(name: impl Into<String>, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            value,
+            latency: None,
+            rounds: Vec::new(),
+        }
+    }
+
+    /// The same with the distribution behind it.
+    #[must_use]
+    pub fn latency(mut self, latency: Latency) -> Self {
+        self.latency = Some(latency);
+        self
+    }
+
+    /// The same with the values of the rounds.
+    #[must_use]
+    pub fn rounds(mut self, rounds: Vec<f64>) -> Self {
+        self.rounds = rounds;
+        self
+    }
 }
 
 /// The worst that a figure may be.
@@ -62,25 +96,29 @@ impl Figure {
             unit: unit.to_owned(),
             value,
             latency: None,
+            rounds: Vec::new(),
             beside: Vec::new(),
             target: None,
         }
     }
 
-    /// The same beside a limit or a peer.
+    /// The same beside a limit or a peer of which only the value is known.
     #[must_use]
     pub fn beside(self, name: &str, value: f64) -> Self {
-        self.beside_latency(name, value, None)
+        self.with(Beside::new(name, value))
     }
 
-    /// The same beside a limit or a peer with its distribution.
+    /// The same beside a limit or a peer.
     #[must_use]
-    pub fn beside_latency(mut self, name: &str, value: f64, latency: Option<Latency>) -> Self {
-        self.beside.push(Beside {
-            name: name.to_owned(),
-            value,
-            latency,
-        });
+    pub fn with(mut self, beside: Beside) -> Self {
+        self.beside.push(beside);
+        self
+    }
+
+    /// The same with the values of the rounds.
+    #[must_use]
+    pub fn rounds(mut self, rounds: Vec<f64>) -> Self {
+        self.rounds = rounds;
         self
     }
 
@@ -88,6 +126,14 @@ impl Figure {
     #[must_use]
     pub fn latency(mut self, latency: Latency) -> Self {
         self.latency = Some(latency);
+        self
+    }
+
+    /// The same without distributions, which stand with another figure of the run.
+    #[must_use]
+    pub fn without_latency(mut self) -> Self {
+        self.latency = None;
+        self.beside.iter_mut().for_each(|b| b.latency = None);
         self
     }
 
@@ -101,7 +147,18 @@ impl Figure {
     /// The figure as a multiple of its limit.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
-        self.beside.first().map(|beside| self.value / beside.value)
+        self.beside.first().map(|beside| self.ratio_to(beside))
+    }
+
+    /// The figure as a multiple of what stands beside it: where both were measured in several rounds, the median of the
+    /// rounds' ratios, which a machine that changes between rounds does not move.
+    #[must_use]
+    pub fn ratio_to(&self, beside: &Beside) -> f64 {
+        if self.rounds.len() < 2 || self.rounds.len() != beside.rounds.len() {
+            return self.value / beside.value;
+        }
+        let pairs = self.rounds.iter().zip(&beside.rounds);
+        Spread::of(&mut pairs.map(|(own, other)| own / other).collect::<Vec<_>>()).p50
     }
 
     /// Whether the promise is kept; `None` without one.
@@ -150,10 +207,7 @@ pub fn table(figures: &[Figure]) -> String {
         };
         let _ = writeln!(out, "{verdict}");
         for beside in &figure.beside {
-            let (name, ratio) = (
-                format!("  beside {}", beside.name),
-                figure.value / beside.value,
-            );
+            let (name, ratio) = (format!("  beside {}", beside.name), figure.ratio_to(beside));
             line(
                 &mut out,
                 &name,
@@ -204,7 +258,17 @@ fn shown(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figure, Target, table};
+    use super::{Beside, Figure, Target, table};
+
+    #[test]
+    fn rounds_are_compared_pair_by_pair() {
+        // The machine is five times as slow in two rounds of three, of which ours and the peer share one.
+        let figure = Figure::new("a", "us", 10.0).rounds(vec![2.0, 10.0, 10.0]);
+        let peer = Beside::new("peer", 1.0).rounds(vec![1.0, 5.0, 1.0]);
+        assert!((figure.ratio_to(&peer) - 2.0).abs() < 1e-9);
+        let once = Beside::new("once", 5.0);
+        assert!((figure.with(once).ratio().unwrap_or_default() - 2.0).abs() < 1e-9);
+    }
 
     #[test]
     fn promises_are_judged_by_value_or_ratio() {

@@ -51,6 +51,17 @@ pub struct Window {
     pub max: f64,
 }
 
+/// A part of the run between whose parts other programs were measured. Microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Round {
+    /// The median.
+    pub p50: f64,
+    /// p99.9 - p50.
+    pub jitter: f64,
+    /// p99 - p1 of the time between two answers in a row.
+    pub gap_spread: f64,
+}
+
 /// What is left of a recorder when the run is over.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
@@ -77,6 +88,9 @@ pub struct Recorder {
     gaps: Histogram<u64>,
     window: Histogram<u64>,
     windows: Vec<Window>,
+    round: Histogram<u64>,
+    round_gaps: Histogram<u64>,
+    rounds: Vec<Round>,
     window_ns: u64,
     now_ns: u64,
     window_end_ns: u64,
@@ -94,6 +108,9 @@ impl Recorder {
         Self {
             all: empty.clone(),
             gaps: empty.clone(),
+            round: empty.clone(),
+            round_gaps: empty.clone(),
+            rounds: Vec::new(),
             window: empty,
             windows: Vec::with_capacity(WINDOWS_MAX),
             window_ns: window_ns.max(1),
@@ -109,6 +126,8 @@ impl Recorder {
         self.all.saturating_record(latency_ns.max(1));
         self.gaps.saturating_record(gap_ns.max(1));
         self.window.saturating_record(latency_ns.max(1));
+        self.round.saturating_record(latency_ns.max(1));
+        self.round_gaps.saturating_record(gap_ns.max(1));
         self.now_ns += gap_ns;
         if self.now_ns >= self.window_end_ns {
             self.end_window();
@@ -130,13 +149,32 @@ impl Recorder {
         self.window_end_ns = self.now_ns + self.window_ns;
     }
 
+    /// A round is over: what is recorded from now on belongs to the next.
+    pub fn end_round(&mut self) {
+        if !self.round.is_empty() {
+            self.rounds.push(Round {
+                p50: us(self.round.value_at_quantile(0.5)),
+                jitter: jitter(&self.round),
+                gap_spread: gap_spread(&self.round_gaps),
+            });
+        }
+        self.round.reset();
+        self.round_gaps.reset();
+    }
+
+    /// The rounds that are over.
+    #[must_use]
+    pub fn rounds(&self) -> &[Round] {
+        &self.rounds
+    }
+
     /// How many latencies were recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.all.len()
     }
 
-    /// Adds what another recorder of the same run took at the same time (its course is dropped).
+    /// Adds what another recorder of the same run took at the same time (its course and its rounds are dropped).
     ///
     /// # Panics
     /// Never: all recorders have the same bounds.
@@ -154,13 +192,12 @@ impl Recorder {
         } else {
             percentiles(&self.all.clone_correct(self.all.value_at_quantile(0.5)))
         };
-        let gap = |quantile| us(self.gaps.value_at_quantile(quantile));
         Latency {
             count: self.all.len(),
             measured,
             corrected,
-            jitter_us: measured.p99_9 - measured.p50,
-            gap_spread_us: gap(0.99) - gap(0.01),
+            jitter_us: jitter(&self.all),
+            gap_spread_us: gap_spread(&self.gaps),
             curve: curve(&self.all),
             windows: self.windows.clone(),
         }
@@ -210,6 +247,16 @@ fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
         p99_99: at(0.9999),
         max: us(histogram.max()),
     }
+}
+
+/// p99.9 - p50.
+fn jitter(histogram: &Histogram<u64>) -> f64 {
+    us(histogram.value_at_quantile(0.999)) - us(histogram.value_at_quantile(0.5))
+}
+
+/// p99 - p1.
+fn gap_spread(gaps: &Histogram<u64>) -> f64 {
+    us(gaps.value_at_quantile(0.99)) - us(gaps.value_at_quantile(0.01))
 }
 
 /// Points that are even on the axis that tails are read on, 1/(1-q).
@@ -262,6 +309,25 @@ mod tests {
         assert!(latency.measured.p99 < 11.0, "{:?}", latency.measured);
         assert!(latency.corrected.p99 > 9000.0, "{:?}", latency.corrected);
         assert_eq!(latency.windows.last().map(|w| w.max > 9000.0), Some(true));
+    }
+
+    #[test]
+    fn rounds_have_figures_of_their_own() {
+        let mut recorder = Recorder::new(u64::MAX, true);
+        for us in [10, 100] {
+            (0..1000).for_each(|_| recorder.record(us * 1000, 20_000));
+            (0..3).for_each(|_| recorder.record(10 * us * 1000, 20_000));
+            recorder.end_round();
+        }
+        recorder.end_round();
+        let near = |got: f64, want: f64| (got - want).abs() / want < 2e-3;
+        let [first, second] = recorder.rounds() else {
+            panic!("{:?}", recorder.rounds());
+        };
+        assert!(near(first.p50, 10.0) && near(second.p50, 100.0));
+        assert!(near(first.jitter, 90.0) && near(second.jitter, 900.0));
+        assert!(first.gap_spread.abs() < 0.1);
+        assert_eq!(recorder.finish().count, 2006);
     }
 
     #[test]

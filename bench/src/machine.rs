@@ -22,6 +22,9 @@ pub struct Interface {
     pub firmware: Option<String>,
     /// How many interrupts it has.
     pub irqs: usize,
+    /// Cores that they may go to, as the kernel lists them (`0-3,8`), each list once.
+    #[serde(default)]
+    pub irq_cores: Vec<String>,
 }
 
 /// A host.
@@ -181,7 +184,8 @@ fn interfaces() -> Vec<Interface> {
             speed_mbit: file("speed").parse().ok(),
             driver: driver.and_then(|path| Some(path.file_name()?.to_str()?.to_owned())),
             firmware: firmware(&name),
-            irqs: names(Path::new(&format!("/sys/class/net/{name}/device/msi_irqs"))).len(),
+            irqs: irqs(&name).len(),
+            irq_cores: irq_cores(&irqs(&name)),
             name,
         })
     };
@@ -189,6 +193,22 @@ fn interfaces() -> Vec<Interface> {
         .into_iter()
         .filter_map(one)
         .collect()
+}
+
+/// Numbers of an interface's interrupts.
+fn irqs(interface: &str) -> Vec<String> {
+    names(Path::new(&format!(
+        "/sys/class/net/{interface}/device/msi_irqs"
+    )))
+}
+
+fn irq_cores(irqs: &[String]) -> Vec<String> {
+    let cores = |irq: &String| text(&format!("/proc/irq/{irq}/smp_affinity_list"));
+    let mut found: Vec<String> = irqs.iter().map(cores).collect();
+    found.retain(|list| !list.is_empty());
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// What ethtool says, where it is installed.
@@ -283,6 +303,7 @@ mod tests {
                 driver: None,
                 firmware: None,
                 irqs: 0,
+                irq_cores: Vec::new(),
             }],
             ..Machine::default()
         };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use farcall_bench::gate::budget::Budgets;
+use farcall_marshal::catalogue::CALLS;
 
 /// Every promise. A new one is added here first.
 const PROMISED: &[&str] = &[
@@ -33,6 +34,7 @@ const PROMISED: &[&str] = &[
     "net/jitter",
     "net/idle-cpu",
     "net/idle-registered",
+    "stacks/functions",
     "stacks/trips-training",
     "stacks/trips-inference",
     "stacks/trips-graph",
@@ -151,6 +153,19 @@ fn every_command_exists() {
         };
         assert!(exists, "{}: there is no {:?}", row.id, row.command);
     }
+}
+
+#[test]
+fn functions_are_those_of_the_catalogue() {
+    let implemented = CALLS.iter().filter(|call| call.implemented).count();
+    let rows = rows();
+    let row = rows
+        .iter()
+        .find(|row| row.id == "stacks/functions")
+        .unwrap();
+    let stated: usize = row.measured.split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(stated, implemented, "SPEC.md beside the catalogue");
+    assert!(implemented >= 300, "{implemented}");
 }
 
 #[test]

@@ -117,6 +117,8 @@ struct Snapshot {
     sends: [u64; SENDS.len()],
     sleeps: u64,
     bytes_out: u64,
+    /// Those of records and bulk transfers, however they were batched: the same in every run of a program.
+    record_bytes_out: u64,
     bytes_in: u64,
 }
 
@@ -149,6 +151,7 @@ impl Snapshot {
             sends: SENDS.map(|(_, count)| sum(count)),
             sleeps: sum(|s| s.sleeps),
             bytes_out: sum(|s| s.bytes_out) + sum(|s| s.bulk_bytes_out),
+            record_bytes_out: sum(|s| s.record_bytes_out) + sum(|s| s.bulk_bytes_out),
             bytes_in: sum(|s| s.bytes_in) + sum(|s| s.bulk_bytes_in),
         }
     }
@@ -175,6 +178,9 @@ impl Snapshot {
             }),
             sleeps: self.sleeps.saturating_sub(earlier.sleeps),
             bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
+            record_bytes_out: self
+                .record_bytes_out
+                .saturating_sub(earlier.record_bytes_out),
             bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
         }
     }
@@ -213,6 +219,7 @@ impl Snapshot {
         object.insert("sends".to_owned(), sends.into());
         object.insert("sleeps".to_owned(), self.sleeps.into());
         object.insert("bytes_out".to_owned(), self.bytes_out.into());
+        object.insert("record_bytes_out".to_owned(), self.record_bytes_out.into());
         object.insert("bytes_in".to_owned(), self.bytes_in.into());
         object.insert("module_bytes_out".to_owned(), self.module_bytes.into());
         if self.direct_bytes + self.carried_bytes > 0 {

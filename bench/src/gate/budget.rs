@@ -22,6 +22,44 @@ pub struct Budgets {
     pub rustc: String,
     /// By name of the path.
     pub path: BTreeMap<String, Budget>,
+    /// By record and its step, such as `torch-cu13/train_step`.
+    #[serde(default)]
+    pub step: BTreeMap<String, Step>,
+}
+
+/// What a step of a recorded program does: exact, as nothing of it depends on the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Blocking round trips.
+    pub trips: u64,
+    /// Bytes of the records and transfers that the client sends.
+    pub bytes_out: u64,
+}
+
+impl Step {
+    /// A line about the step, which was budgeted so.
+    #[must_use]
+    pub fn verdict(&self, name: &str, budget: Option<&Self>) -> String {
+        let word = match budget {
+            Some(budget) if budget == self => "as budgeted".to_owned(),
+            Some(budget) => format!(
+                "DIFFERS from {} and {} (--accept NOTE keeps it)",
+                budget.trips, budget.bytes_out
+            ),
+            None => "has no budget (--accept NOTE)".to_owned(),
+        };
+        let Self { trips, bytes_out } = self;
+        format!("{name:<44} {trips:>10} {bytes_out:>10}            {word}\n")
+    }
+}
+
+/// The head of the table that [`Step::verdict`] continues.
+#[must_use]
+pub fn head_of_steps() -> String {
+    format!(
+        "{:<44} {:>10} {:>10}\n",
+        "step of a recorded program", "trips", "bytes out"
+    )
 }
 
 /// The budget of a path.
@@ -102,7 +140,7 @@ pub fn head() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Budget, Count};
+    use super::{Budget, Count, Step};
 
     fn count(instructions: f64, functions: &[(&str, f64)]) -> Count {
         Count {
@@ -112,6 +150,23 @@ mod tests {
                 .map(|(name, own)| ((*name).to_owned(), *own))
                 .collect(),
         }
+    }
+
+    #[test]
+    fn steps_are_exact() {
+        let budget = Step {
+            trips: 0,
+            bytes_out: 48_000,
+        };
+        assert!(
+            budget
+                .verdict("train", Some(&budget))
+                .contains("as budgeted")
+        );
+        let waits = Step { trips: 1, ..budget };
+        let text = waits.verdict("train", Some(&budget));
+        assert!(text.contains("DIFFERS from 0 and 48000"), "{text}");
+        assert!(waits.verdict("train", None).contains("no budget"));
     }
 
     #[test]

@@ -41,39 +41,72 @@ pub fn prefix(function: &str, out: &Path) -> Vec<OsString> {
     ]
 }
 
-/// Runs a program and counts.
+/// A program to be counted.
+#[derive(Debug)]
+pub struct Counted<'a> {
+    /// Its path.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub args: &'a [&'a str],
+    /// Added to its environment.
+    pub envs: &'a [(&'a str, String)],
+}
+
+/// Runs a program and counts what happens within `function`; valgrind writes to `out`.
 ///
 /// # Errors
 /// valgrind is missing, the program fails, or nothing was counted.
-pub fn count(
+pub fn count(function: &str, counted: &Counted<'_>, out: &Path) -> Result<Counts, String> {
+    run(&prefix(function, out), counted)?;
+    read(out)
+}
+
+/// The same for each call of `function` by itself, in their order; valgrind writes to `out` and to files whose names begin so.
+///
+/// # Errors
+/// As [`count`].
+pub fn count_each(
     function: &str,
-    program: &Path,
-    args: &[&str],
-    envs: &[(&str, String)],
+    counted: &Counted<'_>,
     out: &Path,
-) -> Result<Counts, String> {
-    let prefix = prefix(function, out);
-    let [valgrind, rest @ ..] = &prefix[..] else {
+) -> Result<Vec<Counts>, String> {
+    let mut prefix = prefix(function, out);
+    prefix.push(format!("--dump-after={function}").into());
+    run(&prefix, counted)?;
+    let mut calls = Vec::new();
+    for number in 1.. {
+        let mut file = out.as_os_str().to_owned();
+        file.push(format!(".{number}"));
+        let Ok(text) = fs::read_to_string(&file) else {
+            break;
+        };
+        calls.push(parse(&text));
+    }
+    calls.retain(|counts| counts.total > 0);
+    if calls.is_empty() {
+        return Err(nothing_counted(out));
+    }
+    Ok(calls)
+}
+
+fn run(prefix: &[OsString], counted: &Counted<'_>) -> Result<(), String> {
+    let [valgrind, rest @ ..] = prefix else {
         return Err("no command".to_owned());
     };
     let mut command = Command::new(valgrind);
     command
         .args(rest)
-        .arg(program)
-        .args(args)
-        .envs(envs.iter().cloned());
-    command.stdin(Stdio::null());
+        .arg(counted.program)
+        .args(counted.args)
+        .envs(counted.envs.iter().cloned())
+        .stdin(Stdio::null());
     let output = command.output().map_err(|error| missing(&error))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(format!(
-            "{} {}: {}\n{text}",
-            program.display(),
-            args.join(" "),
-            output.status
-        ));
+    if output.status.success() {
+        return Ok(());
     }
-    read(out)
+    let (program, args) = (counted.program.display(), counted.args.join(" "));
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} {args}: {}\n{text}", output.status))
 }
 
 /// What to say when valgrind cannot be started.
@@ -89,12 +122,16 @@ pub fn read(out: &Path) -> Result<Counts, String> {
     let text = fs::read_to_string(out).map_err(|error| format!("{}: {error}", out.display()))?;
     let counts = parse(&text);
     if counts.total == 0 {
-        return Err(format!(
-            "{}: nothing was counted: is the function still called so?",
-            out.display()
-        ));
+        return Err(nothing_counted(out));
     }
     Ok(counts)
+}
+
+fn nothing_counted(out: &Path) -> String {
+    format!(
+        "{}: nothing was counted: is the function still called so?",
+        out.display()
+    )
 }
 
 /// The format is described in valgrind's manual, "Callgrind Format Specification". Names are given once, with a

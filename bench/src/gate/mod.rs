@@ -3,6 +3,7 @@
 //!
 //! - [`paths`] says what is counted, [`work`] does it within this process;
 //! - [`callgrind`] runs valgrind and reads what it writes;
+//! - [`steps`] plays recorded programs and tells their round trips and bytes, which are exact;
 //! - [`budget`] compares, and says which function grew;
 //! - [`compare`] is for what counts cannot show: two programs in turns, and whether they differ.
 #![forbid(unsafe_code)]
@@ -11,4 +12,5 @@ pub mod budget;
 pub mod callgrind;
 pub mod compare;
 pub mod paths;
+pub mod steps;
 pub mod work;

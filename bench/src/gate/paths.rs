@@ -2,21 +2,26 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use farcall_gpu_exec::EXECUTOR_COMMAND;
 
-use super::callgrind::{self, Counts};
+use super::callgrind::{self, Counted, Counts};
 use super::work;
 use crate::serving::{Executors, serving};
 
-/// Launches, and calls of other kinds, of a counted run.
+/// Calls of a counted run.
 const CALLS: u64 = 5000;
+/// Launches that are counted one by one.
+const LAUNCHES: u64 = 300;
+/// Fewer of a kind say nothing: the first ones of a burst leave at once, most of the others gather.
+const LAUNCHES_MIN: usize = 8;
 /// Launches between two waits: so few that nobody waits for room, which would be counted as well.
 const BURST: u64 = 50;
-/// Clients that may give up on a counted server that is not ready.
-const CLIENTS_MAX: u32 = 12;
+/// How long clients wait for a counted server.
+const CONNECT_TIMEOUT_MS: &str = "60000";
 /// Repetitions of a path within one process.
 const TIMES: u64 = 1000;
 
@@ -39,22 +44,17 @@ enum Kind {
         call: &'static str,
         function: &'static str,
     },
-    /// The client's launches, without what sends: how often it sends depends on the moment.
-    Issue,
-    /// The sending alone, per time.
-    Flush,
+    /// A client's launch that leaves at once, or one that only gathers: which of them a launch is depends on the moment.
+    Launch { leaves: bool },
     /// The executor's side of a launch: from a frame to its end on the device, which is `null`.
     Server,
     /// The part of it before the device: the frame's records decoded and handed on.
     Dispatch,
 }
 
-/// What sends, waits or receives within an append.
-const SENDING: [&str; 3] = [
-    "Endpoint>::transmit",
-    "Endpoint>::trailing_edge",
-    "Endpoint>::wait_for_room",
-];
+/// The system's functions that send, and those that receive, as callgrind names them.
+const SENDING: [&str; 4] = ["send", "__send", "sendmsg", "writev"];
+const RECEIVING: [&str; 4] = ["recv", "__recv", "recvmsg", "readv"];
 
 /// Names of all paths, in the order in which they are shown.
 #[must_use]
@@ -65,7 +65,7 @@ pub fn names() -> Vec<String> {
         .collect()
 }
 
-const DRIVER: [(&str, Kind); 8] = [
+const DRIVER: [(&str, Kind); 7] = [
     (
         "client/cuCtxGetDevice",
         Kind::Client {
@@ -88,111 +88,152 @@ const DRIVER: [(&str, Kind); 8] = [
         },
     ),
     (
-        "client/cuLaunchKernel_whole",
-        Kind::Client {
-            call: "launch",
-            function: "cuLaunchKernel",
-        },
+        "client/cuLaunchKernel_issue",
+        Kind::Launch { leaves: false },
     ),
-    ("client/cuLaunchKernel_issue", Kind::Issue),
-    ("client/batch_flush", Kind::Flush),
+    ("client/cuLaunchKernel_send", Kind::Launch { leaves: true }),
     ("server/cuLaunchKernel_decode_dispatch", Kind::Dispatch),
     ("server/cuLaunchKernel_whole", Kind::Server),
 ];
 
-/// Counts a path. `program` is `farcall-bench`, and the libraries lie beside it.
-///
-/// # Errors
-/// No such path, valgrind is missing, or a program fails.
-pub fn count(name: &str, program: &Path, scratch: &Path) -> Result<Count, String> {
-    let out = scratch.join(format!("{}.out", name.replace('/', "-")));
-    let known = DRIVER.iter().find(|(known, _)| *known == name);
-    match known.map_or(Kind::Work, |(_, kind)| *kind) {
-        Kind::Work => in_process(name, program, &out),
-        Kind::Client { call, function } => {
-            let counts = client(call, function, program, &out)?;
-            Ok(per(&counts, CALLS))
+/// Counts paths. A run that several paths are taken from is made once.
+#[derive(Debug)]
+pub struct Counter<'a> {
+    program: &'a Path,
+    scratch: &'a Path,
+    /// How often everything was forgotten: files of earlier runs have other names.
+    attempt: u32,
+    runs: BTreeMap<String, Vec<Counts>>,
+}
+
+impl<'a> Counter<'a> {
+    /// `program` is `farcall-bench`, and the libraries lie beside it; `scratch` is a folder for what valgrind writes.
+    #[must_use]
+    pub fn new(program: &'a Path, scratch: &'a Path) -> Self {
+        Self {
+            program,
+            scratch,
+            attempt: 0,
+            runs: BTreeMap::new(),
         }
-        Kind::Issue => issue(&client("launch", "cuLaunchKernel", program, &out)?),
-        Kind::Flush => flush(&client("launch", "cuLaunchKernel", program, &out)?),
-        Kind::Server => Ok(per(&server(program, &out)?, CALLS)),
-        Kind::Dispatch => dispatch(&server(program, &out)?),
+    }
+
+    /// The next counts come from new runs.
+    pub fn forget(&mut self) {
+        self.runs.clear();
+        self.attempt += 1;
+    }
+
+    /// Counts a path.
+    ///
+    /// # Errors
+    /// No such path, valgrind is missing, or a program fails.
+    pub fn count(&mut self, name: &str) -> Result<Count, String> {
+        let known = DRIVER.iter().find(|(known, _)| *known == name);
+        match known.map_or(Kind::Work, |(_, kind)| *kind) {
+            Kind::Work => self.in_process(name),
+            Kind::Client { call, function } => {
+                let run = |program: &Path, out: &Path| {
+                    client(program, call, CALLS, |of| {
+                        callgrind::count(function, of, out)
+                    })
+                };
+                Ok(per(self.once(call, run)?, CALLS))
+            }
+            Kind::Launch { leaves } => {
+                let run = |program: &Path, out: &Path| {
+                    client(program, "launch", LAUNCHES, |of| {
+                        callgrind::count_each("cuLaunchKernel", of, out)
+                    })
+                };
+                launch(self.run("launch", run)?, leaves)
+            }
+            Kind::Server => Ok(per(self.once("server", server)?, CALLS)),
+            Kind::Dispatch => dispatch(self.once("server", server)?),
+        }
+    }
+
+    fn in_process(&mut self, name: &str) -> Result<Count, String> {
+        // The loop itself.
+        let nothing = self.work("nothing")?.total;
+        let mut counts = self.work(name)?.clone();
+        counts.total = counts.total.saturating_sub(nothing);
+        Ok(per(&counts, TIMES))
+    }
+
+    fn work(&mut self, name: &str) -> Result<&Counts, String> {
+        self.once(name, |program, out| {
+            let counted = Counted {
+                program,
+                args: &["count", name, &TIMES.to_string()],
+                envs: &[],
+            };
+            callgrind::count("farcall_bench::gate::work::counted", &counted, out)
+        })
+    }
+
+    fn once(
+        &mut self,
+        key: &str,
+        run: impl FnOnce(&Path, &Path) -> Result<Counts, String>,
+    ) -> Result<&Counts, String> {
+        let counts = self.run(key, |program, out| Ok(vec![run(program, out)?]))?;
+        counts.first().ok_or_else(|| format!("{key}: no counts"))
+    }
+
+    fn run(
+        &mut self,
+        key: &str,
+        run: impl FnOnce(&Path, &Path) -> Result<Vec<Counts>, String>,
+    ) -> Result<&[Counts], String> {
+        match self.runs.entry(key.to_owned()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => {
+                let name = format!("{}-{}.out", key.replace('/', "-"), self.attempt);
+                let out = self.scratch.join(name);
+                Ok(new.insert(run(self.program, &out)?))
+            }
+        }
     }
 }
 
-fn in_process(name: &str, program: &Path, out: &Path) -> Result<Count, String> {
-    let times = TIMES.to_string();
-    let one = |name: &str| {
-        let args = ["count", name, times.as_str()];
-        callgrind::count(
-            "farcall_bench::gate::work::counted",
-            program,
-            &args,
-            &[],
-            out,
-        )
-    };
-    // The loop itself.
-    let nothing = one("nothing")?.total;
-    let mut counts = one(name)?;
-    counts.total = counts.total.saturating_sub(nothing);
-    Ok(per(&counts, TIMES))
-}
-
-/// A client's calls against a server that is not counted.
-fn client(call: &str, function: &str, program: &Path, out: &Path) -> Result<Counts, String> {
-    let executor = vec![program.into(), EXECUTOR_COMMAND.into()];
+/// Counts a client's calls against a server that is not counted.
+fn client<T>(
+    program: &Path,
+    call: &str,
+    times: u64,
+    count: impl FnOnce(&Counted<'_>) -> Result<T, String>,
+) -> Result<T, String> {
     let with = Executors {
-        command: executor,
+        command: vec![program.into(), EXECUTOR_COMMAND.into()],
         is_unconfined: false,
     };
     serving(with, |address| {
-        let (calls, burst) = (CALLS.to_string(), BURST.to_string());
-        let args = ["calls", call, &calls, "--burst", &burst];
-        callgrind::count(
-            function,
+        let (times, burst) = (times.to_string(), BURST.to_string());
+        count(&Counted {
             program,
-            &args,
-            &[("FARCALL_SERVER", address.to_owned())],
-            out,
-        )
-    })
-}
-
-fn issue(counts: &Counts) -> Result<Count, String> {
-    let sending: u64 = sending(counts).map(|(_, total)| total).sum();
-    let mut count = per(counts, CALLS);
-    count.instructions -= sending as f64 / CALLS as f64;
-    if sending == 0 {
-        return Err(format!(
-            "none of {SENDING:?} was called: has it another name now?"
-        ));
-    }
-    Ok(count)
-}
-
-fn flush(counts: &Counts) -> Result<Count, String> {
-    let (times, total) = sending(counts)
-        .next()
-        .filter(|(times, _)| *times > 0)
-        .ok_or_else(|| format!("{} was not called: has it another name now?", SENDING[0]))?;
-    Ok(Count {
-        instructions: total as f64 / times as f64,
-        functions: BTreeMap::new(),
-    })
-}
-
-/// How often each of [`SENDING`] was called from an append, and what it took.
-fn sending(counts: &Counts) -> impl Iterator<Item = (u64, u64)> {
-    SENDING.iter().map(|name| {
-        let calls = counts
-            .calls
-            .iter()
-            .filter(|(callee, _)| callee.ends_with(name));
-        calls.fold((0, 0), |sum, (_, call)| {
-            (sum.0 + call.times, sum.1 + call.total)
+            args: &["calls", call, &times, "--burst", &burst],
+            envs: &[("FARCALL_SERVER", address.to_owned())],
         })
     })
+}
+
+/// The median of the launches that left at once, or of those that called the system for nothing. A launch that looked for
+/// acknowledgements is neither.
+fn launch(calls: &[Counts], leaves: bool) -> Result<Count, String> {
+    let does = |counts: &Counts, what: &[&str]| {
+        let mut names = counts.functions.keys();
+        names.any(|name| what.contains(&name.as_str()))
+    };
+    let is_one = |call: &&Counts| does(call, &SENDING) == leaves && !does(call, &RECEIVING);
+    let mut those: Vec<&Counts> = calls.iter().filter(is_one).collect();
+    if those.len() < LAUNCHES_MIN {
+        let (few, of) = (those.len(), calls.len());
+        let what = if leaves { "left at once" } else { "gathered" };
+        return Err(format!("{few} of {of} launches {what}: too few to count"));
+    }
+    those.sort_by_key(|call| call.total);
+    Ok(per(those[those.len() / 2], 1))
 }
 
 /// A counted executor, and a client that is not.
@@ -211,17 +252,13 @@ fn server(program: &Path, out: &Path) -> Result<Counts, String> {
         let mut command = Command::new(program);
         command.args(["calls", "launch", &calls, "--burst", &burst]);
         command.env("FARCALL_SERVER", address);
-        let mut attempts = 0;
-        loop {
-            let output = command.output().map_err(|error| error.to_string())?;
-            attempts += 1;
-            let text = String::from_utf8_lossy(&output.stderr);
-            match output.status.success() {
-                true => return Ok(()),
-                // On a busy machine an executor under callgrind takes longer to start than a client waits for it.
-                false if attempts < CLIENTS_MAX && text.contains("handshake within") => {}
-                false => return Err(text.into_owned()),
-            }
+        // An executor under callgrind takes its time to start.
+        command.env("FARCALL_CONNECT_TIMEOUT_MS", CONNECT_TIMEOUT_MS);
+        let output = command.output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
     })?;
     executors(out)
@@ -280,5 +317,25 @@ fn per(counts: &Counts, calls: u64) -> Count {
     Count {
         instructions: each(counts.total),
         functions: functions.filter(|(_, own)| *own >= 0.5).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, LAUNCHES_MIN, launch};
+
+    #[test]
+    fn launches_that_leave_are_told_from_those_that_gather() {
+        let call = |total: u64, function: &str| Counts {
+            total,
+            functions: [(function.to_owned(), total)].into(),
+            ..Counts::default()
+        };
+        let mut calls = vec![call(500, "cuLaunchKernel"); 30];
+        calls.extend(vec![call(900, "recv"); 40]);
+        calls.extend(vec![call(1200, "send"); LAUNCHES_MIN]);
+        let of = |leaves| launch(&calls, leaves).map(|count| count.instructions);
+        assert_eq!((of(false), of(true)), (Ok(500.0), Ok(1200.0)));
+        assert!(launch(&calls[..70], true).is_err());
     }
 }

@@ -1,77 +1,109 @@
 //! Calls that have to wait for the server, beside a raw spinning ping-pong.
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
-
 use crate::driver::Driver;
 use crate::figure::{Figure, Target};
+use crate::net::{Load, Party, Transport, Trip, in_turns, latencies};
 use crate::pin::{self, Side};
-use crate::raw::tcp::PingPong;
-use crate::spread::Spread;
+use crate::raw::{shm, tcp};
 
 /// Bytes of the copy, and of the raw ping-pong's messages.
 const BYTES: usize = 8;
-/// Calls of one kind in a row, before the turn of the next kind.
-const TURN: usize = 100;
-/// Turns that are played even on a machine so busy that they take longer than [`TIME_MAX`].
-const TURNS_MIN: usize = 10;
-/// When no further turn begins.
-const TIME_MAX: Duration = Duration::from_secs(20);
-/// The promise: a blocking call as a multiple of the raw round trip.
+/// The promise: a blocking call over TCP as a multiple of the raw round trip.
 const TARGET_RATIO: f64 = 1.5;
+/// The promise: its jitter over shared memory as a multiple of that of the raw ping-pong.
+const JITTER_RATIO: f64 = 3.0;
 
 /// `blocking/*`: microseconds of a blocking call, the median, and the 10th percentile as `..._p10`: what it costs
-/// when nobody else takes the core. The kinds take turns, so that a disturbance meets them all.
+/// when nobody else takes the core. With a rate instead of that `jitter/*` and `gap_spread/*`. The kinds take turns, so that
+/// a disturbance meets them all. Names end with `suffix`.
 ///
 /// A launch leaves at once when nothing is in flight, so launch and wait are two messages and one answer: that is what
-/// is played beside it.
+/// is played beside it over TCP.
 #[must_use]
-pub fn blocking(driver: &Driver, turns: usize) -> Vec<Figure> {
-    pin::on(Side::Client, || turn_by_turn(driver, turns))
+pub fn blocking(driver: &Driver, transport: Transport, suffix: &str, load: &Load) -> Vec<Figure> {
+    pin::on(Side::Client, || {
+        turn_by_turn(driver, transport, suffix, load)
+    })
 }
 
-fn turn_by_turn(driver: &Driver, turns: usize) -> Vec<Figure> {
-    let mut raw = PingPong::new(BYTES);
-    let mut raw_pair = PingPong::with_parts(BYTES, 2);
-    let mut samples: [Vec<f64>; 4] = std::array::from_fn(|_| Vec::with_capacity(turns * TURN));
-    let [round_trips, copies, pairs, launches] = &mut samples;
-    let began = Instant::now();
-    for turn in 0..turns {
-        if turn >= TURNS_MIN && began.elapsed() > TIME_MAX {
-            break;
-        }
-        raw.play(TURN, |ns| round_trips.push(ns / 1000.0));
-        raw_pair.play(TURN, |ns| pairs.push(ns / 1000.0));
+fn turn_by_turn(driver: &Driver, transport: Transport, suffix: &str, load: &Load) -> Vec<Figure> {
+    let copy = Calls::new(driver, || {
+        driver.copy_to_host();
+    });
+    let launch = Calls::new(driver, || {
+        driver.launch();
         driver.synchronize();
-        times(copies, || {
-            driver.copy_to_host();
-        });
-        times(launches, || {
-            driver.launch();
-            driver.synchronize();
-        });
-    }
-    let [raw, copy, pair, launch] = samples.map(|mut samples| Spread::of(&mut samples));
-    let figure = |name: &str, ours: f64, raw: f64| {
-        let raw_name = "raw TCP ping-pong of as many messages";
-        Figure::new(format!("blocking/{name}"), "us", ours).beside(raw_name, raw)
+    });
+    let is_shm = transport == Transport::SHM;
+    let (limit, limit_of_pair) = if is_shm {
+        let name = "raw shared memory, spinning";
+        let raw = || Party::new(name, shm::PingPong::new(BYTES), load);
+        (raw(), raw())
+    } else {
+        let name = "raw TCP ping-pong of as many messages";
+        let raw = |parts| Party::new(name, tcp::PingPong::with_parts(BYTES, parts), load);
+        (raw(1), raw(2))
     };
-    let promised = |figure: Figure| figure.target(Target::Ratio(TARGET_RATIO));
-    vec![
-        promised(figure("copy_to_host_8B", copy.p50, raw.p50)),
-        figure("copy_to_host_8B_p10", copy.p10, raw.p10),
-        promised(figure("launch_and_synchronize", launch.p50, pair.p50)),
-        figure("launch_and_synchronize_p10", launch.p10, pair.p10),
-    ]
+    let parties = vec![
+        Party::new("copy_to_host_8B", copy, load),
+        limit,
+        Party::new("launch_and_synchronize", launch, load),
+        limit_of_pair,
+    ];
+    let done = in_turns(load, parties, &mut || ());
+    let mut figures = Vec::new();
+    for beside_limit in done.chunks(2) {
+        let name = format!("{}{suffix}", beside_limit[0].0);
+        let mut of_call = latencies("blocking", &name, load, beside_limit);
+        if load.rate.is_none() {
+            let at_best = at_best(&of_call[0]);
+            of_call.push(at_best);
+        }
+        let promise = match load.rate {
+            None if !is_shm => Some((0, TARGET_RATIO)),
+            Some(_) if is_shm => Some((1, JITTER_RATIO)),
+            _ => None,
+        };
+        if let Some((of, most)) = promise {
+            of_call[of].target = Some(Target::Ratio(most));
+        }
+        figures.extend(of_call);
+    }
+    figures
 }
 
-fn times(samples: &mut Vec<f64>, mut call: impl FnMut()) {
-    // The first of a turn finds the server asleep.
-    call();
-    for _ in 0..TURN {
-        let began = Instant::now();
-        call();
-        samples.push(began.elapsed().as_nanos() as f64 / 1000.0);
+/// The figure's 10th percentile beside its limit's.
+fn at_best(figure: &Figure) -> Figure {
+    let p10 = |latency: &Option<crate::latency::Latency>| {
+        latency.as_ref().map_or(0.0, |latency| latency.measured.p10)
+    };
+    let beside = figure.beside.iter();
+    let own = Figure::new(format!("{}_p10", figure.name), "us", p10(&figure.latency));
+    beside.fold(own, |own, limit| {
+        own.beside(&limit.name, p10(&limit.latency))
+    })
+}
+
+/// Calls of one kind.
+struct Calls<'a, F> {
+    driver: &'a Driver,
+    call: F,
+}
+
+impl<'a, F: Fn()> Calls<'a, F> {
+    fn new(driver: &'a Driver, call: F) -> Self {
+        Self { driver, call }
+    }
+}
+
+impl<F: Fn()> Trip for Calls<'_, F> {
+    fn begin(&mut self) {
+        self.driver.synchronize();
+    }
+
+    fn trip(&mut self) {
+        (self.call)();
     }
 }
 

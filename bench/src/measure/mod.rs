@@ -17,7 +17,7 @@ pub use issue::{BURST, burst, issue};
 pub use local::local;
 pub use marshal::{RECORDS, RecordBench, marshal};
 pub use memory::{IdleMemory, idle_memory};
-pub use replay::{CALL_BY_CALL, CALL_BY_CALL_MEASURED, Replay, play, replay};
+pub use replay::{CALL_BY_CALL, CALL_BY_CALL_MEASURED, Counts, Replay, counts, play, replay};
 pub use startup::startup;
 
 use std::time::Instant;

@@ -75,7 +75,7 @@ pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, Str
 /// # Errors
 /// A run fails.
 pub fn replay(program: &Path, how: &Replay<'_>) -> Result<Vec<Figure>, String> {
-    let counted = counts(program, how)?;
+    let counted = counts(program, how.trace, how.transport)?;
     let mut hollow = Phases::new();
     for _ in 0..how.runs.max(1) {
         take_least(&mut hollow, one(program, how, None, &[])?);
@@ -124,12 +124,17 @@ struct Way {
 type Phases = BTreeMap<String, Phase>;
 
 /// What a phase does, whenever and wherever it is played.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    calls: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Driver calls.
+    pub calls: u64,
     /// Calls that the client does not answer by itself.
-    remote: u64,
-    trips: u64,
+    pub remote: u64,
+    /// Blocking round trips.
+    pub trips: u64,
+    /// Bytes that the client sends, without what batching adds to them.
+    pub bytes_out: u64,
+    /// Bytes of both ways, with that: it varies a little.
     bytes: u64,
 }
 
@@ -180,13 +185,26 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<F
     figures
 }
 
-/// One run with statistics, which take time of their own.
-fn counts(program: &Path, how: &Replay<'_>) -> Result<Vec<(String, Counts)>, String> {
+/// One run with statistics, which take time of their own: what each phase of a record does, in the order of the record.
+///
+/// # Errors
+/// The run fails.
+pub fn counts(
+    program: &Path,
+    trace: &Path,
+    transport: Transport,
+) -> Result<Vec<(String, Counts)>, String> {
+    let how = Replay {
+        trace,
+        transport,
+        added_rtt_us: &[],
+        runs: 1,
+    };
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let file = folder.path().join("stats.json");
     let counting = [("FARCALL_STATS", file.display().to_string())];
     on_server(program, |address| {
-        one(program, how, Some(address), &counting)
+        one(program, &how, Some(address), &counting)
     })?;
     let stats = Stats::read(&file).ok_or("the replay left no statistics")?;
     let phases = stats.phases.iter().map(|phase| {
@@ -197,6 +215,7 @@ fn counts(program: &Path, how: &Replay<'_>) -> Result<Vec<(String, Counts)>, Str
             calls: phase.calls,
             remote: remote.map(|(_, calls)| calls).sum(),
             trips: phase.blocking_round_trips,
+            bytes_out: phase.record_bytes_out,
             bytes: phase.bytes_out + phase.bytes_in,
         };
         (phase.name.clone(), counts)

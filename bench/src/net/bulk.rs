@@ -5,13 +5,15 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use farcall_transport::{ConnectError, Endpoint};
+use farcall_transport::Endpoint;
 use parking_lot::Mutex;
 
 use super::link::{Download, Link, Upload};
 use super::service::Mode;
-use super::{Load, Party, Transport, in_turns, size_name};
+use super::turns::throughput;
+use super::{Against, Failure, Load, Party, Transport, in_turns, size_name};
 use crate::figure::{Figure, Target};
+use crate::peers::{Tools, What};
 use crate::pin::{self, Side};
 use crate::raw::copy::MemCopy;
 use crate::raw::tcp;
@@ -87,65 +89,53 @@ impl Drop for Buffer {
 const PROMISED_BYTES: usize = 64 << 20;
 
 /// `bulk/*`: gigabytes (1e9) a second of transfers of so many bytes, from the median time, beside bare TCP or
-/// `memcpy`, or beside TLS the same without it. With a `server` on another host there is no limit to be measured here: none stands beside.
+/// `memcpy`, or beside TLS the same without it; then peers.
 ///
 /// # Errors
-/// The transport's.
+/// The transport's; perftest, the limit of RDMA, is missing.
 pub fn bulk(
-    server: &str,
+    against: &Against<'_>,
     transport: Transport,
     bytes: usize,
     direction: Direction,
     memory: Memory,
     load: &Load,
-    is_local: bool,
-) -> Result<Figure, ConnectError> {
+) -> Result<Figure, Failure> {
     pin::on(Side::Client, || {
-        let link = Link::open(server, transport, Mode::Bulk)?;
+        let link = Link::open(against.server, transport, Mode::Bulk)?;
         let name = link.transport_name();
-        let mut parties = vec![match direction {
-            Direction::Up => Party::new(name, Upload::new(link, bytes, memory), load),
-            Direction::Down => Party::new(name, Download::new(link, bytes, memory), load),
-        }];
+        let mut tools = Tools::beside(against, name, What::Bulk, bytes)?;
+        let load = load.in_rounds(tools.rounds());
+        let party = |name: &str, link: Link| match direction {
+            Direction::Up => Party::new(name, Upload::new(link, bytes, memory), &load),
+            Direction::Down => Party::new(name, Download::new(link, bytes, memory), &load),
+        };
+        let mut parties = vec![party(name, link)];
         if transport.tls {
-            let plain = Link::open(server, Transport::TCP, Mode::Bulk)?;
-            parties.push(match direction {
-                Direction::Up => Party::new("plain tcp", Upload::new(plain, bytes, memory), load),
-                Direction::Down => {
-                    Party::new("plain tcp", Download::new(plain, bytes, memory), load)
-                }
-            });
-        } else if is_local && name == "shm" {
-            parties.push(Party::new("memcpy", MemCopy::new(bytes), load));
-        } else if is_local && name != "verbs" {
+            let plain = Link::open(against.server, Transport::TCP, Mode::Bulk)?;
+            parties.push(party("plain tcp", plain));
+        } else if against.is_local && name == "shm" {
+            parties.push(Party::new("memcpy", MemCopy::new(bytes), &load));
+        } else if against.is_local && name != "verbs" {
             // What RDMA can do, perftest measures (`crate::peers`).
-            parties.push(Party::new("raw TCP, spinning", tcp::Bulk::new(bytes), load));
+            let raw = tcp::Bulk::new(bytes);
+            parties.push(Party::new("raw TCP, spinning", raw, &load));
         }
-        let pinned = if memory == Memory::Pinned {
-            ", pinned"
-        } else {
-            ""
+        let pinned = match memory {
+            Memory::Pinned => ", pinned",
+            Memory::Pageable => "",
         };
-        let way = if direction == Direction::Up {
-            "up"
-        } else {
-            "down"
+        let way = match direction {
+            Direction::Up => "up",
+            Direction::Down => "down",
         };
-        let mut figure = None;
-        for (party, recorder) in in_turns(load, parties) {
-            let latency = recorder.finish();
-            // Bytes per microsecond are megabytes per second.
-            let rate = bytes as f64 / latency.measured.p50 / 1000.0;
-            figure = Some(match figure.take() {
-                None => {
-                    let title = format!("bulk/{name}/{way}/{}{pinned}", size_name(bytes));
-                    Figure::new(title, "GB/s", rate).latency(latency)
-                }
-                Some(ours) => Figure::beside_latency(ours, &party, rate, Some(latency)),
-            });
-        }
-        let mut figure = figure.unwrap_or_else(|| Figure::new("bulk", "GB/s", 0.0));
-        if bytes == PROMISED_BYTES && is_local && !transport.tls {
+        let title = load.named(format!("bulk/{name}/{way}/{}{pinned}", size_name(bytes)));
+        let done = in_turns(&load, parties, &mut || tools.round());
+        // Bytes per microsecond are megabytes per second.
+        let figure = throughput(title, "GB/s", bytes as f64 / 1000.0, &done);
+        let mut figure = tools.stand_beside(figure);
+        let is_promised = bytes == PROMISED_BYTES && against.is_local && load.rate.is_none();
+        if is_promised && !transport.tls {
             let least = if name == "shm" { 0.8 } else { 0.95 };
             figure = figure.target(Target::RatioAtLeast(least));
         }

@@ -53,6 +53,7 @@ impl Link {
         let options = ConnectOptions {
             transport: transport.choice,
             tls: transport.tls.then(tls::client),
+            connect_timeout: PATIENCE,
             payload: serde_json::to_vec(&Hello::new(mode)).expect("JSON"),
             ..ConnectOptions::new(server)
         };

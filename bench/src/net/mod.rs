@@ -18,9 +18,9 @@ pub use bulk::{Direction, Memory, bulk};
 pub use flood::flood;
 pub use idle::idle;
 pub use mix::mix;
-pub use options::{Load, Transport};
+pub use options::{Against, Failure, Load, Transport};
 pub use rtt::rtt;
-pub use turns::{Party, in_turns};
+pub use turns::{Party, in_turns, latencies};
 
 /// Something that is done over and over and timed: a round trip, a transfer.
 pub trait Trip {

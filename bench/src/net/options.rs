@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
-use farcall_transport::TransportChoice;
+use farcall_transport::{ConnectError, TransportChoice};
+use thiserror::Error;
 
 /// Which backend, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,50 @@ pub struct Load {
     pub duration: Duration,
     /// Time of each party before that, which is not measured.
     pub warm_up: Duration,
+    /// Parts that the measured time comes in, at least one: between them other programs are measured.
+    pub rounds: u32,
     /// Trips a second, open loop: each is due at its time, whether the one before is back or not. None: closed loop.
     pub rate: Option<f64>,
+}
+
+impl Load {
+    /// The same in so many rounds, or more.
+    #[must_use]
+    pub fn in_rounds(self, rounds: u32) -> Self {
+        Self {
+            rounds: self.rounds.max(rounds),
+            ..self
+        }
+    }
+
+    /// A figure's name: with the rate, if there is one, as such a figure is not to be compared with others.
+    #[must_use]
+    pub fn named(&self, name: String) -> String {
+        match self.rate {
+            Some(rate) => format!("{name}@{rate}/s"),
+            None => name,
+        }
+    }
+}
+
+/// Against what is measured, and beside what.
+#[derive(Clone, Copy, Debug)]
+pub struct Against<'a> {
+    /// The far side: a [`super::service::Service`].
+    pub server: &'a str,
+    /// Whether that is of this process: the limits of this machine then stand beside the figures.
+    pub is_local: bool,
+    /// Whether the peers that are installed stand beside them, too.
+    pub with_peers: bool,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// No session.
+    #[error(transparent)]
+    Transport(#[from] ConnectError),
+    /// A limit that cannot be measured.
+    #[error(transparent)]
+    Limit(#[from] io::Error),
 }

@@ -135,7 +135,11 @@ impl Service {
         };
         let listener = Arc::new(Listener::bind(address, options)?);
         let own = Arc::clone(&listener);
-        let acceptor = pin::on(Side::Server, || thread::spawn(move || accept(&own)));
+        // Before the thread has but one core.
+        let machine = Machine::here();
+        let acceptor = pin::on(Side::Server, || {
+            thread::spawn(move || accept(&own, &machine))
+        });
         Ok(Self {
             listener,
             acceptor: Some(acceptor),
@@ -165,14 +169,13 @@ impl Drop for Service {
     }
 }
 
-fn accept(listener: &Listener) {
+fn accept(listener: &Listener, machine: &Machine) {
     let mut sessions: HashMap<SessionId, Endpoint> = HashMap::new();
-    let machine = Machine::here();
     while let Ok(incoming) = listener.accept() {
         sessions.retain(|_, endpoint| endpoint.closed().is_none());
         match incoming.kind() {
             IncomingKind::New => {
-                if let Some(endpoint) = open(incoming, &machine) {
+                if let Some(endpoint) = open(incoming, machine) {
                     sessions.insert(endpoint.session(), endpoint);
                 }
             }

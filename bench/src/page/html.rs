@@ -77,7 +77,7 @@ fn table(out: &mut String, figures: &[Figure]) {
             verdict.as_str(),
         );
         let others = figure.beside.iter().map(|beside| {
-            let ratio = Some(figure.value / beside.value);
+            let ratio = Some(figure.ratio_to(beside));
             (
                 beside.name.as_str(),
                 beside.value,

@@ -43,7 +43,7 @@ pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> Stri
             "| {name} | {value:.3} | {unit} | {beside} | {limit} | {ratio} | {tail} | {jitter} | {verdict} |"
         );
         for peer in figure.beside.iter().skip(1) {
-            let ratio = value / peer.value;
+            let ratio = figure.ratio_to(peer);
             let _ = writeln!(
                 out,
                 "| | | | {} | {:.3} | {ratio:.2} | | | |",

@@ -168,7 +168,7 @@ fn distances(figures: &[Figure]) -> Result<Section, String> {
         let plot = Plot {
             x: Axis::linear("microseconds added to the round trip"),
             y: Axis::log("milliseconds of a step"),
-            lines: [("farcall", ours), ("call by call (computed)", call_by_call)]
+            lines: [("farcall", ours), ("call by call", call_by_call)]
                 .into_iter()
                 .map(|(name, points)| Line {
                     name: name.to_owned(),
@@ -180,7 +180,7 @@ fn distances(figures: &[Figure]) -> Result<Section, String> {
     }
     Ok(Section {
         title: "Steps of programs by the distance of the server",
-        text: "Recorded driver calls played again without the program's own computing, and what they would take if every call that the \
+        text: "Recorded driver calls played again without the program's own computing, and what they take (or, not measured, would take) if every call that the \
                client cannot answer by itself waited for the server.",
         plots,
     })
@@ -261,7 +261,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::{bytes_of, report};
-    use crate::figure::{Figure, Target};
+    use crate::figure::{Beside, Figure, Target};
     use crate::latency::Recorder;
     use crate::run::Run;
 
@@ -271,7 +271,7 @@ mod tests {
         let latency = recorder.finish();
         let rtt = Figure::new("rtt/tcp/64B", "us", value)
             .latency(latency.clone())
-            .beside_latency("raw <TCP>", 7.0, Some(latency))
+            .with(Beside::new("raw <TCP>", 7.0).latency(latency))
             .target(Target::Ratio(1.15));
         let bulk = |size, value| {
             Figure::new(format!("bulk/tcp/up/{size}"), "GB/s", value).beside("raw TCP", 5.0)

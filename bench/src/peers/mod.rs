@@ -1,65 +1,92 @@
 //! Other projects' tools for the same measurements, where they are installed (`scripts/peers`): each runs as its
-//! authors mean it to, client and server on the cores that ours have.
+//! authors mean it to, client and server on the cores that ours have, in turns with ours.
 #![forbid(unsafe_code)]
 
 mod tool;
 
 use std::io;
 
-use crate::figure::Figure;
-use tool::{TOOLS, What};
+use crate::figure::{Beside, Figure};
+use crate::net::Against;
+use crate::spread::Spread;
+use tool::{TOOLS, Tool};
 
-/// Adds the round trip of every installed peer that does what the figure's transport does, in microseconds.
-#[must_use]
-pub fn beside_rtt(figure: Figure, bytes: usize) -> Figure {
-    beside(figure, What::Rtt, bytes)
+pub(crate) use tool::What;
+
+/// Rounds of a run in which tools take turns with ours: a machine that changes within minutes meets all of them.
+const ROUNDS: u32 = 5;
+
+/// The tools that stand beside one figure, with what they have measured so far.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    bytes: usize,
+    measured: Vec<(&'static Tool, Vec<f64>)>,
 }
 
-/// Adds the throughput of every installed peer, in GB/s.
-#[must_use]
-pub fn beside_bulk(figure: Figure) -> Figure {
-    // Peers have a size of their own for this: what a pipeline of such messages reaches.
-    beside(figure, What::Bulk, 1 << 20)
-}
-
-/// Adds what perftest measures, as the limit of a figure of RDMA that has no other: 2 x `ib_write_lat` or
-/// `ib_write_bw`. A figure of another transport stays as it is.
-///
-/// # Errors
-/// The tools are not installed, or measure nothing.
-pub fn limit_of_verbs(figure: Figure, bytes: usize) -> io::Result<Figure> {
-    if !figure.name.contains("/verbs/") {
-        return Ok(figure);
-    }
-    let (what, bytes) = if figure.name.starts_with("rtt/") {
-        (What::Rtt, bytes)
-    } else {
-        (What::Bulk, 1 << 20)
-    };
-    let tool = TOOLS
-        .iter()
-        .find(|tool| tool.is_for("verbs", what) && tool.is_limit());
-    let value = tool.map_or(Ok(None), |tool| tool.measure(bytes))?;
-    match (tool, value) {
-        (Some(tool), Some(value)) => Ok(figure.beside(tool.name, value)),
-        _ => Err(io::Error::other(
-            "perftest is not installed (Debian: apt-get install perftest)",
-        )),
-    }
-}
-
-fn beside(mut figure: Figure, what: What, bytes: usize) -> Figure {
-    let transport = figure.name.split('/').nth(1).unwrap_or_default().to_owned();
-    let is_beside = |figure: &Figure, name| figure.beside.iter().any(|b| b.name == name);
-    for tool in TOOLS.iter().filter(|tool| tool.is_for(&transport, what)) {
-        if is_beside(&figure, tool.name) {
-            continue;
+impl Tools {
+    /// Those for a figure over this transport: what perftest measures as the limit of RDMA, which has no other, and the
+    /// peers, if they are wanted. On another host there are none.
+    ///
+    /// # Errors
+    /// perftest is not installed.
+    pub(crate) fn beside(
+        against: &Against<'_>,
+        transport: &str,
+        what: What,
+        bytes: usize,
+    ) -> io::Result<Self> {
+        let is_for = |tool: &&'static Tool| against.is_local && tool.is_for(transport, what);
+        let (limits, peers): (Vec<_>, Vec<_>) = TOOLS
+            .iter()
+            .filter(is_for)
+            .partition(|tool| tool.is_limit());
+        if let Some(limit) = limits.iter().find(|tool| !tool.is_installed()) {
+            return Err(io::Error::other(format!(
+                "{} is the limit, and perftest is not installed (Debian: apt-get install perftest)",
+                limit.name
+            )));
         }
-        match tool.measure(bytes) {
-            Ok(Some(value)) => figure = figure.beside(tool.name, value),
-            Ok(None) => {}
-            Err(error) => eprintln!("note: {}: {error}", tool.name),
-        }
+        let peers = peers
+            .into_iter()
+            .filter(|tool| against.with_peers && tool.is_installed());
+        Ok(Self {
+            bytes: what.bytes(bytes),
+            measured: limits
+                .into_iter()
+                .chain(peers)
+                .map(|tool| (tool, Vec::new()))
+                .collect(),
+        })
     }
-    figure
+
+    /// How many rounds a run should have.
+    pub(crate) fn rounds(&self) -> u32 {
+        if self.measured.is_empty() { 1 } else { ROUNDS }
+    }
+
+    /// Measures each once. One that fails is said to, and not tried again.
+    pub(crate) fn round(&mut self) {
+        let bytes = self.bytes;
+        self.measured
+            .retain_mut(|(tool, values)| match tool.measure(bytes) {
+                Ok(value) => {
+                    values.push(value);
+                    true
+                }
+                Err(error) => {
+                    eprintln!("note: {}: {error}", tool.name);
+                    false
+                }
+            });
+    }
+
+    /// The figure beside the medians of what was measured.
+    pub(crate) fn stand_beside(self, figure: Figure) -> Figure {
+        let measured = self.measured.into_iter();
+        let measured = measured.filter(|(_, values)| !values.is_empty());
+        measured.fold(figure, |figure, (tool, values)| {
+            let median = Spread::of(&mut values.clone()).p50;
+            figure.with(Beside::new(tool.name, median).rounds(values))
+        })
+    }
 }

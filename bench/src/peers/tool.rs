@@ -13,14 +13,28 @@ use crate::pin::{self, Side};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(crate) enum What {
     /// Microseconds there and back.
     Rtt,
     /// GB/s.
     Bulk,
+    /// Millions of messages a second.
+    Flood,
+}
+
+impl What {
+    /// The size that tools are told beside a figure of so many bytes.
+    pub(super) fn bytes(self, bytes: usize) -> usize {
+        match self {
+            Self::Rtt | Self::Flood => bytes,
+            // What a pipeline of such messages reaches.
+            Self::Bulk => 1 << 20,
+        }
+    }
 }
 
 /// A peer's tool: `program` is started as a server on a port, and again as a client of it.
+#[derive(Debug)]
 pub(super) struct Tool {
     pub(super) name: &'static str,
     program: &'static str,
@@ -50,6 +64,8 @@ pub(super) const TOOLS: &[Tool] = &[
     ucx("shm", UCX_SHM, What::Rtt),
     ucx("tcp", UCX_TCP, What::Bulk),
     ucx("shm", UCX_SHM, What::Bulk),
+    ucx("tcp", UCX_TCP, What::Flood),
+    ucx("shm", UCX_SHM, What::Flood),
     libfabric("tcp", "-p tcp -e msg -S BYTES -I TIMES"),
     libfabric("shm", "-p shm -e rdm -S BYTES -I TIMES"),
     library("iceoryx2", "farcall-peer-iceoryx2", "shm"),
@@ -64,6 +80,14 @@ pub(super) const TOOLS: &[Tool] = &[
         2.0,
     ),
     perftest("ib_write_bw", "ib_write_bw", What::Bulk, "-n TIMES", 3, MIB),
+    perftest(
+        "ib_write_bw, messages",
+        "ib_write_bw",
+        What::Flood,
+        "-n TIMES",
+        4,
+        1.0,
+    ),
 ];
 
 const fn ucx(
@@ -71,26 +95,37 @@ const fn ucx(
     env: &'static [(&'static str, &'static str)],
     what: What,
 ) -> Tool {
-    let is_rtt = matches!(what, What::Rtt);
+    let (name, client, column, factor) = match what {
+        What::Rtt => (
+            "UCX active messages",
+            "127.0.0.1 -t ucp_am_lat -s BYTES -n TIMES -w 500 -f",
+            1,
+            2.0,
+        ),
+        What::Bulk => (
+            "UCX active messages, 1 MiB",
+            "127.0.0.1 -t ucp_am_bw -s BYTES -n TIMES -w 100 -f",
+            5,
+            MIB,
+        ),
+        What::Flood => (
+            "UCX active messages",
+            "127.0.0.1 -t ucp_am_bw -s BYTES -n 100000 -w 500 -f",
+            7,
+            1e-6,
+        ),
+    };
     Tool {
-        name: if is_rtt {
-            "UCX active messages"
-        } else {
-            "UCX active messages, 1 MiB"
-        },
+        name,
         program: "ucx_perftest",
         transport,
         what,
         env,
         both: "-p PORT",
         server: "",
-        client: if is_rtt {
-            "127.0.0.1 -t ucp_am_lat -s BYTES -n TIMES -w 500 -f"
-        } else {
-            "127.0.0.1 -t ucp_am_bw -s BYTES -n TIMES -w 100 -f"
-        },
-        column: if is_rtt { 1 } else { 5 },
-        factor: if is_rtt { 2.0 } else { MIB },
+        client,
+        column,
+        factor,
     }
 }
 
@@ -162,16 +197,24 @@ impl Tool {
         self.program.starts_with("ib_")
     }
 
-    /// The figure; None if the tool is not installed.
-    pub(super) fn measure(&self, bytes: usize) -> io::Result<Option<f64>> {
+    /// Whether `scripts/peers` has been here.
+    pub(super) fn is_installed(&self) -> bool {
+        let program = built(self.program);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        program.is_absolute()
+            || std::env::split_paths(&path).any(|dir| dir.join(&program).is_file())
+    }
+
+    /// The figure, of one run of the tool.
+    ///
+    /// # Errors
+    /// It cannot be started, takes too long, or prints no figure.
+    pub(super) fn measure(&self, bytes: usize) -> io::Result<f64> {
         let port = free_port()?;
         let server = pin::on(Side::Server, || {
             self.command(self.server, port, bytes).spawn()
         });
-        let mut server = match server {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            started => Ended(started?),
-        };
+        let mut server = Ended(server?);
         server.wait_until_listening(port)?;
         let client = pin::on(Side::Client, || {
             self.command(self.client, port, bytes).spawn()
@@ -185,13 +228,12 @@ impl Tool {
             .take()
             .map_or(Ok(String::new()), io::read_to_string)?;
         let figure = column(&output, self.column).map(|value| value * self.factor);
-        let figure = figure.ok_or_else(|| {
+        figure.ok_or_else(|| {
             io::Error::new(
                 ErrorKind::InvalidData,
                 format!("no figure in its output: {output}"),
             )
-        })?;
-        Ok(Some(figure))
+        })
     }
 
     fn command(&self, own: &str, port: u16, bytes: usize) -> Command {
@@ -199,11 +241,11 @@ impl Tool {
             std::env::var("FARCALL_BENCH_RDMA_DEVICE").unwrap_or_else(|_| first_rdma_device());
         // RoCE v2 with an IPv4 address is number 1 on most devices, rxe among them.
         let gid = std::env::var("FARCALL_BENCH_GID_INDEX").unwrap_or_else(|_| "1".to_owned());
-        // In an emulated machine a mebibyte takes 10 ms.
+        // Of one round. In an emulated machine a mebibyte takes 10 ms.
         let times = match bytes {
-            0..=4096 => 20_000,
-            4097..0x10_0000 => 2000,
-            _ => 200,
+            0..=4096 => 5000,
+            4097..0x10_0000 => 1000,
+            _ => 100,
         };
         let fill = |word: &str| {
             word.replace("PORT", &port.to_string())

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Endpoint;
 use crate::num::to_u64;
+use crate::session::FRAME_HEADER_BYTES;
 
 /// Counts since the session began, and the present round-trip estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub struct Stats {
     pub frames_in: u64,
     /// Bytes of those frames, headers included.
     pub bytes_out: u64,
+    /// Bytes of the records that were written for the peer, without frames' headers and with what is still gathered: what
+    /// the caller asked for, however it was batched.
+    pub record_bytes_out: u64,
     /// Bytes received on the call plane, control frames included.
     pub bytes_in: u64,
     /// Acknowledgements and other control frames that left.
@@ -115,14 +119,16 @@ impl Endpoint {
         let counters = &self.shared.counters;
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let flushed = |why: Flush| counters.flushes[why as usize].load(Relaxed);
-        let (frames_out, bytes_out, rtt_ns) = {
+        let (frames_out, bytes_out, gathered, rtt_ns) = {
             let tx = self.shared.tx.lock();
-            (tx.frames, tx.bytes, tx.rtt.ns())
+            (tx.frames, tx.bytes, tx.sender.gathered(), tx.rtt.ns())
         };
+        let headers = frames_out * to_u64(FRAME_HEADER_BYTES);
         Stats {
             frames_out,
             frames_in: get(&counters.frames_in),
             bytes_out,
+            record_bytes_out: bytes_out - headers + to_u64(gathered),
             bytes_in: get(&counters.bytes_in),
             controls_out: get(&counters.controls_out),
             bulk_out: get(&counters.bulk_out),

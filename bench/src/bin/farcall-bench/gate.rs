@@ -7,20 +7,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farcall_bench::gate::budget::{Budget, Budgets, head};
+use farcall_bench::figure::Figure;
+use farcall_bench::gate::budget::{Budget, Budgets, head, head_of_steps};
 use farcall_bench::gate::compare::compare;
-use farcall_bench::gate::paths::{self, Count};
+use farcall_bench::gate::paths::{self, Count, Counter};
+use farcall_bench::gate::steps;
 use farcall_bench::run::Run;
+
+use crate::output::Keep;
 
 /// Times that a path is counted when it seems to have grown: its whole runs depend a little on the moment.
 const ATTEMPTS: usize = 3;
 
-/// Counts every path and judges it; with a note, keeps the counts as the new budgets instead.
-pub(crate) fn gate(accept: Option<&str>, only: &[String]) -> Result<bool, String> {
+/// Counts every path and every step of the recorded programs, and judges them; with a note, keeps the counts as the new
+/// budgets instead.
+pub(crate) fn gate(accept: Option<&str>, only: &[String], keep: &Keep) -> Result<bool, String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("budgets.toml");
     let mut budgets = read(&file)?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
     let compiler = rustc();
     if !budgets.rustc.is_empty() && budgets.rustc != compiler {
         eprintln!(
@@ -28,29 +32,14 @@ pub(crate) fn gate(accept: Option<&str>, only: &[String]) -> Result<bool, String
             budgets.rustc
         );
     }
-    print!("{}", head());
-    let mut is_kept = true;
-    let wanted = |name: &String| only.is_empty() || only.iter().any(|part| name.contains(part));
-    for name in paths::names().into_iter().filter(wanted) {
-        let budget = budgets.path.get(&name).cloned();
-        let count = least(&name, budget.as_ref(), &program, scratch.path())?;
-        match (&budget, accept) {
-            (Some(budget), _) => print!("{}", budget.verdict(&name, &count)),
-            (None, Some(_)) => print!("{}", Budget::of(&count).verdict(&name, &count)),
-            (None, None) => println!(
-                "{name:<44} {:>10.1} has no budget (--accept NOTE)",
-                count.instructions
-            ),
-        }
-        is_kept &= budget.is_some_and(|budget| !budget.is_exceeded(&count));
-        if accept.is_some() {
-            budgets.path.insert(name, Budget::of(&count));
-        }
-    }
+    let is_accepted = accept.is_some();
+    let mut figures = Vec::new();
+    let of_paths = count_paths(&mut budgets, &program, only, is_accepted, &mut figures)?;
+    let of_steps = count_steps(&mut budgets, &program, only, is_accepted, &mut figures)?;
+    keep.run(&Run::now(figures, None))?;
     let Some(note) = accept else {
-        return Ok(is_kept);
+        return Ok(of_paths && of_steps);
     };
-    budgets.path.retain(|name, _| paths::names().contains(name));
     (budgets.note, budgets.rustc) = (note.to_owned(), compiler);
     let text = toml::to_string(&budgets).map_err(|error| error.to_string())?;
     fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -58,23 +47,107 @@ pub(crate) fn gate(accept: Option<&str>, only: &[String]) -> Result<bool, String
     Ok(true)
 }
 
-fn least(
-    name: &str,
-    budget: Option<&Budget>,
+fn is_wanted(name: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|part| name.contains(part))
+}
+
+/// Whether every path keeps its budget; accepted, the counts become the budgets.
+fn count_paths(
+    budgets: &mut Budgets,
     program: &Path,
-    scratch: &Path,
-) -> Result<Count, String> {
-    let mut least = paths::count(name, program, scratch)?;
+    only: &[String],
+    is_accepted: bool,
+    figures: &mut Vec<Figure>,
+) -> Result<bool, String> {
+    let names = paths::names();
+    if is_accepted {
+        budgets.path.retain(|name, _| names.contains(name));
+    }
+    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mut counter = Counter::new(program, scratch.path());
+    let mut is_kept = true;
+    print!("{}", head());
+    for name in names.into_iter().filter(|name| is_wanted(name, only)) {
+        let budget = budgets.path.get(&name).cloned();
+        let count = least(&name, budget.as_ref(), &mut counter)?;
+        let title = format!("count/{name}");
+        figures.push(Figure::new(title, "instructions", count.instructions));
+        match (&budget, is_accepted) {
+            (Some(budget), _) => print!("{}", budget.verdict(&name, &count)),
+            (None, true) => print!("{}", Budget::of(&count).verdict(&name, &count)),
+            (None, false) => println!(
+                "{name:<44} {:>10.1} has no budget (--accept NOTE)",
+                count.instructions
+            ),
+        }
+        is_kept &= budget.is_some_and(|budget| !budget.is_exceeded(&count));
+        if is_accepted {
+            budgets.path.insert(name, Budget::of(&count));
+        }
+    }
+    Ok(is_kept)
+}
+
+/// The least of several counts, where the first seems to have grown.
+fn least(name: &str, budget: Option<&Budget>, counter: &mut Counter<'_>) -> Result<Count, String> {
+    let mut least = counter.count(name)?;
     for _ in 1..ATTEMPTS {
         if budget.is_none_or(|budget| !budget.is_exceeded(&least)) {
             break;
         }
-        let again = paths::count(name, program, scratch)?;
+        counter.forget();
+        let again = counter.count(name)?;
         if again.instructions < least.instructions {
             least = again;
         }
     }
     Ok(least)
+}
+
+/// Whether every step does exactly what it is budgeted to do; accepted, that becomes the budget.
+fn count_steps(
+    budgets: &mut Budgets,
+    program: &Path,
+    only: &[String],
+    is_accepted: bool,
+    figures: &mut Vec<Figure>,
+) -> Result<bool, String> {
+    let records = steps::records()?;
+    if is_accepted {
+        let is_there = |step: &String| {
+            let record = step.split('/').next().unwrap_or_default();
+            records.iter().any(|(name, _)| name == record)
+        };
+        budgets.step.retain(|step, _| is_there(step));
+    }
+    let mut is_kept = true;
+    print!("\n{}", head_of_steps());
+    // With the name of a step, other records need not be played.
+    let may_have = |record: &str| {
+        let in_record = |part: &String| part.contains(record) || !part.contains('/');
+        only.is_empty() || only.iter().any(in_record)
+    };
+    for (record, file) in records.iter().filter(|(record, _)| may_have(record)) {
+        for (name, step) in steps::of_record(program, record, file)? {
+            if !is_wanted(&name, only) {
+                continue;
+            }
+            for (what, value) in [("trips", step.trips), ("bytes", step.bytes_out)] {
+                figures.push(Figure::new(
+                    format!("step/{name}/{what}"),
+                    what,
+                    value as f64,
+                ));
+            }
+            let budget = budgets.step.get(&name);
+            print!("{}", step.verdict(&name, budget));
+            is_kept &= budget == Some(&step);
+            if is_accepted {
+                budgets.step.insert(name, step);
+            }
+        }
+    }
+    Ok(is_kept)
 }
 
 fn read(file: &Path) -> Result<Budgets, String> {

@@ -19,8 +19,8 @@ use farcall_bench::net::Transport;
 use farcall_gpu_exec::{EXECUTOR_COMMAND, executor_main};
 
 use self::calls::Call;
-use self::net::{Common, Pace, Transfers, size};
-use self::output::Output;
+use self::net::{Common, Pace, Rate, Transfers, size};
+use self::output::{Keep, Output};
 
 /// Measures the call path and the transport, each figure beside its limit from the same run.
 #[derive(Debug, Parser)]
@@ -42,6 +42,18 @@ enum Command {
         #[arg(long, value_delimiter = ',', value_parser = size, default_value = "8,64,1KiB,64KiB")]
         size: Vec<usize>,
     },
+    /// Jitter (p99.9 - p50) and the spread of the time between answers, of round trips at one rate (open loop); beside them
+    /// those of the raw spinning ping-pong at the same rate.
+    Jitter {
+        #[command(flatten)]
+        common: Common,
+        /// Trips a second; a latency counts from when its trip was due.
+        #[arg(long, default_value_t = net::JITTER_RATE, value_parser = net::rate)]
+        rate: f64,
+        /// Sizes, in bytes or with a unit.
+        #[arg(long, value_delimiter = ',', value_parser = size, default_value = "64")]
+        size: Vec<usize>,
+    },
     /// Large buffers; beside them bare TCP, or memcpy.
     Bulk {
         #[command(flatten)]
@@ -49,6 +61,8 @@ enum Command {
         /// Sizes, in bytes or with a unit.
         #[arg(long, value_delimiter = ',', value_parser = size, default_value = "1MiB,64MiB")]
         size: Vec<usize>,
+        #[command(flatten)]
+        pace: Rate,
         #[command(flatten)]
         transfers: Transfers,
     },
@@ -59,6 +73,8 @@ enum Command {
         /// Sizes, in bytes or with a unit.
         #[arg(long, value_delimiter = ',', value_parser = size, default_value = "64,96")]
         size: Vec<usize>,
+        #[command(flatten)]
+        pace: Rate,
         /// Records of a run.
         #[arg(long, default_value_t = 100_000)]
         records: u64,
@@ -78,6 +94,8 @@ enum Command {
     Launch {
         #[command(flatten)]
         common: Common,
+        #[command(flatten)]
+        pace: Rate,
         /// Launches in the long run.
         #[arg(long, default_value_t = 1_000_000)]
         launches: u32,
@@ -115,15 +133,18 @@ enum Command {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Counts the instructions of the hot paths under callgrind; the exit code is 1 if one exceeds its budget
-    /// (bench/budgets.toml) by more than 2 %, and the functions that grew are named.
+    /// Counts the instructions of the hot paths under callgrind, and round trips and bytes of the steps of recorded programs;
+    /// the exit code is 1 if a path exceeds its budget (bench/budgets.toml) by more than 2 %, and the functions that grew are
+    /// named, or if a step differs at all.
     Gate {
         /// Makes what is counted the new budgets, for this reason.
         #[arg(long, value_name = "NOTE")]
         accept: Option<String>,
-        /// Only paths whose name holds one of these.
+        /// Only paths and steps whose name holds one of these.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        #[command(flatten)]
+        keep: Keep,
     },
     /// Two builds of this program in turns with the same arguments: where their figures differ, and how surely.
     Compare {
@@ -201,22 +222,29 @@ fn main() -> ExitCode {
     }
     let done = match Cli::parse().command {
         Command::Rtt { common, pace, size } => net::rtt(&common, &pace, &size),
+        Command::Jitter { common, rate, size } => net::jitter(&common, rate, &size),
         Command::Bulk {
             common,
             size,
+            pace,
             transfers,
-        } => net::bulk(&common, &size, &transfers),
+        } => net::bulk(&common, &pace, &size, &transfers),
         Command::Flood {
             common,
             size,
+            pace,
             records,
-        } => net::flood(&common, &size, records),
+        } => net::flood(&common, &pace, &size, records),
         Command::Mix {
             common,
             clients,
             rate,
         } => net::mix(&common, clients, rate),
-        Command::Launch { common, launches } => main_job::launch(&common, launches),
+        Command::Launch {
+            common,
+            pace,
+            launches,
+        } => main_job::launch(&common, pace, launches),
         Command::Server { listen } => net::server(&listen),
         Command::Client { host, common } => net::client(&common.at(host)),
         Command::MainJob {
@@ -237,7 +265,7 @@ fn main() -> ExitCode {
         Command::Replay(told) => replay::replay(&told),
         Command::Play { trace, hollow } => replay::play(&trace, hollow),
         Command::Report { out, results } => output::report(&out, results),
-        Command::Gate { accept, only } => gate::gate(accept.as_deref(), &only),
+        Command::Gate { accept, only, keep } => gate::gate(accept.as_deref(), &only, &keep),
         Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),
         Command::Count { name, times } => work::run(&name, times).map(|()| true),
         Command::Idle { common } => net::idle(&common),

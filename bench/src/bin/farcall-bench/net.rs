@@ -1,4 +1,4 @@
-//! `rtt`, `bulk`, `flood`, `idle`, `mix`, `server` and `client`.
+//! `rtt`, `jitter`, `bulk`, `flood`, `idle`, `mix`, `server` and `client`.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -11,8 +11,7 @@ use farcall_bench::figure::Figure;
 use farcall_bench::machine::Machine;
 use farcall_bench::net::link::Link;
 use farcall_bench::net::service::{Mode, Service};
-use farcall_bench::net::{self, Direction, Load, Memory, Transport};
-use farcall_bench::peers;
+use farcall_bench::net::{self, Against, Direction, Load, Memory, Transport};
 use farcall_bench::pin;
 
 use crate::output::Output;
@@ -29,6 +28,10 @@ pub(crate) struct Common {
     /// Seconds before that, of each party.
     #[arg(long, default_value_t = 0.2, value_parser = seconds)]
     warm_up: f64,
+    /// Rounds that the measured time comes in; ratios are medians over rounds. With peers, or a limit that another program
+    /// measures, at least five.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
     /// A `farcall-bench server` on another host; without it both sides are measured here.
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
@@ -50,11 +53,25 @@ pub(crate) struct Common {
     pub(crate) output: Output,
 }
 
+/// Open loop.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Rate {
+    /// Trips, transfers or runs a second, each due at its time (open loop); without it the next follows the answer (closed
+    /// loop).
+    #[arg(long, value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+}
+
+/// Trips a second of the jitter figures. Between two of them lies many times what a trip takes over shared memory, so that
+/// none waits for the one before, and far less than what makes a server sleep.
+pub(crate) const JITTER_RATE: f64 = 50_000.0;
+
 /// Open loop and export, where trips are short.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Pace {
-    /// Trips a second, each due at its time (open loop); without it the next follows the answer (closed loop).
-    #[arg(long)]
+    /// Trips a second, each due at its time (open loop); without it the next follows the answer (closed loop). With it
+    /// jitter and the spread of the time between answers are figures of their own.
+    #[arg(long, value_parser = rate)]
     rate: Option<f64>,
     /// Writes the distribution of each size to FILE-SIZE in HdrHistogram's text form.
     #[arg(long, value_name = "FILE")]
@@ -93,10 +110,11 @@ struct Place {
 type Done = Result<bool, String>;
 
 impl Common {
-    fn load(&self, rate: Option<f64>) -> Load {
+    pub(crate) fn load(&self, rate: Option<f64>) -> Load {
         Load {
             duration: Duration::from_secs_f64(self.duration),
             warm_up: Duration::from_secs_f64(self.warm_up),
+            rounds: self.rounds,
             rate,
         }
     }
@@ -141,6 +159,14 @@ impl Place {
     fn is_local(&self) -> bool {
         self.own.is_some()
     }
+
+    fn against(&self, common: &Common) -> Against<'_> {
+        Against {
+            server: &self.address,
+            is_local: self.is_local(),
+            with_peers: common.peers,
+        }
+    }
 }
 
 pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
@@ -148,86 +174,58 @@ pub(crate) fn rtt(common: &Common, pace: &Pace, sizes: &[usize]) -> Done {
     let load = common.load(pace.rate);
     let mut figures = Vec::new();
     for &bytes in sizes {
-        let (mut figure, recorder) = net::rtt(
-            &place.address,
-            common.transport,
-            bytes,
-            &load,
-            place.is_local(),
-        )
-        .map_err(text)?;
+        let against = place.against(common);
+        let (of_size, recorder) =
+            net::rtt(&against, common.transport, bytes, &load).map_err(text)?;
         if let Some(file) = &pace.histogram {
             let mut name = file.clone().into_os_string();
             name.push(format!("-{}", net::size_name(bytes)));
             fs::write(&name, recorder.export())
                 .map_err(|error| format!("{}: {error}", name.display()))?;
         }
-        if place.is_local() {
-            figure = peers::limit_of_verbs(figure, bytes).map_err(text)?;
-        }
-        if common.peers && place.is_local() {
-            figure = peers::beside_rtt(figure, bytes);
-        }
-        figures.push(figure);
+        figures.extend(of_size);
     }
     common.output.print(figures, place.machine)
 }
 
-pub(crate) fn bulk(common: &Common, sizes: &[usize], transfers: &Transfers) -> Done {
+/// The same at a rate, open loop: how steady trips are.
+pub(crate) fn jitter(common: &Common, rate: f64, sizes: &[usize]) -> Done {
+    let pace = Pace {
+        rate: Some(rate),
+        histogram: None,
+    };
+    rtt(common, &pace, sizes)
+}
+
+pub(crate) fn bulk(common: &Common, pace: &Rate, sizes: &[usize], transfers: &Transfers) -> Done {
     let memory = if transfers.pinned {
         Memory::Pinned
     } else {
         Memory::Pageable
     };
-    let way = transfers.way;
+    let ways = match transfers.way {
+        Way::Up => &[Direction::Up][..],
+        Way::Down => &[Direction::Down],
+        Way::Both => &[Direction::Up, Direction::Down],
+    };
     let place = common.place()?;
+    let load = common.load(pace.rate);
     let mut figures = Vec::new();
     for &bytes in sizes {
-        let mut one = |direction| {
-            let load = common.load(None);
-            let figure = net::bulk(
-                &place.address,
-                common.transport,
-                bytes,
-                direction,
-                memory,
-                &load,
-                place.is_local(),
-            )
-            .map_err(text)?;
-            figures.push(if place.is_local() {
-                peers::limit_of_verbs(figure, bytes).map_err(text)?
-            } else {
-                figure
-            });
-            Ok::<_, String>(())
-        };
-        if way != Way::Down {
-            one(Direction::Up)?;
+        for &way in ways {
+            let against = place.against(common);
+            let figure = net::bulk(&against, common.transport, bytes, way, memory, &load);
+            figures.push(figure.map_err(text)?);
         }
-        if way != Way::Up {
-            one(Direction::Down)?;
-        }
-    }
-    if common.peers && place.is_local() {
-        figures = figures.into_iter().map(peers::beside_bulk).collect();
     }
     common.output.print(figures, place.machine)
 }
 
-pub(crate) fn flood(common: &Common, sizes: &[usize], records: u64) -> Done {
+pub(crate) fn flood(common: &Common, pace: &Rate, sizes: &[usize], records: u64) -> Done {
     let place = common.place()?;
-    let load = common.load(None);
-    let one = |&bytes: &usize| {
-        net::flood(
-            &place.address,
-            common.transport,
-            bytes,
-            records,
-            &load,
-            place.is_local(),
-        )
-    };
+    let load = common.load(pace.rate);
+    let against = place.against(common);
+    let one = |&bytes: &usize| net::flood(&against, common.transport, bytes, records, &load);
     let figures: Result<Vec<Figure>, _> = sizes.iter().map(one).collect();
     common.output.print(figures.map_err(text)?, place.machine)
 }
@@ -264,24 +262,20 @@ pub(crate) fn server(listen: &str) -> Done {
 /// The near host of two: round trips, a flood and bulk both ways.
 pub(crate) fn client(common: &Common) -> Done {
     let place = common.place()?;
-    let (address, load) = (&place.address, common.load(None));
+    let (against, load) = (place.against(common), common.load(None));
     let mut figures = Vec::new();
     for bytes in [8, 64, 1 << 10, 64 << 10] {
-        let (figure, _) = net::rtt(address, common.transport, bytes, &load, false).map_err(text)?;
-        figures.push(figure);
+        let (of_size, _) = net::rtt(&against, common.transport, bytes, &load).map_err(text)?;
+        figures.extend(of_size);
     }
-    figures.push(net::flood(address, common.transport, 64, 100_000, &load, false).map_err(text)?);
+    let steady = common.load(Some(JITTER_RATE));
+    let (jitter, _) = net::rtt(&against, common.transport, 64, &steady).map_err(text)?;
+    figures.extend(jitter);
+    figures.push(net::flood(&against, common.transport, 64, 100_000, &load).map_err(text)?);
     for direction in [Direction::Up, Direction::Down] {
         for bytes in [1 << 20, 64 << 20] {
-            let figure = net::bulk(
-                address,
-                common.transport,
-                bytes,
-                direction,
-                Memory::Pageable,
-                &load,
-                false,
-            );
+            let memory = Memory::Pageable;
+            let figure = net::bulk(&against, common.transport, bytes, direction, memory, &load);
             figures.push(figure.map_err(text)?);
         }
     }
@@ -311,6 +305,16 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds)
     } else {
         Err("0 to 86400".to_owned())
+    }
+}
+
+/// Trips a second.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| format!("no number: {text:?}"))?;
+    if rate > 0.0 && rate <= 1e7 {
+        Ok(rate)
+    } else {
+        Err("more than 0, at most 10000000".to_owned())
     }
 }
 

@@ -16,12 +16,34 @@ pub(crate) struct Output {
     /// JSON: the run with its figures, commit and machine.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    keep: Keep,
+}
+
+/// Where they are kept.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Keep {
     /// Also appends the run to bench/results/NAME.ndjson, which `report` shows.
     #[arg(long, value_name = "NAME")]
     save: Option<String>,
     /// The same, to a file of any place.
     #[arg(long, value_name = "FILE")]
     save_to: Option<PathBuf>,
+}
+
+impl Keep {
+    /// Appends the run.
+    pub(crate) fn run(&self, run: &Run) -> Result<(), String> {
+        let named = self
+            .save
+            .iter()
+            .map(|name| results().join(format!("{name}.ndjson")));
+        for file in named.chain(self.save_to.clone()) {
+            run.save(&file)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
+        }
+        Ok(())
+    }
 }
 
 impl Output {
@@ -41,14 +63,7 @@ impl Output {
                 eprintln!("note: {warning}");
             }
         }
-        let named = self
-            .save
-            .iter()
-            .map(|name| results().join(format!("{name}.ndjson")));
-        for file in named.chain(self.save_to.clone()) {
-            run.save(&file)
-                .map_err(|error| format!("{}: {error}", file.display()))?;
-        }
+        self.keep.run(&run)?;
         Ok(run
             .figures
             .iter()
