@@ -66,8 +66,10 @@ impl Fetch {
         self.pending().all(Pending::is_done)
     }
 
-    fn is_held_up(&self) -> bool {
-        self.is_behind && !self.is_done()
+    /// Whether it waits for a point that may come after this one.
+    fn is_held_up_beyond(&self, waited: Waited, stamp: u64) -> bool {
+        let is_before = self.waited == waited && self.stamp <= stamp;
+        self.is_behind && !is_before && !self.is_done()
     }
 }
 
@@ -84,8 +86,10 @@ pub(crate) fn fetch_behind(
     }
     let mut state = session.coherent.state.lock();
     let waited = behind.waited();
-    // Nobody is to wait for the point that another thread waits for: its bytes come after the wait.
-    if !state.works.are_due(waited, stamp) || state.fetches.iter().any(|f| f.is_held_up()) {
+    // Nobody is to wait for a later point, or one of another stream, that was asked about before: then the bytes come after
+    // the wait.
+    let holds_up = |fetch: &Arc<Fetch>| fetch.is_held_up_beyond(waited, stamp);
+    if !state.works.are_due(waited, stamp) || state.fetches.iter().any(holds_up) {
         return Ok(None);
     }
     let event = match behind {
