@@ -6,6 +6,7 @@
 //! - [`wire`]: one type per record, generated from `catalogue/driver.cat`;
 //! - [`status`]: CUDA result codes, passed through unchanged;
 //! - [`calltrace`]: the record of a program's calls, to be played again;
+//! - [`places`]: addresses that are usually free on both sides;
 //! - [`text`]: words of a peer, fit for a log;
 //! - [`texture`]: how records describe textures and surfaces;
 //! - [`image`]: fatbins, cubins and PTX: what is in them and what a device needs of them.
@@ -14,6 +15,7 @@
 pub mod calltrace;
 pub mod catalogue;
 pub mod image;
+pub mod places;
 pub mod record;
 pub mod status;
 pub mod text;

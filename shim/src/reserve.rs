@@ -5,6 +5,8 @@
 
 use std::ptr;
 
+use farcall_marshal::places::USUAL;
+
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
@@ -55,16 +57,6 @@ impl Reserved {
     }
 }
 
-/// Where ranges are tried first, in order: far from heap, stack, libraries and the usual sanitizer shadows.
-const CANDIDATES: [u64; 6] = [
-    0x2000_0000_0000,
-    0x3000_0000_0000,
-    0x1800_0000_0000,
-    0x3800_0000_0000,
-    0x2800_0000_0000,
-    0x0800_0000_0000,
-];
-
 /// Where ranges of further servers are tried: first address, first that is none, and how far they are apart.
 const FURTHER: (u64, u64, u64) = (0x0400_0000_0000, 0x5000_0000_0000, 0x0400_0000_0000);
 
@@ -72,7 +64,7 @@ const FURTHER: (u64, u64, u64) = (0x0400_0000_0000, 0x5000_0000_0000, 0x0400_000
 pub(crate) fn anywhere(bytes: u64) -> Option<Reserved> {
     let (first, end, step) = FURTHER;
     let further = (0..(end - first) / step).map(|at| first + at * step);
-    CANDIDATES
+    USUAL
         .into_iter()
         .chain(further)
         .find_map(|start| at(start, bytes))

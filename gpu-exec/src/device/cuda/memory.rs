@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use farcall_marshal::places::USUAL;
 use farcall_marshal::status::{CuResult, CuStatus};
 
 use super::driver::{Context, Driver, Extent, HostBlock, Mapping, PlainBlock, VirtualRange};
@@ -532,10 +533,12 @@ fn reserve(
     log::warn!(
         "no room for pinned memory beside the driver's addresses: allocations are round trips"
     );
-    let host = free_place(size).and_then(|base| {
-        let (start, bytes) = host_at(base);
-        Reservation::at(start, bytes).ok()
-    });
+    // The client has to have them free as well, which it usually has there.
+    let places = proposed.into_iter().chain(USUAL);
+    let places = places.chain(std::iter::from_fn(|| free_place(size)).take(1));
+    let host = places
+        .map(host_at)
+        .find_map(|(start, bytes)| Reservation::at(start, bytes).ok());
     (None, host)
 }
 
