@@ -86,8 +86,6 @@ pub struct ProcAddress {
     pub mode: StreamMode,
     /// Exported symbol.
     pub symbol: &'static str,
-    /// Whether nothing is there yet but the name: see [`CallInfo::implemented`].
-    pub is_missing: bool,
 }
 
 /// Answer to a name that was looked up.
@@ -108,8 +106,7 @@ pub fn call(number: u16) -> Option<&'static CallInfo> {
 }
 
 /// What `cuGetProcAddress(base, version, flags)` resolves to: the newest symbol not newer than
-/// `version`, of the per-thread variant if that is asked for and exists. A symbol that is missing only where no older one
-/// is there: a program that gets the older form goes on, as it does with an older driver.
+/// `version`, of the per-thread variant if that is asked for and exists.
 #[must_use]
 pub fn proc_address(base: &str, version: u32, per_thread: bool) -> Lookup {
     let first = PROC_ADDRESSES.partition_point(|row| row.base < base);
@@ -120,7 +117,7 @@ pub fn proc_address(base: &str, version: u32, per_thread: bool) -> Lookup {
     let newest = |per_thread: bool| {
         rows.clone()
             .filter(|row| row.mode.is_per_thread() == per_thread && row.since <= version)
-            .max_by_key(|row| (!row.is_missing, row.since))
+            .max_by_key(|row| row.since)
     };
     let found = if per_thread {
         newest(true).or_else(|| newest(false))
@@ -165,20 +162,6 @@ mod tests {
             proc_address("cuCtxGetDevice", 12000, true),
             Lookup::Symbol("cuCtxGetDevice")
         );
-    }
-
-    #[test]
-    fn an_older_form_that_works_rather_than_a_newer_one_that_is_missing() {
-        let at = |base, version| proc_address(base, version, false);
-        let is_there = |lookup| match lookup {
-            Lookup::Symbol(symbol) => CALLS.iter().any(|c| c.symbol == symbol && c.implemented),
-            _ => false,
-        };
-        for base in ["cuGraphAddNode", "cuGraphNodeSetParams"] {
-            assert!(is_there(at(base, 13_040)), "{:?}", at(base, 13_040));
-        }
-        let alone = at("cuMemGetLocationInfo", 13_040);
-        assert_eq!(alone, Lookup::Symbol("cuMemGetLocationInfo"));
     }
 
     #[test]

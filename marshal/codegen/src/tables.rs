@@ -55,16 +55,9 @@ pub fn emit(catalogue: &Catalogue) -> String {
 }
 
 fn proc_addresses(catalogue: &Catalogue) -> String {
-    let mut rows: Vec<(String, u32, &str, String, bool)> = Vec::new();
+    let mut rows: Vec<(String, u32, &str, String)> = Vec::new();
     for call in &catalogue.calls {
-        let is_missing = !call.implemented && call.refusal.is_empty();
-        rows.push((
-            call.base.clone(),
-            call.since,
-            "Legacy",
-            call.symbol.clone(),
-            is_missing,
-        ));
+        rows.push((call.base.clone(), call.since, "Legacy", call.symbol.clone()));
         for variant in &call.variants {
             let mode = if variant.mode == "ptds" {
                 "PerThreadSync"
@@ -76,7 +69,6 @@ fn proc_addresses(catalogue: &Catalogue) -> String {
                 variant.since,
                 mode,
                 format!("{}_{}", call.symbol, variant.mode),
-                is_missing,
             ));
         }
     }
@@ -85,10 +77,10 @@ fn proc_addresses(catalogue: &Catalogue) -> String {
         "/// What `cuGetProcAddress` resolves to, sorted by name.\npub static PROC_ADDRESSES: [ProcAddress; {}] = [\n",
         rows.len()
     );
-    for (base, since, mode, symbol, is_missing) in rows {
+    for (base, since, mode, symbol) in rows {
         let _ = writeln!(
             out,
-            "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\", is_missing: {is_missing} }},"
+            "    ProcAddress {{ base: \"{base}\", since: {since}, mode: StreamMode::{mode}, symbol: \"{symbol}\" }},"
         );
     }
     out.push_str("];\n");
