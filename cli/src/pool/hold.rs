@@ -127,7 +127,6 @@ impl Held {
             server: Some(addresses.join(",")),
             network,
             token_file: Some(grant_file(self.private.path())),
-            ..server.clone()
         };
         let share = ShareArgs {
             each: gpus
