@@ -427,8 +427,16 @@ fn what_is_typed_wrong_is_told() {
             "no lease L999",
         ),
         // A lease is what it is: nothing of these would be done.
-        (&["run", "--lease", "L1", "-n", "2", "--", "true"], 2, "--devices"),
-        (&["run", "--lease", "L1", "-p", "1", "--", "true"], 2, "--share"),
+        (
+            &["run", "--lease", "L1", "-n", "2", "--", "true"],
+            2,
+            "--devices",
+        ),
+        (
+            &["run", "--lease", "L1", "-p", "1", "--", "true"],
+            2,
+            "--share",
+        ),
         (
             &["run", "--lease", "L1", "--wait", "1s", "--", "true"],
             2,

@@ -288,10 +288,15 @@ impl Tie {
         let mut seen = 0;
         let mut unreachable = false;
         let mut clock = None;
+        let mut last = Load::default();
         while !self.stopped.load(Ordering::SeqCst) {
             let known = self.host.load();
             let is_known = known.is_some();
-            let load = known.unwrap_or_default();
+            // Where nothing can be said now, the pool is not to take it for nothing at work: leases would end as unused.
+            if let Some(known) = known {
+                last = known;
+            }
+            let load = last.clone();
             let over = |lease: &LeaseId| {
                 let used = load.leases.iter().find(|used| used.lease == *lease);
                 is_known && used.is_none_or(|used| used.sessions == 0)

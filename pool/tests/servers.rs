@@ -51,3 +51,26 @@ fn names_of_servers_are_plain() {
         );
     }
 }
+
+/// GPUs whose memory changes (a driver, a MIG layout) are others; what nobody holds of those before does not use the places up.
+#[test]
+fn gpus_that_are_gone_leave_their_places() {
+    let mut pool = Pool::new();
+    let id = pool
+        .register(NOW_MS, None, "s0", facts("s0"))
+        .unwrap()
+        .server;
+    for change in 1..100 {
+        let mut changed = facts("s0");
+        for gpu in &mut changed.gpus {
+            gpu.memory_bytes += change << 20;
+        }
+        pool.register(NOW_MS, Some(id), "s0", changed).unwrap();
+        let gpus = pool.gpu_views();
+        assert_eq!(gpus.len(), 2, "change {change}");
+        assert!(
+            gpus.iter()
+                .all(|gpu| gpu.memory_free_bytes == (80 << 30) + (change << 20))
+        );
+    }
+}

@@ -361,27 +361,49 @@ impl Pool {
         server.holds.iter().filter(lost).copied().collect()
     }
 
-    /// Takes a server's facts over; GPUs keep their numbers. Leases that have lost a GPU.
+    /// Numbers of a server's GPUs of which something is held.
+    fn held_places(&self, id: ServerId) -> BTreeSet<usize> {
+        let holds = self.servers.get(&id).map(|server| &server.holds);
+        let leases = holds.into_iter().flatten();
+        let leases = leases.filter_map(|lease| self.leases.get(lease));
+        let pieces = leases.flat_map(Lease::unconfirmed);
+        let own = pieces.filter(|piece| piece.server == id);
+        own.map(|piece| usize::from(piece.gpu)).collect()
+    }
+
+    /// Takes a server's facts over; GPUs keep their numbers while something is held of them. Leases that have lost a GPU.
     fn update_facts(&mut self, id: ServerId, mut facts: ServerFacts) -> Vec<LeaseId> {
+        let held = self.held_places(id);
         let Some(server) = self.servers.get_mut(&id) else {
             return Vec::new();
         };
         let mut reported = std::mem::take(&mut facts.gpus);
-        let mut gpus: Vec<GpuFacts> = Vec::new();
-        for old in &server.facts.gpus {
+        let known = server.facts.gpus.iter().map(|old| {
             // One whose memory has changed is another: what was held of it does not fit it.
             let same =
                 |gpu: &GpuFacts| gpu.uuid == old.uuid && gpu.memory_bytes == old.memory_bytes;
             let found = reported.iter().position(same);
-            gpus.push(found.map_or_else(
-                || GpuFacts {
-                    healthy: false,
-                    ..old.clone()
-                },
-                |at| reported.remove(at),
-            ));
-        }
-        gpus.extend(reported);
+            found.map(|at| reported.remove(at))
+        });
+        let known: Vec<Option<GpuFacts>> = known.collect();
+        let mut others = reported.into_iter();
+        let places = known.into_iter().zip(&server.facts.gpus).enumerate();
+        let places = places.map(|(at, (gpu, old))| {
+            // Only what is held needs the place of a GPU that is gone.
+            let another = || {
+                if held.contains(&at) {
+                    None
+                } else {
+                    others.next()
+                }
+            };
+            gpu.or_else(another).unwrap_or_else(|| GpuFacts {
+                healthy: false,
+                ..old.clone()
+            })
+        });
+        let mut gpus: Vec<GpuFacts> = places.collect();
+        gpus.extend(others);
         gpus.truncate(SERVER_GPUS_MAX);
         facts.gpus = gpus;
         self.server_names.remove(&server.facts.name);
