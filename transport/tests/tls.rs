@@ -234,8 +234,9 @@ fn garbage_ends_its_own_connection_only() {
     for input in inputs {
         let mut socket = TcpStream::connect(door.address()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(&input).unwrap();
-        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        // The server may have hung up by then.
+        let _ = socket.write_all(&input);
+        let _ = socket.shutdown(std::net::Shutdown::Write);
         read_out(&mut socket);
     }
     // One that says no more is dropped in its time, and holds nobody up.
