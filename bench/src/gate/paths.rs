@@ -15,7 +15,7 @@ use crate::serving::{Executors, serving};
 /// Calls of a counted run.
 const CALLS: u64 = 5000;
 /// Launches that are counted one by one.
-const LAUNCHES: u64 = 300;
+const LAUNCHES: u64 = 1500;
 /// Fewer of a kind say nothing: the first ones of a burst leave at once, most of the others gather.
 const LAUNCHES_MIN: usize = 8;
 /// Launches between two waits: so few that nobody waits for room, which would be counted as well.
