@@ -18,6 +18,7 @@ use crate::pool::args::{
     LeasesArgs, MemberArgs, PoolArgs, PoolCommand, ReleaseArgs, RequestArgs, ShowArgs, WantArgs,
 };
 use crate::pool::lease::LeaseArgs;
+use crate::top::TopArgs;
 
 /// Runs unmodified CUDA programs on machines without a GPU.
 #[derive(Debug, Parser)]
@@ -310,42 +311,7 @@ pub(crate) struct ServeArgs {
     pub(crate) member: MemberArgs,
 }
 
-/// `farcall top`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  farcall serve --metrics 127.0.0.1:7476 &
-  farcall top
-  farcall top gpu1:7476 --once
-  farcall top --json --once | jq '.devices[].busy_ns'
-  farcall top --pool https://pool:7475 --pool-ca ca.pem     GPUs and leases of a pool
-
-Exit code 69: nobody answers there.")]
-pub(crate) struct TopArgs {
-    /// Where the server was told to answer with --metrics [default: the pool, if one is named, else 127.0.0.1:7476]
-    #[arg(value_name = "HOST:PORT", value_parser = metrics_address)]
-    pub(crate) metrics: Option<String>,
-    #[command(flatten)]
-    pub(crate) pool: PoolArgs,
-    /// Seconds between two looks
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
-    pub(crate) interval: f64,
-    /// Look once
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// Print JSON, one line per look
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-fn interval(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err(format!("{text:?} is not a time; write 0.1 to 3600 seconds")),
-    }
-}
-
-fn metrics_address(text: &str) -> Result<String, String> {
+pub(crate) fn metrics_address(text: &str) -> Result<String, String> {
     let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(_)) => listen_address(text),

@@ -6,14 +6,16 @@ use std::net::{TcpStream, ToSocketAddrs as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use farcall_config::format_size;
 use farcall_gpu_exec::{ServerUsage, SessionNow};
 use serde::Serialize;
 
-use crate::args::TopArgs;
+use crate::args::metrics_address;
 use crate::failure::{Failure, code, written};
 use crate::metrics::USAGE_PATH;
 use crate::pool::Now;
+use crate::pool::args::PoolArgs;
 use crate::table::{self, Align};
 
 /// Where it looks, if it is not told.
@@ -24,6 +26,41 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// Moves the cursor home and clears what is below.
 const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// `farcall top`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall serve --metrics 127.0.0.1:7476 &
+  farcall top
+  farcall top gpu1:7476 --once
+  farcall top --json --once | jq '.devices[].busy_ns'
+  farcall top --pool https://pool:7475 --pool-ca ca.pem     GPUs and leases of a pool
+
+Exit code 69: nobody answers there.")]
+pub(crate) struct TopArgs {
+    /// Where the server was told to answer with --metrics [default: the pool, if one is named, else 127.0.0.1:7476]
+    #[arg(value_name = "HOST:PORT", value_parser = metrics_address)]
+    pub(crate) metrics: Option<String>,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
+    pub(crate) interval: f64,
+    /// Look once
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print JSON, one line per look
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("{text:?} is not a time; write 0.1 to 3600 seconds")),
+    }
+}
 
 /// Figures, and when they were asked for.
 struct Look {
