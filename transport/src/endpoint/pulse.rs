@@ -68,6 +68,7 @@ impl Endpoint {
             return;
         }
         pulse.last = now;
+        self.prod_bulk();
         let counters = &shared.counters;
         let heard = counters.heard();
         // After a pause of this process the peer's words may still lie unread.
@@ -90,6 +91,18 @@ impl Endpoint {
             self.send_control(CTL_PING);
             // What this sent is no reason to be quiet the next time.
             pulse.said = shared.sent.load(Relaxed) + counters.controls_out.load(Relaxed);
+        }
+    }
+
+    /// Nothing is said on the bulk plane to keep it alive, so what a device may have missed there is brought to its mind.
+    fn prod_bulk(&self) {
+        let Some(bulk) = self.shared.bulk_in.try_lock() else {
+            return;
+        };
+        let stream = bulk.stream.clone();
+        drop(bulk);
+        if let Some(stream) = stream {
+            stream.prod();
         }
     }
 

@@ -85,6 +85,10 @@ pub(crate) trait Stream: Send + Sync {
         false
     }
 
+    /// Sees to it that what was sent leaves, where a device may have missed that there is something to send. Called now and then. Does not
+    /// block.
+    fn prod(&self) {}
+
     /// A descriptor that is readable once the process at the other end has ended, where that can be known.
     fn peer_process(&self) -> Option<&OwnedFd> {
         None

@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used)]
 #![forbid(unsafe_code)]
 
+use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::error::VerbsError;
+use super::plane::{Link, Parts, Peer, Plane};
 use super::select::{Candidate, GidKind, SYSFS, inventory};
+use crate::stream::Stream as _;
 use crate::sys::verbs::{CompletionKind, Cq, Device, Domain, Qp, QpPath, Region, Verb, Work};
 
 const BYTES: usize = 1 << 16;
@@ -75,7 +80,38 @@ impl End {
     }
 }
 
+/// One end as a plane that sends to the other.
+fn plane(near: End, far: &End, domain: &Arc<Domain>) -> Plane {
+    Plane::new(Parts {
+        qp: near.qp,
+        cq: near.cq,
+        inbox: near.memory,
+        status: Region::new(domain, BYTES, true).unwrap(),
+        outbox: Region::new(domain, BYTES, false).unwrap(),
+        peer: Peer {
+            inbox: far.memory.address(0),
+            inbox_rkey: far.memory.rkey(),
+            status: far.memory.address(0),
+            status_rkey: far.memory.rkey(),
+            messages_max: 8,
+        },
+        link: Arc::new(Link {
+            tcp: Mutex::new(None),
+            device: Arc::clone(&domain.device),
+        }),
+        memory: true,
+        messages_max: 8,
+        domain: Arc::clone(domain),
+        direct: false,
+    })
+}
+
 fn pair() -> [End; 2] {
+    let (_, ends) = domain_and_pair();
+    ends
+}
+
+fn domain_and_pair() -> (Arc<Domain>, [End; 2]) {
     let candidates = inventory(Path::new(SYSFS)).expect("an RDMA device: scripts/rdma-test");
     let is_routed = |it: &&Candidate| it.kind == GidKind::RoceV2 && it.address().is_ipv4();
     let gid = candidates.iter().find(is_routed).unwrap();
@@ -83,7 +119,7 @@ fn pair() -> [End; 2] {
     let ends = [End::new(&domain), End::new(&domain)];
     ends[0].connect(&ends[1], gid);
     ends[1].connect(&ends[0], gid);
-    ends
+    (domain, ends)
 }
 
 #[test]
@@ -124,4 +160,23 @@ fn what_is_posted_after_a_halt_is_flushed() {
     near.qp.halt().unwrap();
     let sent = near.write(&far.memory, far.memory.rkey(), Verb::Write);
     assert_eq!(sent, Err(VerbsError::Flushed));
+}
+
+#[test]
+#[ignore = "needs an RDMA device: scripts/rdma-test runs it"]
+fn a_plane_that_is_prodded_asks_whether_what_was_posted_is_done() {
+    let (domain, [near, far]) = domain_and_pair();
+    far.qp.post_receives(4).unwrap();
+    let plane = plane(near, &far, &domain);
+    plane.prod();
+    assert_eq!(plane.sends(), (0, 0), "there is nothing to ask for");
+    assert_eq!(plane.send(&[IoSlice::new(b"words")]).unwrap(), 5);
+    assert_eq!(plane.sends(), (1, 0), "most sends do not say so");
+    plane.prod();
+    let began = Instant::now();
+    while plane.sends() != (2, 2) {
+        assert!(began.elapsed() < PATIENCE, "{:?}", plane.sends());
+    }
+    plane.prod();
+    assert_eq!(plane.sends(), (2, 2), "it is known");
 }

@@ -288,6 +288,12 @@ impl Stream for Plane {
         tcp.as_ref().is_some_and(|tcp| tcp.has_hung_up())
     }
 
+    fn prod(&self) {
+        if let Err(error) = self.ask_whether_sent() {
+            self.fail(error);
+        }
+    }
+
     fn registered_bytes(&self) -> usize {
         // Both planes are of one domain.
         self.direct.registered_bytes()

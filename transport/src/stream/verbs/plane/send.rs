@@ -14,6 +14,9 @@ use crate::stream::verbs::line::{self, LINE_BYTES, PAYLOAD_BYTES};
 use crate::sys::socket;
 use crate::sys::verbs::{Verb, Work};
 
+/// Empty writes that find room in the queue beyond [`SENDS_MAX`].
+const PRODS_MAX: u64 = 16;
+
 /// The sending half.
 pub(super) struct Tx {
     pub(super) flow: Outgoing,
@@ -230,6 +233,39 @@ impl Plane {
             inline: false,
         };
         self.post(tx, work, signal)
+    }
+
+    /// Posts an empty write whose completion says that all before it is done, unless that is known. Linux' software device can
+    /// forget a send queue that it has left because too much was under way: it looks at it again when something is posted.
+    #[cold]
+    pub(super) fn ask_whether_sent(&self) -> Result<(), VerbsError> {
+        if let Some(mut rx) = self.rx.try_lock() {
+            self.collect(&mut rx)?;
+        }
+        let Some(mut tx) = self.tx.try_lock() else {
+            return Ok(());
+        };
+        let under_way = tx.posted - self.sends_done.load(Acquire);
+        let is_known = under_way == 0 || under_way >= SENDS_MAX + PRODS_MAX;
+        if is_known || tx.ended || self.failure.get().is_some() {
+            return Ok(());
+        }
+        let work = Work {
+            verb: Verb::Write,
+            local: self.status.address(OWN_AT),
+            lkey: self.status.lkey(),
+            remote: self.peer.status,
+            rkey: self.peer.status_rkey,
+            ..Work::default()
+        };
+        self.post(&mut tx, work, true).map(drop)
+    }
+
+    /// Work requests posted, and how many of them are known to be done.
+    #[cfg(test)]
+    pub(in crate::stream::verbs) fn sends(&self) -> (u64, u64) {
+        self.collect(&mut self.rx.lock()).unwrap_or_default();
+        (self.tx.lock().posted, self.sends_done.load(Acquire))
     }
 
     pub(super) fn owes_credit(&self) -> bool {
