@@ -1,11 +1,12 @@
-//! The Container Device Interface, as far as it is written here: version 0.6.0 of its specification
+//! The Container Device Interface, as far as it is written here: version 0.5.0 of its specification
 //! (<https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md>).
 #![forbid(unsafe_code)]
 
 use serde::Serialize;
 
-/// The version that says what is used here; runtimes read that of their own time and all before it.
-pub(super) const VERSION: &str = "0.6.0";
+/// The oldest version that has what is used here (names of devices that begin with a digit): engines refuse a file with a version
+/// younger than themselves, whatever is in it. Podman 4.3 knows 0.5.0 and no younger one.
+pub(super) const VERSION: &str = "0.5.0";
 /// Vendor and class of the devices.
 pub(super) const KIND: &str = "farcall.dev/gpu";
 
