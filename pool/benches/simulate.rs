@@ -1,21 +1,19 @@
-//! What the pool can do, in numbers. `cargo bench -p farcall-pool` prints
+//! What the pool makes of its GPUs, in numbers. `cargo bench -p farcall-pool --bench simulate` prints
 //! - use: 1000 servers of 8 GPUs, 20 000 clients, in virtual time, for several [`MIXES`] of requests: how much of the GPUs is in
 //!   use while requests wait, against whole GPUs for the same arrivals, and the most that any allocator could reach;
-//! - decisions: how fast the allocator decides meanwhile;
-//! - grants: the thread with the embedded store, 64 clients: grants per second and how long one takes.
+//! - decisions: how fast the allocator decides meanwhile.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
+
+mod setting;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
-use farcall_pool::core::Core;
-use farcall_pool::model::{
-    Ask, ClientId, GpuFacts, LeaseId, NetAddress, Purpose, Quota, ServerFacts, ServerId, Settings,
-    Stage,
-};
-use farcall_pool::state::{Load, NewToken, Pool, Role, Topic};
-use farcall_pool::store::EmbeddedStore;
+use farcall_pool::model::{Ask, ClientId, LeaseId, ServerId, Stage};
+use farcall_pool::state::{Load, Pool, Topic};
+
+use setting::{ask, setup};
 
 const SERVERS: u32 = 1000;
 const CLIENTS: u64 = 20_000;
@@ -136,7 +134,6 @@ fn main() {
             shared.decision_us_p99
         );
     }
-    grants(if quick { 200 } else { 20_000 });
 }
 
 struct Outcome {
@@ -312,126 +309,4 @@ impl Simulation {
 /// Leases are counted from 1, as they are asked for.
 fn index(lease: LeaseId) -> usize {
     usize::try_from(lease.0 - 1).unwrap()
-}
-
-fn setup(pool: &mut Pool, servers: u32, clients: u64) {
-    let settings = Settings {
-        client_ttl_ms: 24 * 3_600_000,
-        server_ttl_ms: 24 * 3_600_000,
-        idle_ms: None,
-        ..Settings::default()
-    };
-    pool.set_settings(0, settings, "sim").unwrap();
-    for index in 0..servers {
-        pool.register(1_000_000, None, &index.to_string(), facts(index))
-            .unwrap();
-    }
-    for index in 0..clients {
-        let new = NewToken {
-            name: format!("c{index}"),
-            role: Role::Client,
-            group: None,
-            quota: Quota::default(),
-            valid_ms: None,
-        };
-        pool.create_token(0, new, &index.to_string(), "sim")
-            .unwrap();
-    }
-    pool.take_changes();
-    pool.take_woken();
-}
-
-/// Clients that ask and give back as fast as they can; each grant is on the disk before it is answered.
-fn grants(count: usize) {
-    let directory = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(&directory.path().join("pool.redb")).unwrap();
-    let core = Core::start(Box::new(store), |_| {}).unwrap();
-    core.call_blocking(|pool, _| setup(pool, 200, 64)).unwrap();
-    let began = Instant::now();
-    let ask_one = |client: u32| {
-        let core = core.clone();
-        move || {
-            let mut took = Vec::new();
-            for _ in 0..count / 64 {
-                let began = Instant::now();
-                let asked = core.call_blocking(move |pool, now_ms| {
-                    pool.ask(now_ms, ClientId(client), ask(1, 250), true)
-                        .unwrap()
-                });
-                let lease = asked.unwrap().lease;
-                took.push(began.elapsed());
-                core.call_blocking(move |pool, now_ms| {
-                    pool.release(now_ms, None, lease, "bench", "done").unwrap();
-                    for server in 0..200 {
-                        let server = ServerId(server);
-                        let over: Vec<LeaseId> =
-                            pool.orders(server).into_iter().map(|it| it.lease).collect();
-                        if !over.is_empty() {
-                            pool.renew_server(now_ms, server, Load::default(), &over)
-                                .unwrap();
-                        }
-                    }
-                })
-                .unwrap();
-            }
-            took
-        }
-    };
-    let mut took: Vec<Duration> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..64).map(|client| scope.spawn(ask_one(client))).collect();
-        let each = threads.into_iter().map(|thread| thread.join().unwrap());
-        each.flatten().collect()
-    });
-    took.sort_unstable();
-    let per_second = took.len() as f64 / began.elapsed().as_secs_f64();
-    let p99 = took[took.len() * 99 / 100].as_secs_f64() * 1e3;
-    println!("durable grants/s       {per_second:>10.0}     (as many releases besides)");
-    println!("durable grant p99      {p99:>10.2} ms");
-}
-
-fn facts(index: u32) -> ServerFacts {
-    let gpu = |gpu: u32| GpuFacts {
-        uuid: format!("GPU-{index}-{gpu}"),
-        name: if index.is_multiple_of(4) {
-            "A100"
-        } else {
-            "H100"
-        }
-        .to_owned(),
-        memory_bytes: 80 << 30,
-        sm: 90,
-        healthy: true,
-    };
-    ServerFacts {
-        name: format!("s{index}"),
-        addresses: vec![NetAddress {
-            network: "gpu".to_owned(),
-            address: format!("s{index}:7474"),
-        }],
-        kind: "null".to_owned(),
-        rdma: true,
-        driver_version: String::new(),
-        cuda_version: "13.0".to_owned(),
-        switch: format!("hall{}/rack{}", index / 200, index / 20),
-        version: "0".to_owned(),
-        tls: String::new(),
-        gpus: (0..8).map(gpu).collect(),
-    }
-}
-
-fn ask(gpus: u16, share_permille: u16) -> Ask {
-    Ask {
-        gpus,
-        share_permille,
-        memory_bytes: None,
-        filters: Vec::new(),
-        servers: Vec::new(),
-        same_server: false,
-        near: String::new(),
-        purpose: Purpose::Reservation,
-        hold_ms: None,
-        idle_ms: None,
-        label: String::new(),
-        key: String::new(),
-    }
 }

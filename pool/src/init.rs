@@ -35,6 +35,12 @@ impl Layout {
         self.directory.join("ca.pem")
     }
 
+    /// Key of that authority: who has it can pretend to be the pool.
+    #[must_use]
+    pub fn authority_key(&self) -> PathBuf {
+        self.directory.join("ca.key")
+    }
+
     /// Certificate of the pool.
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
@@ -88,7 +94,7 @@ impl Layout {
             .create(&self.directory)?;
         let (authority, pool) = tls::authority(hosts)?;
         write_new(&self.authority(), &authority.certificate, 0o644)?;
-        write_new(&self.directory.join("ca.key"), &authority.key, 0o600)?;
+        write_new(&self.authority_key(), &authority.key, 0o600)?;
         write_new(&self.certificate(), &pool.certificate, 0o644)?;
         write_new(&self.key(), &pool.key, 0o600)?;
         write_new(&self.grant_key(), &Signer::generate()?.seed(), 0o600)?;
@@ -112,6 +118,22 @@ impl Layout {
         write_new(&self.admin_token(), &format!("{token}\n"), 0o600)
     }
 
+    /// Replaces the pool's certificate by one for `hosts`, of the same authority, so that who trusts the pool goes on to. A pool that
+    /// runs has the old one until it is started again. Blocks on the disk.
+    ///
+    /// # Errors
+    /// There is no authority's key, or the directory cannot be written.
+    pub fn certify(&self, hosts: &[String]) -> io::Result<()> {
+        let path = self.authority_key();
+        let key = fs::read_to_string(&path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+        let pool = tls::certify(&key, hosts)?;
+        // Whoever starts between the two finds a key that does not fit, and says so.
+        replace(&self.key(), &pool.key, 0o600)?;
+        replace(&self.certificate(), &pool.certificate, 0o644)
+    }
+
     /// The key that signs grants.
     ///
     /// # Errors
@@ -124,6 +146,17 @@ impl Layout {
         Signer::from_seed(&text)
             .ok_or_else(|| io::Error::other(format!("{}: no key", path.display())))
     }
+}
+
+/// Writes a file anew: whole, or not at all.
+fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    write_new(&new, text, mode)?;
+    fs::rename(&new, path)
 }
 
 /// Writes a file that was not there, whole.
