@@ -355,6 +355,60 @@ fn a_request_that_is_interrupted_is_given_back() {
 
 /// What people get wrong, and the words that help them.
 #[test]
+fn a_certificate_that_names_no_address_of_the_pool_is_told_of_and_replaced() {
+    let farcall = Farcall::new();
+    let directory = farcall.home.path().join("pool");
+    let directory = directory.to_str().unwrap();
+    let made = farcall.output(&[
+        "pool",
+        "init",
+        "--dir",
+        directory,
+        "--host",
+        "elsewhere.example",
+    ]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    // Where it listens, and what it says besides.
+    let serve = || {
+        let args = ["pool", "serve", "--dir", directory, "--listen", "0.0.0.0:0"];
+        let mut command = farcall.command(&args);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = lines(child.stdout.take().unwrap()).next().unwrap();
+        let port = line.rsplit_once(':').unwrap().1;
+        let admin = fs::read_to_string(format!("{directory}/admin.token")).unwrap();
+        let authority = PathBuf::from(format!("{directory}/ca.pem"));
+        let url = format!("https://127.0.0.1:{port}");
+        let pool = PoolClient::new(&url, Some(&authority), Some(admin.trim())).unwrap();
+        let answer = pool.get::<Vec<LeaseView>>("/v1/leases");
+        child.kill().unwrap();
+        (answer, stderr(&child.wait_with_output().unwrap()))
+    };
+    let (answer, said) = serve();
+    assert!(answer.is_err(), "it is not trusted under this name");
+    assert!(said.contains("farcall pool certify"), "{said}");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let args = [
+        "pool",
+        "certify",
+        "--dir",
+        directory,
+        "--host",
+        "127.0.0.1",
+        "--host",
+        host.trim(),
+    ];
+    let certified = farcall.output(&args);
+    assert_eq!(certified.status.code(), Some(0), "{}", stderr(&certified));
+    let (answer, said) = serve();
+    assert!(answer.is_ok(), "the authority is the same: {answer:?}");
+    assert!(!said.contains("certify"), "{said}");
+}
+
+#[test]
 fn what_is_typed_wrong_is_told() {
     let pool = Pool::start();
     let _server = pool.server("s0");

@@ -22,6 +22,7 @@ use crate::failure::{Failure, code, written};
 pub(crate) fn command(command: &PoolCommand) -> Result<ExitCode, Failure> {
     match command {
         PoolCommand::Init(args) => serve::init(args),
+        PoolCommand::Certify(args) => serve::certify(args),
         PoolCommand::Serve(args) => serve::serve(args),
         PoolCommand::Drain(args) => server(args, "/drain"),
         PoolCommand::Undrain(args) => server(args, "/undrain"),

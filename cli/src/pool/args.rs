@@ -148,6 +148,8 @@ pub(crate) struct LogArgs {
 pub(crate) enum PoolCommand {
     /// Make a pool: authority, keys, store, the first administrator's token
     Init(InitArgs),
+    /// Give a pool a certificate for other names or addresses
+    Certify(CertifyArgs),
     /// Serve a pool until SIGINT or SIGTERM
     Serve(PoolServeArgs),
     /// Grant nothing more on a server; what runs there goes on
@@ -200,6 +202,22 @@ pub(crate) struct InitArgs {
     pub(crate) dir: PathBuf,
     /// Name or address by which the pool is reached; may be repeated
     #[arg(long = "host", value_name = "HOST", default_values = ["localhost", "127.0.0.1"])]
+    pub(crate) hosts: Vec<String>,
+}
+
+/// `farcall pool certify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  farcall pool certify --dir /var/lib/farcall-pool --host pool.example --host 10.0.0.5
+  systemctl restart farcall-pool                 takes the new one into use
+Servers and clients need nothing new: the authority, ca.pem, stays.")]
+pub(crate) struct CertifyArgs {
+    /// Directory that `farcall pool init` made
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Name or address by which the pool is reached from now on; may be repeated
+    #[arg(long = "host", value_name = "HOST", required = true)]
     pub(crate) hosts: Vec<String>,
 }
 

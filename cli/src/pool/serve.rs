@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use farcall_pool::api::{App, ListenError, ListenOptions, Role, Serving};
@@ -12,12 +13,13 @@ use farcall_pool::history::History;
 use farcall_pool::init::Layout;
 use farcall_pool::node::Node;
 use farcall_pool::store::{EmbeddedStore, Store as _};
-use farcall_pool::tls::server_config;
+use farcall_pool::tls::{is_loopback, names_one_of, server_config};
+use nix::ifaddrs::getifaddrs;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use super::args::{InitArgs, PoolServeArgs};
+use super::args::{CertifyArgs, InitArgs, PoolServeArgs};
 use crate::failure::{Failure, code, written};
 
 pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
@@ -33,6 +35,22 @@ pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
         layout.authority().display(),
         layout.admin_token().display(),
         args.dir.display()
+    ))
+}
+
+pub(super) fn certify(args: &CertifyArgs) -> Result<ExitCode, Failure> {
+    let layout = Layout::new(&args.dir);
+    layout.certify(&args.hosts).map_err(|error| {
+        let advice =
+            "name the directory that `farcall pool init` made, and hosts as clients name them";
+        Failure::new(code::FAILED, error.to_string(), advice)
+    })?;
+    written(writeln!(
+        io::stdout().lock(),
+        "{} is for {} now\nnext       start the pool again; other nodes of it need this file and {}",
+        layout.certificate().display(),
+        args.hosts.join(", "),
+        layout.key().display()
     ))
 }
 
@@ -56,6 +74,9 @@ pub(super) fn serve(args: &PoolServeArgs) -> Result<ExitCode, Failure> {
         let config = server_config(&layout.certificate(), &layout.key());
         Some(config.map_err(|error| failed(error.to_string(), no_pool))?)
     };
+    if !args.plain {
+        warn_of_certificate(&layout, args);
+    }
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| failed(error.to_string(), "check ulimit -n and -u"))?;
     let options = ListenOptions {
@@ -146,6 +167,54 @@ fn among_others(
         // Lets another node lead at once.
         let _ = thread.join();
     }))
+}
+
+/// Says so where the certificate names nothing by which others reach this machine.
+fn warn_of_certificate(layout: &Layout, args: &PoolServeArgs) {
+    let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+    let mut hosts: Vec<String> = host(&args.listen).into_iter().collect();
+    if hosts.iter().any(|host| is_loopback(host)) {
+        return;
+    }
+    if hosts.iter().any(|host| is_unspecified(host)) {
+        hosts = own_names();
+    }
+    hosts.extend(args.node.as_deref().and_then(host));
+    // A file that is none stops the pool in a moment.
+    if names_one_of(&layout.certificate(), &hosts).unwrap_or(true) {
+        return;
+    }
+    log::warn!(
+        "the pool's certificate is for none of {}: clients that use these do not trust it. \
+         `farcall pool certify --dir {} --host NAME` makes one for other names",
+        hosts.join(", "),
+        args.dir.display()
+    );
+}
+
+fn is_unspecified(host: &str) -> bool {
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse();
+    ip.is_ok_and(|ip: IpAddr| ip.is_unspecified())
+}
+
+/// The name and the addresses of this machine.
+fn own_names() -> Vec<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mut names = vec![name.trim().to_owned()];
+    for interface in getifaddrs().into_iter().flatten() {
+        let ip = interface.address.and_then(|address| {
+            let v4 = address.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
+        });
+        // Nobody names an address that is good on one wire only.
+        let is_link_local =
+            |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        names.extend(
+            ip.filter(|ip| !ip.is_loopback() && !is_link_local(ip))
+                .map(|ip| ip.to_string()),
+        );
+    }
+    names
 }
 
 fn open_history(layout: &Layout) -> Result<History, Failure> {
