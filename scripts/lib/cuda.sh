@@ -14,7 +14,7 @@ SOURCES=$REPO/fixtures/programs
 PROGRAMS_ALL_RUNTIMES="vecadd suite"
 PROGRAMS_ONCE="bad_launch hostmem oob peers textures threads"
 # Those that call the driver API.
-PROGRAMS_DRIVER="driver_coherent driver_library driver_rest driver_virtual driver_graph driver_copy driver_misc driver_pinned driver_errors driver_faults"
+PROGRAMS_DRIVER="driver_coherent driver_library driver_rest driver_virtual driver_graph driver_copy driver_misc driver_pinned driver_errors driver_faults driver_hostile"
 
 # newer FILE SOURCE...: FILE is there and newer than each SOURCE.
 newer() {

@@ -319,6 +319,7 @@ pub(crate) fn destroy(handle: u64) -> CuResult {
     if context.is_primary {
         return Err(CuStatus::INVALID_CONTEXT);
     }
+    process()?.memory.await_landings(context)?;
     context.session().send(context.id, &CuCtxDestroyV2 {})?;
     bury(context)?;
     if TOP.get().is_some_and(|top| std::ptr::eq(top, context)) {
@@ -384,6 +385,7 @@ fn end_primary(device: &'static Device) -> CuResult {
     let Some(context) = device.primary.lock().context.take() else {
         return Ok(());
     };
+    process()?.memory.await_landings(context)?;
     // A broken or ended context is buried all the same: a reset is how a program recovers.
     let sent = context.session().send(
         context.id,

@@ -25,8 +25,10 @@ pub(crate) struct DeviceRange {
 
 impl DeviceRange {
     pub(crate) fn new(range: Range) -> Self {
+        // Null is no memory, wherever a server begins.
+        let start = range.start.max(LARGE);
         Self {
-            shared: Pieces::new(range.start, range.start.saturating_add(range.bytes)),
+            shared: Pieces::new(start, range.start.saturating_add(range.bytes)),
             devices: Vec::new(),
         }
     }

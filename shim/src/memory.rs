@@ -151,15 +151,34 @@ impl Allocations {
 
     /// Waits for copies between servers from and to memory of a context.
     pub(crate) fn await_copies(&self, context: &'static Context) -> CuResult {
-        let map = self.map.read();
-        let own: Vec<(u64, u64)> = map
-            .values()
-            .filter(|allocation| std::ptr::eq(allocation.context, context))
-            .map(|allocation| (allocation.start, allocation.bytes))
-            .collect();
-        drop(map);
-        own.into_iter()
+        self.of_context(context, |_| true)
+            .into_iter()
             .try_for_each(|(start, bytes)| crossing::await_copies(start, bytes))
+    }
+
+    /// Waits for copies to host memory of a context that is about to end: its pages go back to the system then, or are the
+    /// program's alone. Nothing comes any more where waiting fails.
+    pub(crate) fn await_landings(&self, context: &'static Context) -> CuResult {
+        let process = process()?;
+        for (start, bytes) in self.of_context(context, |allocation| !allocation.is_on_device()) {
+            let _ = process.await_writers(start, bytes);
+        }
+        Ok(())
+    }
+
+    /// Start and bytes of what a context has.
+    fn of_context(
+        &self,
+        context: &'static Context,
+        is_meant: impl Fn(&Allocation) -> bool,
+    ) -> Vec<(u64, u64)> {
+        let map = self.map.read();
+        let own = map
+            .values()
+            .filter(|allocation| std::ptr::eq(allocation.context, context));
+        own.filter(|allocation| is_meant(allocation))
+            .map(|allocation| (allocation.start, allocation.bytes))
+            .collect()
     }
 
     /// A context has gone with all its memory.
@@ -224,9 +243,16 @@ pub(crate) fn take(context: &'static Context, bytes: u64, pool: u64) -> CuResult
 fn place_there(context: &'static Context, bytes: u64) -> CuResult<u64> {
     let session = context.session();
     let reply = session.ask(context.id, &CuMemAllocV2 { addr: 0, bytes })?;
-    CuMemAllocV2Reply::decode_body(&reply)
-        .map(|reply| reply.addr)
-        .map_err(|_| CuStatus::UNKNOWN)
+    let reply = CuMemAllocV2Reply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
+    placed(reply.addr, bytes)
+}
+
+/// Where a server says that it has put something, if anything can be there: not at null, nor beyond the last address.
+pub(crate) fn placed(start: u64, bytes: u64) -> CuResult<u64> {
+    match start.checked_add(bytes) {
+        Some(_) if start != 0 => Ok(start),
+        _ => Err(CuStatus::UNKNOWN),
+    }
 }
 
 /// Gives back what an allocation took on the client.

@@ -291,7 +291,7 @@ impl Module {
         )?;
         let reply = CuModuleGetGlobalV2Reply::decode_body(&reply).map_err(|_| CuStatus::UNKNOWN)?;
         process()?.memory.insert(Allocation {
-            start: reply.addr,
+            start: memory::placed(reply.addr, reply.bytes)?,
             bytes: reply.bytes,
             reserved_bytes: reply.bytes,
             kind: AllocationKind::Global,

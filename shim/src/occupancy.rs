@@ -13,6 +13,8 @@ use crate::process::Device;
 
 const REGISTER_UNIT: u32 = 256;
 const SHARED_UNIT: u32 = 128;
+/// No larger block is tried, whatever the server says (1024 on every GPU so far).
+const BLOCK_MAX: i32 = 1 << 16;
 /// What PTX is taken to need before it is compiled.
 const REGISTERS_UNKNOWN: u32 = 32;
 
@@ -43,9 +45,14 @@ pub(crate) fn blocks_per_multiprocessor(
     }
     let warp = device.count(Attribute::WarpSize).max(1);
     let warps = threads.div_ceil(warp);
-    let by_threads = device.count(Attribute::MaxThreadsPerMultiprocessor) / (warps * warp);
+    // The attributes are the server's word: the largest numbers are not to overflow.
+    let by_threads =
+        device.count(Attribute::MaxThreadsPerMultiprocessor) / warps.saturating_mul(warp);
     let registers = registers(kernel);
-    let registers_per_block = (registers * warp).next_multiple_of(REGISTER_UNIT) * warps;
+    let registers_per_warp = registers
+        .saturating_mul(warp)
+        .checked_next_multiple_of(REGISTER_UNIT);
+    let registers_per_block = registers_per_warp.unwrap_or(u32::MAX).saturating_mul(warps);
     let by_registers = if registers_per_block > device.count(Attribute::MaxRegistersPerBlock) {
         0
     } else {
@@ -89,8 +96,9 @@ pub(crate) fn dynamic_shared_available(
     let per_block =
         device.count(Attribute::MaxSharedMemoryPerMultiprocessor) / blocks / SHARED_UNIT
             * SHARED_UNIT;
-    let taken = device.count(Attribute::ReservedSharedMemoryPerBlock)
-        + kernel.resources.shared_static_bytes;
+    let taken = device
+        .count(Attribute::ReservedSharedMemoryPerBlock)
+        .saturating_add(kernel.resources.shared_static_bytes);
     let limit = device
         .count(Attribute::MaxSharedMemoryPerBlockOptin)
         .saturating_sub(kernel.resources.shared_static_bytes);
@@ -109,7 +117,11 @@ pub(crate) fn best_block_size(
         .max_threads
         .and_then(|max| i32::try_from(max).ok())
         .unwrap_or(i32::MAX);
-    let max = max.min(device.attribute(Attribute::MaxThreadsPerBlock));
+    let max = max.min(
+        device
+            .attribute(Attribute::MaxThreadsPerBlock)
+            .min(BLOCK_MAX),
+    );
     let max = if block_size_limit > 0 {
         max.min(block_size_limit)
     } else {
@@ -122,13 +134,15 @@ pub(crate) fn best_block_size(
     }
     while size > 0 {
         let blocks = blocks_per_multiprocessor(device, kernel, size, shared_bytes(size))?;
-        if blocks * size > best.0 {
-            best = (blocks * size, size, blocks);
+        let threads = blocks.saturating_mul(size);
+        if threads > best.0 {
+            best = (threads, size, blocks);
         }
         size -= warp.min(size);
     }
     Ok((
-        best.2 * device.attribute(Attribute::MultiprocessorCount),
+        best.2
+            .saturating_mul(device.attribute(Attribute::MultiprocessorCount)),
         best.1,
     ))
 }

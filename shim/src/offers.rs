@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use farcall_marshal::record::Record;
 use farcall_marshal::status::CuStatus;
+use farcall_marshal::text::printable;
 use farcall_marshal::wire::CuModuleLoadDataReply;
 use parking_lot::Mutex;
 
@@ -86,6 +87,8 @@ fn send(offer: Offer) {
 pub(crate) fn tell(status: CuStatus, reply: &[u8]) {
     let message = CuModuleLoadDataReply::decode_body(reply).map_or("", |reply| reply.message);
     if !message.is_empty() {
-        log::error!("module not loaded: {status}: {message}");
+        // Of a server that may be anybody's: not to reach the terminal as commands, nor a log as lines of its own.
+        let lines: Vec<String> = message.lines().map(printable).collect();
+        log::error!("module not loaded: {status}: {}", lines.join("\n  "));
     }
 }

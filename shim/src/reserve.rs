@@ -70,8 +70,14 @@ pub(crate) fn anywhere(bytes: u64) -> Option<Reserved> {
         .find_map(|start| at(start, bytes))
 }
 
+/// Nothing is reserved below: null and what is near it must stay no memory, also where the system would give it (to root).
+const LOWEST: u64 = 1 << 16;
+
 /// Reserves exactly this range without access, if all of it is free.
 pub(crate) fn at(start: u64, bytes: u64) -> Option<Reserved> {
+    if start < LOWEST {
+        return None;
+    }
     let len = usize::try_from(bytes).ok()?;
     // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is mapped; no memory is taken or changed.
     let got = unsafe {
@@ -174,6 +180,12 @@ mod tests {
         assert!(!open(&part, start, 4096));
         assert!(open(&part, half.start, half.bytes));
         assert!(close(&part, half.start, half.bytes));
+    }
+
+    #[test]
+    fn null_stays_no_memory() {
+        assert!(at(0, 1 << 30).is_none());
+        assert!(at(4096, 4096).is_none());
     }
 
     #[test]

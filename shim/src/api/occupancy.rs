@@ -135,9 +135,8 @@ pub(crate) fn cuOccupancyMaxActiveClusters(
         threads,
         config.sharedMemBytes as usize,
     )?;
-    count.set(
-        blocks * device.attribute(Attribute::MultiprocessorCount) / cluster_blocks(&config)?.max(1),
-    )
+    let on_device = blocks.saturating_mul(device.attribute(Attribute::MultiprocessorCount));
+    count.set(on_device / cluster_blocks(&config)?.max(1))
 }
 
 pub(crate) fn cuOccupancyMaxPotentialClusterSize(
