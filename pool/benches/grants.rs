@@ -18,7 +18,7 @@ use farcall_pool::core::Core;
 use farcall_pool::grant::Signer;
 use farcall_pool::history::History;
 use farcall_pool::init::Layout;
-use farcall_pool::model::{ClientId, LeaseId, Quota, ServerId};
+use farcall_pool::model::{ClientId, LeaseId, Quota, ServerId, Stage};
 use farcall_pool::secrets::{SecretKind, generate, hash};
 use farcall_pool::state::{Load, NewToken, Pool, Role};
 use farcall_pool::store::EmbeddedStore;
@@ -60,6 +60,11 @@ fn durable(each: u32) {
                 took.push(began.elapsed());
                 let lease = asked.unwrap().lease;
                 core.call_blocking(move |pool, now_ms| {
+                    assert_eq!(
+                        pool.stage(lease),
+                        Some(Stage::Held),
+                        "there is room for all"
+                    );
                     pool.release(now_ms, None, lease, "bench", "done").unwrap();
                 })
                 .unwrap();
@@ -112,7 +117,7 @@ fn through_the_interface(each: u32) {
 fn start(directory: &std::path::Path) -> Core {
     let store = EmbeddedStore::open(&directory.join("bench.redb")).unwrap();
     let core = Core::start(Box::new(store), |_| {}).unwrap();
-    core.call_blocking(|pool, _| setup(pool, SERVERS, CLIENTS.into()))
+    core.call_blocking(|pool, now_ms| setup(pool, now_ms, SERVERS, CLIENTS.into()))
         .unwrap();
     core
 }

@@ -20,6 +20,9 @@ const CLIENTS: u64 = 20_000;
 /// Arrivals of a simulation: more than all GPUs can hold in the smallest parts.
 const ARRIVALS: u64 = 100_000;
 
+/// Virtual time does not begin with 0, which would be before everything.
+const BEGIN_MS: u64 = 1_000_000;
+
 /// Requests: how often, of 1000, for how many GPUs, and how much of each in thousandths.
 ///
 /// How long they hold their GPUs has nothing to do with their size, so it does not move the ratio.
@@ -147,11 +150,11 @@ struct Outcome {
 fn simulate(mix: &Mix, servers: u32, arrivals: u64, whole: bool) -> Outcome {
     let mut random = Random(42);
     let mut pool = Pool::new();
-    setup(&mut pool, servers, CLIENTS);
+    setup(&mut pool, BEGIN_MS, servers, CLIENTS);
     let mut simulation = Simulation {
         pool,
         servers,
-        now_ms: 1_000_000,
+        now_ms: BEGIN_MS,
         ends: BinaryHeap::new(),
         jobs: Vec::new(),
         decisions: Vec::new(),

@@ -5,16 +5,16 @@ use farcall_pool::model::{Ask, GpuFacts, NetAddress, Purpose, Quota, ServerFacts
 use farcall_pool::state::{NewToken, Pool, Role};
 
 /// Servers and clients that stay, without limits.
-pub(crate) fn setup(pool: &mut Pool, servers: u32, clients: u64) {
+pub(crate) fn setup(pool: &mut Pool, now_ms: u64, servers: u32, clients: u64) {
     let settings = Settings {
         client_ttl_ms: 24 * 3_600_000,
         server_ttl_ms: 24 * 3_600_000,
         idle_ms: None,
         ..Settings::default()
     };
-    pool.set_settings(0, settings, "sim").unwrap();
+    pool.set_settings(now_ms, settings, "sim").unwrap();
     for index in 0..servers {
-        pool.register(1_000_000, None, &index.to_string(), facts(index))
+        pool.register(now_ms, None, &index.to_string(), facts(index))
             .unwrap();
     }
     for index in 0..clients {
@@ -25,7 +25,7 @@ pub(crate) fn setup(pool: &mut Pool, servers: u32, clients: u64) {
             quota: Quota::default(),
             valid_ms: None,
         };
-        pool.create_token(0, new, &index.to_string(), "sim")
+        pool.create_token(now_ms, new, &index.to_string(), "sim")
             .unwrap();
     }
     pool.take_changes();
