@@ -20,9 +20,9 @@ fn trips(c: &mut Criterion, group: &str, size: usize, mut trip: impl Trip) {
     group.bench_function(BenchmarkId::from_parameter(size_name(size)), |b| {
         b.iter_custom(|times| {
             trip.begin();
-            trip.trip();
+            trip.trip().expect("a session");
             let began = Instant::now();
-            (0..times).for_each(|_| trip.trip());
+            (0..times).for_each(|_| trip.trip().expect("a session"));
             let elapsed = began.elapsed();
             trip.end();
             elapsed

@@ -23,9 +23,12 @@ pub struct Figure {
     /// The value of each round, where the run had several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<f64>,
-    /// What stands beside it from the same run: first the limit that `ratio` refers to, then peers.
+    /// What stands beside it from the same run: first the limit that `ratio` refers to, if there is one, then peers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<Beside>,
+    /// What is to be known about it: becomes a warning of the run.
+    #[serde(skip)]
+    pub notes: Vec<String>,
     /// What is promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
@@ -44,10 +47,13 @@ pub struct Beside {
     /// The value of each round, in the order of the figure's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<f64>,
+    /// Whether it is no limit: nothing is promised as a multiple of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_peer: bool,
 }
 
 impl Beside {
-    /// By its name, in the figure's unit.
+    /// A limit by its name, in the figure's unit.
     #[must_use]
     pub fn new(name: impl Into<String>, value: f64) -> Self {
         Self {
@@ -55,6 +61,16 @@ impl Beside {
             value,
             latency: None,
             rounds: Vec::new(),
+            is_peer: false,
+        }
+    }
+
+    /// The same as no limit.
+    #[must_use]
+    pub fn peer(self) -> Self {
+        Self {
+            is_peer: true,
+            ..self
         }
     }
 
@@ -79,11 +95,11 @@ impl Beside {
 pub enum Target {
     /// At most this, in the figure's unit.
     Value(f64),
-    /// At most this multiple of the first that stands beside it.
+    /// At most this multiple of its limit.
     Ratio(f64),
     /// At least this, in the figure's unit.
     ValueAtLeast(f64),
-    /// At least this multiple of the first that stands beside it.
+    /// At least this multiple of its limit.
     RatioAtLeast(f64),
 }
 
@@ -98,6 +114,7 @@ impl Figure {
             latency: None,
             rounds: Vec::new(),
             beside: Vec::new(),
+            notes: Vec::new(),
             target: None,
         }
     }
@@ -144,10 +161,29 @@ impl Figure {
         self
     }
 
+    /// The same with what is to be known about it.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+
+    /// The limit, if one stands beside it.
+    #[must_use]
+    pub fn limit(&self) -> Option<&Beside> {
+        self.beside.iter().find(|beside| !beside.is_peer)
+    }
+
     /// The figure as a multiple of its limit.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
-        self.beside.first().map(|beside| self.ratio_to(beside))
+        self.limit().map(|limit| self.ratio_to(limit))
+    }
+
+    /// Whether more of it is better: of what is done in a time, not of what something takes.
+    #[must_use]
+    pub fn is_more_better(&self) -> bool {
+        ["GB/s", "M/s", "/s"].contains(&self.unit.as_str())
     }
 
     /// The figure as a multiple of what stands beside it: where both were measured in several rounds, the median of the
@@ -161,14 +197,15 @@ impl Figure {
         Spread::of(&mut pairs.map(|(own, other)| own / other).collect::<Vec<_>>()).p50
     }
 
-    /// Whether the promise is kept; `None` without one.
+    /// Whether the promise is kept; `None` without one. What cannot be judged, as its limit is missing, is not kept.
     #[must_use]
     pub fn is_kept(&self) -> Option<bool> {
+        let ratio = self.ratio().filter(|ratio| ratio.is_finite());
         Some(match self.target? {
             Target::Value(most) => self.value <= most,
-            Target::Ratio(most) => self.ratio()? <= most,
-            Target::ValueAtLeast(least) => self.value >= least,
-            Target::RatioAtLeast(least) => self.ratio()? >= least,
+            Target::Ratio(most) => ratio.is_some_and(|ratio| ratio <= most),
+            Target::ValueAtLeast(least) => self.value.is_finite() && self.value >= least,
+            Target::RatioAtLeast(least) => ratio.is_some_and(|ratio| ratio >= least),
         })
     }
 }
@@ -184,12 +221,26 @@ impl fmt::Display for Target {
     }
 }
 
+/// What the columns behind the ratio are.
+const OF_PERCENTILES: &str = "p90 to jitter: microseconds; of a closed loop with the calls that it left out; - where too few \
+                              samples lie beyond\n";
+
 /// The table for people: a line for each figure, and below it one for each that stands beside it, with its ratio.
 #[must_use]
 pub fn table(figures: &[Figure]) -> String {
     let mut out = format!(
-        "{:<44} {:>10} {:<6} {:>7}  {:>8} {:>8} {:>8} {:>9} {:>8}  {}\n",
-        "figure", "value", "unit", "ratio", "p90", "p99", "p99.9", "max", "jitter", "target"
+        "{:<44} {:>10} {:<6} {:>7}  {:>8} {:>8} {:>8} {:>8} {:>9} {:>8}  {}\n",
+        "figure",
+        "value",
+        "unit",
+        "ratio",
+        "p90",
+        "p99",
+        "p99.9",
+        "p99.99",
+        "max",
+        "jitter",
+        "target"
     );
     for figure in figures {
         line(
@@ -219,6 +270,9 @@ pub fn table(figures: &[Figure]) -> String {
             out.push('\n');
         }
     }
+    if figures.iter().any(|figure| figure.latency.is_some()) {
+        out.push_str(OF_PERCENTILES);
+    }
     out
 }
 
@@ -233,15 +287,17 @@ fn line(
     let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
     let _ = write!(out, "{name:<44} {:>10} {unit:<6} {ratio:>7}", shown(value));
     if let Some(latency) = latency {
-        let m = latency.measured;
+        let of = latency.shown();
+        let known = |value: Option<f64>| value.map_or("-".to_owned(), shown);
         let _ = write!(
             out,
-            "  {:>8} {:>8} {:>8} {:>9} {:>8}",
-            shown(m.p90),
-            shown(m.p99),
-            shown(m.p99_9),
-            shown(m.max),
-            shown(latency.jitter_us)
+            "  {:>8} {:>8} {:>8} {:>8} {:>9} {:>8}",
+            known(of.p90),
+            known(of.p99),
+            known(of.p99_9),
+            known(of.p99_99),
+            known(of.max),
+            known(of.jitter)
         );
     }
 }
@@ -268,6 +324,22 @@ mod tests {
         assert!((figure.ratio_to(&peer) - 2.0).abs() < 1e-9);
         let once = Beside::new("once", 5.0);
         assert!((figure.with(once).ratio().unwrap_or_default() - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn promises_are_judged_by_limits_alone() {
+        let figure = Figure::new("a", "us", 1.0).target(Target::Ratio(1.5));
+        assert_eq!(figure.is_kept(), Some(false), "no limit");
+        let peer = Beside::new("peer", 10.0).peer();
+        let beside_peer = figure.with(peer);
+        assert_eq!(beside_peer.ratio(), None);
+        assert_eq!(beside_peer.is_kept(), Some(false));
+        assert!(table(std::slice::from_ref(&beside_peer)).contains("MISSED"));
+        let beside_limit = beside_peer.with(Beside::new("limit", 1.0));
+        assert_eq!(beside_limit.is_kept(), Some(true));
+        let of_nothing = Figure::new("b", "GB/s", f64::INFINITY).beside("raw", 1.0);
+        let of_nothing = of_nothing.target(Target::RatioAtLeast(0.9));
+        assert_eq!(of_nothing.is_kept(), Some(false));
     }
 
     #[test]

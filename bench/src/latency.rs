@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 const NS_MAX: u64 = 60_000_000_000;
 /// Significant decimal digits of the histograms.
 const DIGITS: u8 = 3;
+/// Samples that have to lie beyond a percentile: of fewer it would be one of the largest, which chance decides.
+const BEYOND_MIN: f64 = 10.0;
+/// Samples that p99.9 takes.
+pub const SAMPLES_OF_P99_9: u64 = 10_000;
 /// Longest course over time that is kept.
 const WINDOWS_MAX: usize = 200;
 
@@ -51,15 +55,39 @@ pub struct Window {
     pub max: f64,
 }
 
-/// A part of the run between whose parts other programs were measured. Microseconds.
+/// A part of the run between whose parts other programs were measured. Microseconds, but for count and tail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Round {
+    /// How many latencies were recorded.
+    pub count: u64,
     /// The median.
     pub p50: f64,
-    /// p99.9 - p50.
+    /// p99.9 - p50, of a closed loop corrected.
     pub jitter: f64,
+    /// p99.9 / p50, of a closed loop corrected.
+    pub tail: f64,
     /// p99 - p1 of the time between two answers in a row.
     pub gap_spread: f64,
+}
+
+/// A distribution for people: microseconds, and None where too few samples lie beyond the percentile to say anything. Of a
+/// closed loop it is the corrected one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shown {
+    /// The median.
+    pub p50: Option<f64>,
+    /// The 90th percentile.
+    pub p90: Option<f64>,
+    /// The 99th percentile.
+    pub p99: Option<f64>,
+    /// The 99.9th percentile.
+    pub p99_9: Option<f64>,
+    /// The 99.99th percentile.
+    pub p99_99: Option<f64>,
+    /// The largest.
+    pub max: Option<f64>,
+    /// p99.9 - p50.
+    pub jitter: Option<f64>,
 }
 
 /// What is left of a recorder when the run is over.
@@ -73,9 +101,12 @@ pub struct Latency {
     pub corrected: Percentiles,
     /// p99.9 - p50 of `measured`, in microseconds.
     pub jitter_us: f64,
+    /// With a rate: how many a second there really were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub achieved_per_s: Option<f64>,
     /// p99 - p1 of the time between two answers in a row, in microseconds.
     pub gap_spread_us: f64,
-    /// The quantile curve: (percentile, microseconds).
+    /// The quantile curve of `corrected`: (percentile, microseconds).
     pub curve: Vec<(f64, f64)>,
     /// The course over time.
     pub windows: Vec<Window>,
@@ -95,6 +126,29 @@ pub struct Recorder {
     now_ns: u64,
     window_end_ns: u64,
     is_open_loop: bool,
+    paced_trips: u64,
+    paced_ns: u64,
+}
+
+impl Latency {
+    /// What is known of the distribution.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        let of = self.corrected;
+        let known = |value: f64, beyond: f64| {
+            let is_known = self.count as f64 * beyond >= BEYOND_MIN * (1.0 - 1e-9);
+            is_known.then_some(value)
+        };
+        Shown {
+            p50: Some(of.p50),
+            p90: known(of.p90, 0.1),
+            p99: known(of.p99, 0.01),
+            p99_9: known(of.p99_9, 1e-3),
+            p99_99: known(of.p99_99, 1e-4),
+            max: Some(of.max),
+            jitter: known(of.p99_9 - of.p50, 1e-3),
+        }
+    }
 }
 
 impl Recorder {
@@ -117,18 +171,36 @@ impl Recorder {
             now_ns: 0,
             window_end_ns: window_ns.max(1),
             is_open_loop,
+            paced_trips: 0,
+            paced_ns: 0,
         }
     }
 
     /// One latency, and the time since the answer before it.
     #[inline]
     pub fn record(&mut self, latency_ns: u64, gap_ns: u64) {
-        self.all.saturating_record(latency_ns.max(1));
         self.gaps.saturating_record(gap_ns.max(1));
+        self.round_gaps.saturating_record(gap_ns.max(1));
+        self.take(latency_ns, gap_ns);
+    }
+
+    /// One latency, with no answer before it.
+    pub fn record_first(&mut self, latency_ns: u64) {
+        self.take(latency_ns, latency_ns);
+    }
+
+    /// So many trips of an open loop took so long, waiting for the next one's time included.
+    pub fn paced(&mut self, trips: u64, took_ns: u64) {
+        self.paced_trips += trips;
+        self.paced_ns += took_ns;
+    }
+
+    #[inline]
+    fn take(&mut self, latency_ns: u64, passed_ns: u64) {
+        self.all.saturating_record(latency_ns.max(1));
         self.window.saturating_record(latency_ns.max(1));
         self.round.saturating_record(latency_ns.max(1));
-        self.round_gaps.saturating_record(gap_ns.max(1));
-        self.now_ns += gap_ns;
+        self.now_ns += passed_ns;
         if self.now_ns >= self.window_end_ns {
             self.end_window();
         }
@@ -152,9 +224,12 @@ impl Recorder {
     /// A round is over: what is recorded from now on belongs to the next.
     pub fn end_round(&mut self) {
         if !self.round.is_empty() {
+            let of = percentiles(&self.corrected(&self.round));
             self.rounds.push(Round {
+                count: self.round.len(),
                 p50: us(self.round.value_at_quantile(0.5)),
-                jitter: jitter(&self.round),
+                jitter: of.p99_9 - of.p50,
+                tail: of.p99_9 / of.p50,
                 gap_spread: gap_spread(&self.round_gaps),
             });
         }
@@ -181,37 +256,48 @@ impl Recorder {
     pub fn merge(&mut self, other: &Self) {
         self.all.add(&other.all).expect("the same bounds");
         self.gaps.add(&other.gaps).expect("the same bounds");
+        self.paced_trips += other.paced_trips;
+        self.paced_ns = self.paced_ns.max(other.paced_ns);
+    }
+
+    /// Of a closed loop with the calls that it left out.
+    fn corrected(&self, histogram: &Histogram<u64>) -> Histogram<u64> {
+        if self.is_open_loop || histogram.is_empty() {
+            histogram.clone()
+        } else {
+            histogram.clone_correct(histogram.value_at_quantile(0.5))
+        }
     }
 
     /// The distribution.
     #[must_use]
     pub fn finish(&self) -> Latency {
         let measured = percentiles(&self.all);
-        let corrected = if self.is_open_loop || self.all.is_empty() {
-            measured
-        } else {
-            percentiles(&self.all.clone_correct(self.all.value_at_quantile(0.5)))
-        };
+        let corrected = self.corrected(&self.all);
+        let achieved = || self.paced_trips as f64 * 1e9 / self.paced_ns as f64;
         Latency {
             count: self.all.len(),
             measured,
-            corrected,
-            jitter_us: jitter(&self.all),
+            corrected: percentiles(&corrected),
+            jitter_us: measured.p99_9 - measured.p50,
+            achieved_per_s: (self.paced_ns > 0).then(achieved),
             gap_spread_us: gap_spread(&self.gaps),
-            curve: curve(&self.all),
+            curve: curve(&corrected),
             windows: self.windows.clone(),
         }
     }
 
-    /// The distribution in the text form that HdrHistogram's plotter reads; values in microseconds.
+    /// The distribution, of a closed loop corrected, in the text form that HdrHistogram's plotter reads; values in
+    /// microseconds.
     #[must_use]
     pub fn export(&self) -> String {
+        let of = self.corrected(&self.all);
         let mut out = format!(
             "{:>12} {:>14} {:>10} {:>14}\n\n",
             "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
         );
         let mut count = 0;
-        for step in self.all.iter_quantiles(5) {
+        for step in of.iter_quantiles(5) {
             let quantile = step.quantile_iterated_to();
             let value = us(step.value_iterated_to());
             count += step.count_since_last_iteration();
@@ -225,8 +311,8 @@ impl Recorder {
                 writeln!(out, "{value:12.3} {quantile:2.12} {count:10}")
             };
         }
-        let (mean, deviation) = (self.all.mean() / 1e3, self.all.stdev() / 1e3);
-        let (max, total) = (us(self.all.max()), self.all.len());
+        let (mean, deviation) = (of.mean() / 1e3, of.stdev() / 1e3);
+        let (max, total) = (us(of.max()), of.len());
         let _ = writeln!(
             out,
             "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]"
@@ -247,11 +333,6 @@ fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
         p99_99: at(0.9999),
         max: us(histogram.max()),
     }
-}
-
-/// p99.9 - p50.
-fn jitter(histogram: &Histogram<u64>) -> f64 {
-    us(histogram.value_at_quantile(0.999)) - us(histogram.value_at_quantile(0.5))
 }
 
 /// p99 - p1.
@@ -309,6 +390,38 @@ mod tests {
         assert!(latency.measured.p99 < 11.0, "{:?}", latency.measured);
         assert!(latency.corrected.p99 > 9000.0, "{:?}", latency.corrected);
         assert_eq!(latency.windows.last().map(|w| w.max > 9000.0), Some(true));
+        // That is what everybody sees.
+        assert_eq!(latency.shown().p99, Some(latency.corrected.p99));
+        assert!(recorder.export().contains("Total count    =         1998"));
+        recorder.end_round();
+        let round = recorder.rounds()[0];
+        assert!(round.tail > 900.0 && round.jitter > 9000.0, "{round:?}");
+    }
+
+    #[test]
+    fn percentiles_of_few_samples_are_not_shown() {
+        let shown = |count: u64| {
+            let mut recorder = Recorder::new(u64::MAX, true);
+            (0..count).for_each(|us| recorder.record(us * 1000, 1));
+            recorder.finish().shown()
+        };
+        let few = shown(100);
+        assert!(few.p50.is_some() && few.p90.is_some() && few.max.is_some());
+        assert_eq!((few.p99, few.p99_9, few.jitter), (None, None, None));
+        let many = shown(super::SAMPLES_OF_P99_9);
+        assert!(many.p99_9.is_some() && many.jitter.is_some() && many.p99_99.is_none());
+    }
+
+    #[test]
+    fn trips_of_an_open_loop_are_so_many_a_second() {
+        let mut recorder = Recorder::new(u64::MAX, true);
+        assert_eq!(recorder.finish().achieved_per_s, None);
+        (0..2).for_each(|_| recorder.paced(50, 100_000_000));
+        assert_eq!(recorder.finish().achieved_per_s, Some(500.0));
+        // Clients that measure at the same time.
+        let mut all = recorder.clone();
+        all.merge(&recorder);
+        assert_eq!(all.finish().achieved_per_s, Some(1000.0));
     }
 
     #[test]

@@ -7,13 +7,16 @@
 //! - [`gate`] counts the instructions of the hot paths against budgets, and compares builds;
 //! - [`measure`] makes the main job's figures; [`figure`] prints them, [`run`] keeps them with commit and [`machine`],
 //!   [`page`] makes the report of them;
-//! - [`peers`] runs other projects' tools beside ours.
+//! - `commit` is what this program was built from, `environment` what counted programs see;
+//! - [`peers`] runs other projects' tools beside ours; `rdma` says on which device.
 //!
 //! The criterion benches and the command `farcall-bench` share all of it. Like the tests' helpers, what cannot
 //! do its work panics and says why.
 
 pub mod clock;
+mod commit;
 pub mod driver;
+mod environment;
 pub mod figure;
 pub mod gate;
 pub mod latency;
@@ -24,6 +27,7 @@ pub mod page;
 pub mod peers;
 pub mod pin;
 pub mod raw;
+mod rdma;
 pub mod run;
 mod serving;
 pub mod spread;

@@ -80,6 +80,15 @@ impl Machine {
         }
     }
 
+    /// The same host at this moment, as far as that changes.
+    #[must_use]
+    pub fn with_load_now(self) -> Self {
+        Self {
+            load_percent: load_percent(&text("/proc/loadavg")),
+            ..self
+        }
+    }
+
     /// What spoils a measurement here, each with what to do about it.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -134,7 +143,10 @@ impl Machine {
         for port in self.interfaces.iter().filter(|port| port.name != "lo") {
             let (name, mtu) = (&port.name, port.mtu);
             warn(
-                mtu < 9000 && port.speed_mbit.is_some_and(|speed| speed >= 10_000),
+                // Interfaces without a driver are no devices: a veth says 10 Gbit/s, too.
+                mtu < 9000
+                    && port.driver.is_some()
+                    && port.speed_mbit.is_some_and(|speed| speed >= 10_000),
                 format!("{name}: MTU {mtu}, 9000 recommended on the GPU network"),
             );
         }
@@ -211,11 +223,11 @@ fn irq_cores(irqs: &[String]) -> Vec<String> {
     found
 }
 
-/// What ethtool says, where it is installed.
+/// What ethtool says, where it is installed: often where only root looks for programs.
 fn firmware(interface: &str) -> Option<String> {
-    let output = Command::new("ethtool")
-        .args(["-i", interface])
-        .output()
+    let said = |program: &str| Command::new(program).args(["-i", interface]).output();
+    let output = said("ethtool")
+        .or_else(|_| said("/usr/sbin/ethtool"))
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let version = text
@@ -285,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn the_load_is_that_of_the_moment() {
+        let long_ago = Machine {
+            load_percent: u64::MAX,
+            cores: 3,
+            ..Machine::default()
+        };
+        let now = long_ago.with_load_now();
+        assert!(now.load_percent < u64::MAX && now.cores == 3);
+    }
+
+    #[test]
     fn what_spoils_a_measurement_is_said() {
         let spoiled = Machine {
             cores: 64,
@@ -300,7 +323,7 @@ mod tests {
                 name: "ens1".into(),
                 mtu: 1500,
                 speed_mbit: Some(25_000),
-                driver: None,
+                driver: Some("mlx5_core".into()),
                 firmware: None,
                 irqs: 0,
                 irq_cores: Vec::new(),
@@ -318,6 +341,9 @@ mod tests {
         ] {
             assert!(warnings.contains(word), "{word}: {warnings}");
         }
+        let mut in_a_container = spoiled;
+        in_a_container.interfaces[0].driver = None;
+        assert!(!in_a_container.warnings().join("\n").contains("MTU"));
         let good = Machine {
             cores: 64,
             governors: vec!["performance".into()],

@@ -33,6 +33,11 @@ pub fn on<T>(side: Side, work: impl FnOnce() -> T) -> T {
 /// # Errors
 /// A core that this process may not use, or a choice that comes too late.
 pub fn choose(client: usize, server: usize) -> Result<(), String> {
+    if client == server {
+        return Err(format!(
+            "client and server on core {client} would wait for each other: two cores"
+        ));
+    }
     let allowed = cores();
     if let Some(core) = [client, server].iter().find(|core| !allowed.contains(core)) {
         return Err(format!(
@@ -73,7 +78,13 @@ fn own() -> Pid {
 
 #[cfg(test)]
 mod tests {
-    use super::{Side, cores, on};
+    use super::{Side, choose, cores, on};
+
+    #[test]
+    fn the_sides_are_not_put_on_one_core() {
+        let error = choose(0, 0).expect_err("one core");
+        assert!(error.contains("two cores"), "{error}");
+    }
 
     #[test]
     fn the_sides_have_a_core_each_and_it_ends_with_the_work() {

@@ -4,11 +4,11 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::commit;
 use crate::figure::Figure;
 use crate::machine::Machine;
 
@@ -22,7 +22,7 @@ pub struct Run {
     pub schema: u32,
     /// The command line, without the program's path.
     pub command: String,
-    /// Of the sources that lie where this program was built; `+` behind it: with changes that are not committed.
+    /// Of the sources that this program was built from; `+` behind it: with changes that are not committed.
     pub commit: String,
     /// Seconds since 1970.
     pub unix_s: u64,
@@ -41,11 +41,25 @@ pub struct Run {
     pub figures: Vec<Figure>,
 }
 
-impl Run {
-    /// Of these figures, made just now by this process.
+/// What is seen before a measurement, as the measurement itself makes the machine busy.
+#[derive(Clone, Debug)]
+pub struct Before {
+    machine: Machine,
+}
+
+impl Before {
+    /// This host, which measures nothing yet.
     #[must_use]
-    pub fn now(figures: Vec<Figure>, server: Option<Machine>) -> Self {
-        let machine = Machine::here();
+    pub fn here() -> Self {
+        Self {
+            machine: Machine::here(),
+        }
+    }
+
+    /// These figures, made since by this process.
+    #[must_use]
+    pub fn run(self, mut figures: Vec<Figure>, server: Option<Machine>) -> Run {
+        let machine = self.machine;
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -58,16 +72,17 @@ impl Run {
                     .map(|warning| format!("server: {warning}")),
             );
         }
+        warnings.extend(figures.iter_mut().flat_map(|figure| figure.notes.drain(..)));
         if cfg!(debug_assertions) {
             warnings.insert(
                 0,
                 "built without optimization: cargo build --release".to_owned(),
             );
         }
-        Self {
+        Run {
             schema: SCHEMA,
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-            commit: commit(),
+            commit: commit::of_this_program(),
             unix_s: since.as_secs(),
             date: date(since.as_secs()),
             is_debug_build: cfg!(debug_assertions),
@@ -77,12 +92,35 @@ impl Run {
             figures,
         }
     }
+}
+
+impl Run {
+    /// Between which hosts it was measured: figures of others have other reasons.
+    #[must_use]
+    pub fn pair(&self) -> String {
+        let host = |of: &Machine| format!("{} ({} cores)", of.cpu, of.cores);
+        match &self.server {
+            None => host(&self.machine),
+            Some(server) => format!("{} to {}", host(&self.machine), host(server)),
+        }
+    }
 
     /// Appends the run to a file, one line of JSON for each run.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; `InvalidData` for a figure that is no number, which could not be read again.
     pub fn save(&self, file: &Path) -> io::Result<()> {
+        let mut values = self.figures.iter().flat_map(|figure| {
+            let beside = figure
+                .beside
+                .iter()
+                .map(|beside| (&beside.name, beside.value));
+            std::iter::once((&figure.name, figure.value)).chain(beside)
+        });
+        if let Some((name, value)) = values.find(|(_, value)| !value.is_finite()) {
+            let text = format!("{name} is {value}: the run is not kept");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -93,14 +131,23 @@ impl Run {
     }
 }
 
-/// Every run in the `.ndjson` files of a folder, oldest first.
+/// What was kept.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Oldest first.
+    pub runs: Vec<Run>,
+    /// Lines that are no runs, each with file, number and reason: one that was cut off does not hide the others.
+    pub skipped: Vec<String>,
+}
+
+/// Every run in the `.ndjson` files of a folder.
 ///
 /// # Errors
-/// The system's; `InvalidData` for a line that is no run, with its file and number.
-pub fn load(folder: &Path) -> io::Result<Vec<Run>> {
-    let mut runs: Vec<Run> = Vec::new();
+/// The system's.
+pub fn load(folder: &Path) -> io::Result<Kept> {
+    let mut kept = Kept::default();
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(runs),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(kept),
         entries => entries?,
     };
     for entry in entries {
@@ -112,52 +159,32 @@ pub fn load(folder: &Path) -> io::Result<Vec<Run>> {
             continue;
         }
         for (number, line) in fs::read_to_string(&path)?.lines().enumerate() {
-            let run = serde_json::from_str(line).map_err(|error| {
-                let text = format!("{}:{}: {error}", path.display(), number + 1);
-                io::Error::new(io::ErrorKind::InvalidData, text)
-            })?;
-            runs.push(run);
+            match read(line) {
+                Ok(run) => kept.runs.push(run),
+                Err(error) => {
+                    let text = format!("{}:{}: {error}", path.display(), number + 1);
+                    kept.skipped.push(text);
+                }
+            }
         }
     }
-    runs.sort_by_key(|run| run.unix_s);
-    Ok(runs)
+    kept.runs.sort_by_key(|run| run.unix_s);
+    Ok(kept)
+}
+
+fn read(line: &str) -> Result<Run, String> {
+    let run: Run = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    if run.schema == SCHEMA {
+        Ok(run)
+    } else {
+        Err(format!("form {}, this program reads {SCHEMA}", run.schema))
+    }
 }
 
 /// Where results are kept: `bench/results`.
 #[must_use]
 pub fn results() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("results")
-}
-
-fn commit() -> String {
-    let git = |args: &[&str]| {
-        let mut command = Command::new("git");
-        let output = command
-            .arg("-C")
-            .arg(env!("CARGO_MANIFEST_DIR"))
-            .args(args)
-            .output()
-            .ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.trim().to_owned())
-    };
-    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
-        return "unknown".to_owned();
-    };
-    let changed = git(&[
-        "status",
-        "--porcelain",
-        "--",
-        ":/*.rs",
-        ":/*.cat",
-        ":/Cargo.*",
-    ]);
-    let mark = if changed.is_none_or(|changed| changed.is_empty()) {
-        ""
-    } else {
-        "+"
-    };
-    format!("{commit}{mark}")
 }
 
 /// `2026-01-31 12:00:00` of seconds since 1970 (the days by Howard Hinnant's `civil_from_days`).
@@ -180,7 +207,9 @@ fn date(unix_s: u64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::{Run, date, load};
+    use std::io::Write as _;
+
+    use super::{Before, SCHEMA, date, load};
     use crate::figure::Figure;
 
     #[test]
@@ -191,24 +220,56 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_kept_line_by_line() {
+    fn runs_are_kept_line_by_line_and_a_bad_line_hides_no_other() {
         let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.ndjson");
         let figure = Figure::new("rtt/tcp/64B", "us", 7.5).beside("raw", 7.0);
-        for _ in 0..2 {
-            Run::now(vec![figure.clone()], None)
-                .save(&folder.path().join("a.ndjson"))
-                .unwrap();
-        }
-        let runs = load(folder.path()).unwrap();
-        assert_eq!(runs.len(), 2);
-        assert_eq!(runs[0].figures[0].beside[0].value, 7.0);
-        std::fs::write(folder.path().join("b.ndjson"), "{}\n").unwrap();
-        assert!(
-            load(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("b.ndjson:1")
+        let run = Before::here().run(vec![figure], None);
+        run.save(&file).unwrap();
+        let mut open = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&file)
+            .unwrap();
+        let other = SCHEMA + 1;
+        writeln!(open, "{{\"schema\": ").unwrap();
+        run.save(&file).unwrap();
+        let text = serde_json::to_string(&run).unwrap();
+        let schema = format!("\"schema\":{SCHEMA}");
+        let newer = text.replace(&schema, &format!("\"schema\":{other}"));
+        writeln!(open, "{newer}").unwrap();
+        let kept = load(folder.path()).unwrap();
+        assert_eq!(
+            (kept.runs.len(), kept.skipped.len()),
+            (2, 2),
+            "{:?}",
+            kept.skipped
         );
-        assert!(load(&folder.path().join("none")).unwrap().is_empty());
+        assert_eq!(kept.runs[0].figures[0].beside[0].value, 7.0);
+        assert!(
+            kept.skipped[0].contains("a.ndjson:2:"),
+            "{:?}",
+            kept.skipped
+        );
+        assert!(load(&folder.path().join("none")).unwrap().runs.is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.ndjson");
+        let figure = Figure::new("bulk", "GB/s", f64::INFINITY);
+        let error = Before::here()
+            .run(vec![figure], None)
+            .save(&file)
+            .unwrap_err();
+        assert!(error.to_string().contains("bulk is inf"), "{error}");
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn notes_of_figures_are_warnings_of_the_run() {
+        let figure = Figure::new("a", "us", 1.0).note("not as fast as wanted");
+        let run = Before::here().run(vec![figure], None);
+        assert!(run.warnings.contains(&"not as fast as wanted".to_owned()));
     }
 }

@@ -25,9 +25,11 @@ impl Spread {
         assert!(!samples.is_empty(), "samples");
         samples.sort_by(f64::total_cmp);
         let at = |per_mille: usize| samples[(samples.len() - 1) * per_mille / 1000];
+        // Of an even number the middle of the two in the middle: neither the better nor the worse one.
+        let half = samples.len() / 2;
         Self {
             p10: at(100),
-            p50: at(500),
+            p50: f64::midpoint(at(500), samples[half]),
             p90: at(900),
             p99: at(990),
         }
@@ -45,6 +47,12 @@ mod tests {
         assert_eq!(
             (spread.p10, spread.p50, spread.p90, spread.p99),
             (100.0, 500.0, 900.0, 990.0)
+        );
+        let p50 = |mut samples: Vec<f64>| Spread::of(&mut samples).p50;
+        assert_eq!((p50(vec![4.0, 1.0]), p50(vec![7.0])), (2.5, 7.0));
+        assert_eq!(
+            (p50(vec![4.0, 1.0, 2.0, 3.0]), p50(vec![9.0, 1.0, 2.0])),
+            (2.5, 2.0)
         );
     }
 }

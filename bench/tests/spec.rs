@@ -1,7 +1,7 @@
 //! SPEC.md names every promised figure, with a command that exists and a value or the reason for none.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -67,8 +67,16 @@ const PROMISED: &[&str] = &[
     "survive/grace",
 ];
 
+/// Promises that are instruction counts: the most that a budget may be made, however it is accepted.
+const PROMISED_MAX: &[(&str, u32)] = &[
+    ("count/local-call", 40),
+    ("count/encode", 300),
+    ("count/decode-dispatch", 400),
+];
+
 struct Row {
     id: String,
+    promise: String,
     command: String,
     measured: String,
 }
@@ -92,6 +100,7 @@ fn rows() -> Vec<Row> {
             );
             Row {
                 id: cells[0].to_owned(),
+                promise: cells[1].to_owned(),
                 command: cells[2].trim_matches('`').to_owned(),
                 measured: cells[3].to_owned(),
             }
@@ -135,24 +144,62 @@ fn every_promise_has_a_value_or_the_reason_for_none() {
 
 #[test]
 fn every_command_exists() {
-    let mut known: BTreeMap<String, bool> = BTreeMap::new();
     for row in rows() {
         let words: Vec<&str> = row.command.split(' ').collect();
-        let exists = match words[0] {
-            "farcall-bench" => *known.entry(words[1].to_owned()).or_insert_with(|| {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-bench"));
-                command
-                    .args([words[1], "--help"])
-                    .output()
-                    .unwrap()
-                    .status
-                    .success()
-            }),
-            "farcall" | "cargo" => true,
-            script => repository().join(script).is_file(),
+        let exists = match words[..] {
+            ["farcall-bench", ..] => is_understood(&words[1..]),
+            ["cargo", ..] => is_of_the_workspace(&words),
+            [script, ..] => repository().join(script).is_file(),
+            [] => false,
         };
         assert!(exists, "{}: there is no {:?}", row.id, row.command);
     }
+}
+
+/// With `--help` behind them arguments are read, but nothing is measured.
+fn is_understood(args: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farcall-bench"));
+    let output = command.args(args).arg("--help").output().unwrap();
+    output.status.success()
+}
+
+/// Package, bench and test that a command of cargo names.
+fn is_of_the_workspace(words: &[&str]) -> bool {
+    let after = |option: &str| {
+        let at = words.iter().position(|word| *word == option)?;
+        words.get(at + 1).copied()
+    };
+    let Some(package) = after("-p").and_then(|name| name.strip_prefix("farcall-")) else {
+        return false;
+    };
+    let folder = repository().join(package);
+    let file = |option: &str, within: &str| {
+        after(option).is_none_or(|name| folder.join(within).join(format!("{name}.rs")).is_file())
+    };
+    folder.join("Cargo.toml").is_file() && file("--bench", "benches") && file("--test", "tests")
+}
+
+#[test]
+fn commands_that_mean_nothing_are_found() {
+    assert!(is_understood(&[
+        "rtt",
+        "--transport",
+        "shm",
+        "--size",
+        "64"
+    ]));
+    for wrong in [
+        &["rtt", "--transport", "pigeon"][..],
+        &["rtt", "--sise", "64"],
+        &["main-job", "--only", "everything"],
+        &["measure"],
+    ] {
+        assert!(!is_understood(wrong), "{wrong:?}");
+    }
+    let is_there = |command: &str| is_of_the_workspace(&command.split(' ').collect::<Vec<_>>());
+    assert!(is_there("cargo bench -p farcall-bench --bench session"));
+    assert!(!is_there("cargo bench -p farcall-bench --bench sessions"));
+    assert!(!is_there("cargo nextest run -p farcall-nothing"));
 }
 
 #[test]
@@ -188,4 +235,28 @@ fn counts_are_those_of_the_budgets() {
             budget.instructions
         );
     }
+}
+
+#[test]
+fn budgets_are_no_more_than_what_is_promised() {
+    let text = fs::read_to_string(repository().join("bench/budgets.toml")).unwrap();
+    let budgets: Budgets = toml::from_str(&text).unwrap();
+    let rows = rows();
+    for (id, most) in PROMISED_MAX {
+        let row = rows.iter().find(|row| row.id == *id).unwrap();
+        let promise = format!("at most {most} instructions");
+        assert!(row.promise.ends_with(&promise), "{id}: {}", row.promise);
+        let path = row.command.strip_prefix("farcall-bench gate --only ");
+        let counted = budgets.path[path.unwrap()].instructions;
+        assert!(
+            counted <= f64::from(*most),
+            "{id}: {counted} in bench/budgets.toml, {most} promised"
+        );
+    }
+    let counts = rows.iter().filter(|row| row.id.starts_with("count/"));
+    assert_eq!(
+        counts.count(),
+        PROMISED_MAX.len(),
+        "one without its maximum"
+    );
 }

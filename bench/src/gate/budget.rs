@@ -1,12 +1,14 @@
 //! Budgets and what became of them.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::only::Only;
 use super::paths::Count;
+use super::toolchain::Toolchain;
 
 /// Growth that fails.
 const GROWTH_MAX: f64 = 0.02;
@@ -16,15 +18,58 @@ const SLACK: f64 = 1.0;
 /// The file of budgets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budgets {
-    /// Why they are what they are: the note of whoever accepted them last.
+    /// Why they are what they are: the note of whoever accepted them all last.
     pub note: String,
-    /// The compiler that they were counted with.
-    pub rustc: String,
+    /// What they were counted with.
+    #[serde(default)]
+    pub with: Toolchain,
+    /// By name of a path or step that was accepted by itself since: the note.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, String>,
     /// By name of the path.
     pub path: BTreeMap<String, Budget>,
     /// By record and its step, such as `torch-cu13/train_step`.
     #[serde(default)]
     pub step: BTreeMap<String, Step>,
+}
+
+impl Budgets {
+    /// Paths and steps that are wanted and have a budget, but were not `seen`: they are gone, or lost their names.
+    #[must_use]
+    pub fn vanished(&self, only: Only<'_>, seen: &BTreeSet<String>) -> Vec<String> {
+        let names = self.path.keys().chain(self.step.keys());
+        let vanished = names.filter(|name| only.wants(name) && !seen.contains(*name));
+        vanished.cloned().collect()
+    }
+
+    /// Whether what is wanted may become budgets.
+    ///
+    /// # Errors
+    /// A part of them, counted with other tools than the rest.
+    pub fn may_accept(&self, with: &Toolchain, only: Only<'_>) -> Result<(), String> {
+        match &self.with.differences(with)[..] {
+            [first, ..] if !only.is_all() => Err(format!(
+                "the other budgets were counted with other tools ({first}): accept all, without --only"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was `seen` has been made the budgets, for the reason that `note` gives: those that are gone go.
+    pub fn accept(&mut self, note: &str, with: Toolchain, only: Only<'_>, seen: &BTreeSet<String>) {
+        for name in self.vanished(only, seen) {
+            self.path.remove(&name);
+            self.step.remove(&name);
+            self.notes.remove(&name);
+        }
+        if only.is_all() {
+            self.notes.clear();
+            (self.note, self.with) = (note.to_owned(), with);
+        } else {
+            let notes = seen.iter().map(|name| (name.clone(), note.to_owned()));
+            self.notes.extend(notes);
+        }
+    }
 }
 
 /// What a step of a recorded program does: exact, as nothing of it depends on the moment.
@@ -140,7 +185,9 @@ pub fn head() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Budget, Count, Step};
+    use std::collections::BTreeSet;
+
+    use super::{Budget, Budgets, Count, Only, Step, Toolchain};
 
     fn count(instructions: f64, functions: &[(&str, f64)]) -> Count {
         Count {
@@ -150,6 +197,55 @@ mod tests {
                 .map(|(name, own)| ((*name).to_owned(), *own))
                 .collect(),
         }
+    }
+
+    fn budgets() -> Budgets {
+        let path = |name: &str| (name.to_owned(), Budget::default());
+        let step = |name: &str| (name.to_owned(), Step::default());
+        Budgets {
+            note: "all of them".to_owned(),
+            path: ["ring/push", "ring/pop"].map(path).into(),
+            step: ["torch/train", "torch/decode"].map(step).into(),
+            ..Budgets::default()
+        }
+    }
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_vanished_is_not_kept_and_goes_when_the_rest_is_accepted() {
+        let mut budgets = budgets();
+        let seen = names(&["ring/push", "torch/train"]);
+        let all = Only(&[]);
+        assert_eq!(budgets.vanished(all, &seen), ["ring/pop", "torch/decode"]);
+        let steps = ["torch".to_owned()];
+        assert_eq!(budgets.vanished(Only(&steps), &seen), ["torch/decode"]);
+        budgets.accept("why", Toolchain::default(), all, &seen);
+        assert_eq!(budgets.note, "why");
+        assert!(budgets.path.len() == 1 && budgets.step.len() == 1);
+        assert!(budgets.vanished(all, &seen).is_empty());
+    }
+
+    #[test]
+    fn a_part_that_is_accepted_does_not_stamp_the_rest() {
+        let mut budgets = budgets();
+        let (words, seen) = (["ring".to_owned()], names(&["ring/push"]));
+        let (only, with) = (Only(&words), Toolchain::default());
+        budgets.accept("part", with, only, &seen);
+        assert_eq!(budgets.note, "all of them");
+        assert_eq!(budgets.notes["ring/push"], "part");
+        assert!(!budgets.path.contains_key("ring/pop") && budgets.step.len() == 2);
+        let text = toml::to_string(&budgets).expect("a file");
+        assert_eq!(toml::from_str(&text), Ok(budgets.clone()), "{text}");
+        budgets.with.rustc = "rustc 1.0.0".to_owned();
+        let now = Toolchain {
+            rustc: "rustc 2.0.0".to_owned(),
+            ..Toolchain::default()
+        };
+        assert!(budgets.may_accept(&now, only).is_err());
+        assert_eq!(budgets.may_accept(&now, Only(&[])), Ok(()));
     }
 
     #[test]

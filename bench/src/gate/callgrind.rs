@@ -7,6 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::environment;
+
 /// What one run counted: instructions of user space between entry and exit of the function that was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -27,18 +29,35 @@ pub struct Call {
     pub total: u64,
 }
 
-/// The command that counts what happens within `function` (a pattern), without the program itself.
+/// The C library takes the plainest of its functions, whatever the processor: counts of `memcpy` and the like are the same
+/// on all of them. Only code that looks at the processor by itself (zstd's) still differs.
+const PLAIN_FUNCTIONS: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM,-SSSE3,-SSE4_1,\
+     -SSE4_2,-BMI1,-BMI2,-LZCNT,-MOVBE,-POPCNT,-RTM",
+);
+/// Functions without a name are called by their address, which every build moves.
+const UNNAMED: &str = "(without a name)";
+/// What `env` ends with where there is no such program.
+const NO_PROGRAM: i32 = 127;
+
+/// The command that counts what happens within `function` (a pattern), without the program itself. It runs without the
+/// user's settings, and with these.
 #[must_use]
-pub fn prefix(function: &str, out: &Path) -> Vec<OsString> {
+pub fn prefix(function: &str, out: &Path, settings: &[(&str, String)]) -> Vec<OsString> {
     let mut file = OsString::from("--callgrind-out-file=");
     file.push(out);
-    vec![
+    let settings = settings.iter().map(|(name, value)| (*name, value.as_str()));
+    let settings: Vec<_> = settings.chain([PLAIN_FUNCTIONS]).collect();
+    let mut command = environment::cleared(&settings);
+    command.extend([
         "valgrind".into(),
         "--tool=callgrind".into(),
         "--quiet".into(),
         format!("--toggle-collect={function}").into(),
         file,
-    ]
+    ]);
+    command
 }
 
 /// A program to be counted.
@@ -48,7 +67,7 @@ pub struct Counted<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub args: &'a [&'a str],
-    /// Added to its environment.
+    /// Its settings: it has none of the user's.
     pub envs: &'a [(&'a str, String)],
 }
 
@@ -57,7 +76,7 @@ pub struct Counted<'a> {
 /// # Errors
 /// valgrind is missing, the program fails, or nothing was counted.
 pub fn count(function: &str, counted: &Counted<'_>, out: &Path) -> Result<Counts, String> {
-    run(&prefix(function, out), counted)?;
+    run(&prefix(function, out, counted.envs), counted)?;
     read(out)
 }
 
@@ -70,7 +89,7 @@ pub fn count_each(
     counted: &Counted<'_>,
     out: &Path,
 ) -> Result<Vec<Counts>, String> {
-    let mut prefix = prefix(function, out);
+    let mut prefix = prefix(function, out, counted.envs);
     prefix.push(format!("--dump-after={function}").into());
     run(&prefix, counted)?;
     let mut calls = Vec::new();
@@ -90,28 +109,25 @@ pub fn count_each(
 }
 
 fn run(prefix: &[OsString], counted: &Counted<'_>) -> Result<(), String> {
-    let [valgrind, rest @ ..] = prefix else {
+    let [env, rest @ ..] = prefix else {
         return Err("no command".to_owned());
     };
-    let mut command = Command::new(valgrind);
+    let mut command = Command::new(env);
     command
         .args(rest)
         .arg(counted.program)
         .args(counted.args)
-        .envs(counted.envs.iter().cloned())
         .stdin(Stdio::null());
-    let output = command.output().map_err(|error| missing(&error))?;
+    let output = command.output().map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
+    }
+    if output.status.code() == Some(NO_PROGRAM) {
+        return Err("valgrind cannot be started: apt-get install valgrind".to_owned());
     }
     let (program, args) = (counted.program.display(), counted.args.join(" "));
     let text = String::from_utf8_lossy(&output.stderr);
     Err(format!("{program} {args}: {}\n{text}", output.status))
-}
-
-/// What to say when valgrind cannot be started.
-fn missing(error: &std::io::Error) -> String {
-    format!("valgrind cannot be started ({error}): apt-get install valgrind")
 }
 
 /// Reads a file that callgrind has written.
@@ -176,7 +192,8 @@ fn parse(text: &str) -> Counts {
     counts
 }
 
-/// `(12) name` the first time, `(12)` from then on. Recursion levels (`'2`) belong to the same function.
+/// `(12) name` the first time, `(12)` from then on. Recursion levels (`'2`) belong to the same function, and all functions
+/// without a name are one.
 fn name<'a>(names: &mut HashMap<&'a str, &'a str>, value: &'a str) -> &'a str {
     let (number, given) = value.split_once(' ').unwrap_or((value, ""));
     if !given.is_empty() {
@@ -187,7 +204,8 @@ fn name<'a>(names: &mut HashMap<&'a str, &'a str>, value: &'a str) -> &'a str {
                 given
             }
         });
-        names.insert(number, given);
+        let is_address = given.starts_with("0x");
+        names.insert(number, if is_address { UNNAMED } else { given });
     }
     names.get(number).copied().unwrap_or(number)
 }
@@ -214,6 +232,8 @@ mod tests {
                 total: 900
             }
         );
+        let unnamed = parse("fn=(1) 0x0000000000c03980\n5 100\nfn=(2) 0x0000000000c04000\n5 20\n");
+        assert_eq!(unnamed.functions.into_values().collect::<Vec<_>>(), [120]);
         assert_eq!(
             counts.calls["deep"],
             Call {

@@ -10,6 +10,7 @@ use farcall_gpu_exec::EXECUTOR_COMMAND;
 
 use super::callgrind::{self, Counted, Counts};
 use super::work;
+use crate::environment;
 use crate::serving::{Executors, serving};
 
 /// Calls of a counted run.
@@ -241,7 +242,7 @@ fn server(program: &Path, out: &Path) -> Result<Counts, String> {
     // Each executor writes its own file: those that stand ready count nothing.
     let pattern = out.with_extension("%p.out");
     let function = "*Session*farcall_transport::endpoint::Handler>::on_frame";
-    let mut executor = callgrind::prefix(function, &pattern);
+    let mut executor = callgrind::prefix(function, &pattern, &[]);
     executor.extend([program.into(), EXECUTOR_COMMAND.into()]);
     let with = Executors {
         command: executor,
@@ -250,6 +251,7 @@ fn server(program: &Path, out: &Path) -> Result<Counts, String> {
     serving(with, |address| {
         let (calls, burst) = (CALLS.to_string(), BURST.to_string());
         let mut command = Command::new(program);
+        environment::clear(&mut command);
         command.args(["calls", "launch", &calls, "--burst", &burst]);
         command.env("FARCALL_SERVER", address);
         // An executor under callgrind takes its time to start.

@@ -3,7 +3,9 @@
 
 use crate::driver::Driver;
 use crate::figure::{Figure, Target};
-use crate::net::{Load, Party, Transport, Trip, in_turns, latencies};
+use crate::net::{
+    Load, Lost, Party, TOO_FEW_FOR_JITTER, Transport, Trip, in_turns, knows_jitter, latencies,
+};
 use crate::pin::{self, Side};
 use crate::raw::{shm, tcp};
 
@@ -20,14 +22,26 @@ const JITTER_RATIO: f64 = 3.0;
 ///
 /// A launch leaves at once when nothing is in flight, so launch and wait are two messages and one answer: that is what
 /// is played beside it over TCP.
-#[must_use]
-pub fn blocking(driver: &Driver, transport: Transport, suffix: &str, load: &Load) -> Vec<Figure> {
+///
+/// # Errors
+/// None: a call that fails panics, and so does a limit.
+pub fn blocking(
+    driver: &Driver,
+    transport: Transport,
+    suffix: &str,
+    load: &Load,
+) -> Result<Vec<Figure>, Lost> {
     pin::on(Side::Client, || {
         turn_by_turn(driver, transport, suffix, load)
     })
 }
 
-fn turn_by_turn(driver: &Driver, transport: Transport, suffix: &str, load: &Load) -> Vec<Figure> {
+fn turn_by_turn(
+    driver: &Driver,
+    transport: Transport,
+    suffix: &str,
+    load: &Load,
+) -> Result<Vec<Figure>, Lost> {
     let copy = Calls::new(driver, || {
         driver.copy_to_host();
     });
@@ -51,7 +65,7 @@ fn turn_by_turn(driver: &Driver, transport: Transport, suffix: &str, load: &Load
         Party::new("launch_and_synchronize", launch, load),
         limit_of_pair,
     ];
-    let done = in_turns(load, parties, &mut || ());
+    let done = in_turns(load, parties, &mut || ())?;
     let mut figures = Vec::new();
     for beside_limit in done.chunks(2) {
         let name = format!("{}{suffix}", beside_limit[0].0);
@@ -65,12 +79,18 @@ fn turn_by_turn(driver: &Driver, transport: Transport, suffix: &str, load: &Load
             Some(_) if is_shm => Some((1, JITTER_RATIO)),
             _ => None,
         };
-        if let Some((of, most)) = promise {
-            of_call[of].target = Some(Target::Ratio(most));
+        let is_jitter = load.rate.is_some();
+        match promise {
+            Some(_) if is_jitter && !knows_jitter(beside_limit) => {
+                let note = format!("{name}: {TOO_FEW_FOR_JITTER}");
+                of_call[0].notes.push(note);
+            }
+            Some((of, most)) => of_call[of].target = Some(Target::Ratio(most)),
+            None => {}
         }
         figures.extend(of_call);
     }
-    figures
+    Ok(figures)
 }
 
 /// The figure's 10th percentile beside its limit's.
@@ -102,8 +122,9 @@ impl<F: Fn()> Trip for Calls<'_, F> {
         self.driver.synchronize();
     }
 
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         (self.call)();
+        Ok(())
     }
 }
 

@@ -13,14 +13,17 @@ use farcall_fixtures::replay::phases::Phase;
 use farcall_fixtures::replay::{self, Report};
 use farcall_fixtures::{Stats, server};
 use farcall_gpu_exec::EXECUTOR_COMMAND;
-use farcall_marshal::calltrace;
+use farcall_marshal::calltrace::{self, Step};
 
-use crate::figure::{Figure, Target};
+use crate::environment;
+use crate::figure::{Beside, Figure, Target};
 use crate::net::Transport;
 use crate::serving::{Executors, serving};
 
 /// The step for which the promises are.
 const PROMISED: &str = "train_step";
+/// The phase of a record without marks.
+const WHOLE: &str = "all";
 /// The promise: client processor time of that step.
 const CLIENT_CPU_MS: f64 = 0.6;
 /// The promise: how much longer that step may take with so much added to the round trip.
@@ -31,6 +34,10 @@ const SLOWDOWN: (u32, f64) = (100, 1.05);
 pub const CALL_BY_CALL: &str = "call by call (computed)";
 /// The same, measured: with `FARCALL_CALL_BY_CALL`.
 pub const CALL_BY_CALL_MEASURED: &str = "call by call (measured)";
+
+/// Why the promise of the way is not judged.
+const NOT_FROM_NOUGHT: &str =
+    "what 100 us more cost is judged beside 0 us: --added-rtt-us 0,... with that first";
 
 /// Runs call by call, at most.
 const CALL_BY_CALL_RUNS: u32 = 2;
@@ -57,6 +64,7 @@ pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, Str
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", trace.display());
     let file = std::fs::read(trace).map_err(|error| failed(&error))?;
     let steps = calltrace::unpack(&file).map_err(|error| failed(&error))?;
+    let steps = with_phases(steps);
     let driver = if is_hollow {
         Driver::hollow()
     } else {
@@ -64,6 +72,15 @@ pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, Str
         Driver::open_at(&library).map_err(|error| error.to_string())?
     };
     Ok(replay::play_watched(driver, steps, siblings_cpu))
+}
+
+/// A record of a program that marks nothing is one phase.
+fn with_phases(mut steps: Vec<Step>) -> Vec<Step> {
+    let is_mark = |step: &Step| matches!(step, Step::Mark(_));
+    if !steps.iter().any(is_mark) {
+        steps.insert(0, Step::Mark(WHOLE.to_owned()));
+    }
+    steps
 }
 
 /// `replay/*`: for each phase of the record its time and its processor time on both sides, how often it waits, what it
@@ -76,6 +93,9 @@ pub fn play(program: &Path, trace: &Path, is_hollow: bool) -> Result<Report, Str
 /// A run fails.
 pub fn replay(program: &Path, how: &Replay<'_>) -> Result<Vec<Figure>, String> {
     let counted = counts(program, how.trace, how.transport)?;
+    if counted.is_empty() {
+        return Err(format!("{}: no driver calls in it", how.trace.display()));
+    }
     let mut hollow = Phases::new();
     for _ in 0..how.runs.max(1) {
         take_least(&mut hollow, one(program, how, None, &[])?);
@@ -83,7 +103,11 @@ pub fn replay(program: &Path, how: &Replay<'_>) -> Result<Vec<Figure>, String> {
     let ways = ways(program, how)?;
     let mut figures = Vec::new();
     for (name, counts) in &counted {
-        figures.extend(of_phase(name, counts, &hollow, &ways));
+        let phase = Named {
+            name,
+            title: format!("replay/{}/{}/{name}", record_name(how.trace), how.transport),
+        };
+        figures.extend(of_phase(&phase, counts, &hollow, &ways));
     }
     Ok(figures)
 }
@@ -138,11 +162,23 @@ pub struct Counts {
     bytes: u64,
 }
 
-fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<Figure> {
-    let is_promised = name == PROMISED;
-    let figure = |what: &str, unit: &str, value: f64| {
-        Figure::new(format!("replay/{name}/{what}"), unit, value)
-    };
+/// A phase, and how its figures' names begin.
+struct Named<'a> {
+    name: &'a str,
+    title: String,
+}
+
+/// `torch-cu13` of `fixtures/traces/torch-cu13.calls`.
+fn record_name(trace: &Path) -> String {
+    let stem = trace.file_stem().unwrap_or_default();
+    stem.to_string_lossy().replace('/', "-")
+}
+
+fn of_phase(phase: &Named<'_>, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<Figure> {
+    let Named { name, title } = phase;
+    let is_promised = *name == PROMISED;
+    let figure =
+        |what: &str, unit: &str, value: f64| Figure::new(format!("{title}/{what}"), unit, value);
     let mut figures = vec![
         figure("calls", "calls", counts.calls as f64),
         figure("trips", "trips", counts.trips as f64),
@@ -150,11 +186,11 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<F
     ];
     let Some((near, first)) = ways
         .first()
-        .and_then(|way| Some((way.rtt_us, way.batched.get(name)?)))
+        .and_then(|way| Some((way.rtt_us, way.batched.get(*name)?)))
     else {
         return figures;
     };
-    let player = hollow.get(name).cloned().unwrap_or_default();
+    let player = hollow.get(*name).cloned().unwrap_or_default();
     let own_ms = first.client_cpu_ns.saturating_sub(player.client_cpu_ns) as f64 / 1e6;
     let mut client = figure("client_cpu", "ms", own_ms);
     if is_promised {
@@ -164,7 +200,7 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<F
     figures.push(figure("server_cpu", "ms", first.server_cpu_ns as f64 / 1e6));
     let near_ms = first.wall_ns as f64 / 1e6;
     for way in ways {
-        let Some(phase) = way.batched.get(name) else {
+        let Some(phase) = way.batched.get(*name) else {
             continue;
         };
         let rtt = way.rtt_us;
@@ -173,12 +209,17 @@ fn of_phase(name: &str, counts: &Counts, hollow: &Phases, ways: &[Way]) -> Vec<F
             wall = wall.beside(&format!("at {near} us"), near_ms);
         }
         let each_waits = near_ms + f64::from(rtt - near.min(rtt)) * counts.remote as f64 / 1e3;
-        wall = wall.beside(CALL_BY_CALL, each_waits);
-        if let Some(measured) = way.call_by_call.get(name) {
-            wall = wall.beside(CALL_BY_CALL_MEASURED, measured.wall_ns as f64 / 1e6);
+        // No limits: what is promised is promised of the way alone.
+        wall = wall.with(Beside::new(CALL_BY_CALL, each_waits).peer());
+        if let Some(measured) = way.call_by_call.get(*name) {
+            let measured_ms = measured.wall_ns as f64 / 1e6;
+            wall = wall.with(Beside::new(CALL_BY_CALL_MEASURED, measured_ms).peer());
         }
         if is_promised && rtt == SLOWDOWN.0 {
-            wall = wall.target(Target::Ratio(SLOWDOWN.1));
+            wall = match near {
+                0 => wall.target(Target::Ratio(SLOWDOWN.1)),
+                _ => wall.note(format!("{title}: {NOT_FROM_NOUGHT}")),
+            };
         }
         figures.push(wall);
     }
@@ -249,6 +290,7 @@ fn one(
     settings: &[(&str, String)],
 ) -> Result<Report, String> {
     let mut command = Command::new(program);
+    environment::clear(&mut command);
     command.arg("play").arg(how.trace);
     match server {
         Some(address) => command
@@ -290,4 +332,74 @@ fn cpu_of(pid: i32) -> Duration {
         text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(ns.sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use farcall_marshal::calltrace;
+
+    use super::{
+        CALL_BY_CALL, Counts, Named, PROMISED, Phase, Phases, Step, Way, of_phase, record_name,
+        with_phases,
+    };
+    use crate::figure::Figure;
+
+    fn walls(added_rtt_us: &[u32]) -> Vec<Figure> {
+        let phase = |wall_ns| Phase {
+            wall_ns,
+            ..Phase::default()
+        };
+        let way = |rtt_us: &u32| Way {
+            rtt_us: *rtt_us,
+            batched: [(PROMISED.to_owned(), phase(1_000_000))].into(),
+            call_by_call: Phases::new(),
+        };
+        let ways: Vec<Way> = added_rtt_us.iter().map(way).collect();
+        let named = Named {
+            name: PROMISED,
+            title: format!("replay/torch/shm/{PROMISED}"),
+        };
+        let figures = of_phase(&named, &Counts::default(), &Phases::new(), &ways);
+        let is_wall = |figure: &Figure| figure.name.contains("/wall@");
+        figures.into_iter().filter(is_wall).collect()
+    }
+
+    #[test]
+    fn the_way_is_judged_beside_none_at_all() {
+        let kept = |added_rtt_us: &[u32]| {
+            let walls = walls(added_rtt_us);
+            let of = walls.iter().find(|figure| figure.name.ends_with("@100us"));
+            of.map(|figure| (figure.is_kept(), figure.ratio(), figure.notes.len()))
+        };
+        assert_eq!(kept(&[0, 100]), Some((Some(true), Some(1.0), 0)));
+        // Nothing to be judged beside: that is no kept promise, and it is said.
+        assert_eq!(kept(&[100]), Some((None, None, 1)));
+        assert_eq!(kept(&[50, 100]), Some((None, Some(1.0), 1)));
+        let walls = walls(&[0, 100]);
+        assert_eq!(walls[0].name, "replay/torch/shm/train_step/wall@0us");
+        assert_eq!(walls[0].ratio(), None, "no ratio to itself");
+        assert!(walls[0].beside.iter().any(|b| b.name == CALL_BY_CALL));
+    }
+
+    #[test]
+    fn a_record_without_marks_is_one_phase() {
+        let kernel = || Step::Variable {
+            module: calltrace::Token(1),
+            name: "v".to_owned(),
+            bytes: 4,
+        };
+        let marked = vec![kernel(), Step::Mark("train".to_owned())];
+        assert_eq!(with_phases(marked.clone()), marked);
+        let whole = with_phases(vec![kernel()]);
+        assert_eq!(whole, [Step::Mark("all".to_owned()), kernel()]);
+    }
+
+    #[test]
+    fn records_have_names_of_their_own() {
+        let names = ["torch-cu12", "torch-cu13"]
+            .map(|name| record_name(Path::new(&format!("fixtures/traces/{name}.calls"))));
+        assert_eq!(names, ["torch-cu12", "torch-cu13"]);
+    }
 }

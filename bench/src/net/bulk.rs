@@ -130,10 +130,10 @@ pub fn bulk(
             Direction::Down => "down",
         };
         let title = load.named(format!("bulk/{name}/{way}/{}{pinned}", size_name(bytes)));
-        let done = in_turns(&load, parties, &mut || tools.round());
+        let done = in_turns(&load, parties, &mut || tools.round())?;
         // Bytes per microsecond are megabytes per second.
-        let figure = throughput(title, "GB/s", bytes as f64 / 1000.0, &done);
-        let mut figure = tools.stand_beside(figure);
+        let figure = throughput(title, "GB/s", bytes as f64 / 1000.0, &load, &done);
+        let mut figure = tools.stand_beside(figure)?;
         let is_promised = bytes == PROMISED_BYTES && against.is_local && load.rate.is_none();
         if is_promised && !transport.tls {
             let least = if name == "shm" { 0.8 } else { 0.95 };

@@ -42,11 +42,12 @@ pub fn flood(
             let raw = tcp::Bulk::new(block);
             parties.push(Party::new("raw TCP, the same bytes", raw, &load));
         }
-        let title = load.named(format!("flood/{name}/{}", size_name(bytes)));
-        let done = in_turns(&load, parties, &mut || tools.round());
+        let runs = format!("flood/{name}/{}/runs_of_{records}", size_name(bytes));
+        let title = load.named(runs);
+        let done = in_turns(&load, parties, &mut || tools.round())?;
         // Records per microsecond are millions a second.
-        let figure = throughput(title, "M/s", records as f64, &done);
-        let figure = tools.stand_beside(figure);
+        let figure = throughput(title, "M/s", records as f64, &load, &done);
+        let figure = tools.stand_beside(figure)?;
         let is_promised = bytes == 64 && against.is_local && load.rate.is_none();
         Ok(if is_promised {
             figure.target(Target::ValueAtLeast(if name == "shm" { 10.0 } else { 3.0 }))

@@ -4,11 +4,9 @@
 use std::thread;
 use std::time::Duration;
 
-use farcall_transport::ConnectError;
-
 use super::link::{Echo, Link};
 use super::service::Mode;
-use super::{Transport, Trip};
+use super::{Failure, Transport, Trip};
 use crate::clock::process_cpu;
 use crate::figure::{Figure, Target};
 
@@ -26,15 +24,13 @@ const REGISTERED_MB_MAX: f64 = 4.0;
 ///
 /// # Errors
 /// The transport's.
-pub fn idle(
-    server: &str,
-    transport: Transport,
-    rest: Duration,
-) -> Result<Vec<Figure>, ConnectError> {
+pub fn idle(server: &str, transport: Transport, rest: Duration) -> Result<Vec<Figure>, Failure> {
     let link = Link::open(server, transport, Mode::Echo)?;
     let (name, session) = (link.transport_name(), link.session());
     let mut echo = Echo::new(link, 64);
-    (0..TRIPS).for_each(|_| echo.trip());
+    for _ in 0..TRIPS {
+        echo.trip()?;
+    }
     thread::sleep(SETTLING);
     let before = process_cpu();
     thread::sleep(rest);

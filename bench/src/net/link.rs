@@ -11,7 +11,9 @@ use farcall_transport::{ConnectError, ConnectOptions, Endpoint, Handler, connect
 use super::bulk::{Buffer, Memory};
 use super::service::{BULK_RECORD_BYTES, Hello, Mode, Order, Welcome};
 use super::tls;
-use super::{Transport, Trip};
+use super::{Lost, Transport, Trip};
+use crate::pin::Side;
+use crate::rdma;
 
 /// Only a hang takes as long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,6 +55,7 @@ impl Link {
         let options = ConnectOptions {
             transport: transport.choice,
             tls: transport.tls.then(tls::client),
+            rdma: Some(rdma::options(Side::Client)),
             connect_timeout: PATIENCE,
             payload: serde_json::to_vec(&Hello::new(mode)).expect("JSON"),
             ..ConnectOptions::new(server)
@@ -86,11 +89,11 @@ impl Link {
     }
 
     /// Waits for so many further bytes of records.
-    fn wait(&mut self, bytes: usize) {
+    fn wait(&mut self, bytes: usize) -> Result<(), Lost> {
         self.expected += bytes as u64;
         let done = || self.inbox.bytes.load(Ordering::Acquire) >= self.expected;
         let waited = self.endpoint.wait_until(&done, Some(PATIENCE));
-        waited.expect("an answer of the bench service");
+        waited.map_err(Lost::new)
     }
 
     /// Memory for transfers of this session.
@@ -99,11 +102,10 @@ impl Link {
         Buffer::new(bytes, lent_to)
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: Order) -> Result<(), Lost> {
         let fill = |out: &mut [u8]| out.copy_from_slice(&order.encode());
-        self.endpoint
-            .append_now(BULK_RECORD_BYTES, fill)
-            .expect("an open session");
+        let sent = self.endpoint.append_now(BULK_RECORD_BYTES, fill);
+        sent.map(drop).map_err(Lost::new)
     }
 }
 
@@ -132,11 +134,11 @@ impl Echo {
 }
 
 impl Trip for Echo {
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         let fill = |out: &mut [u8]| out.copy_from_slice(&self.buffer);
         let sent = self.link.endpoint.append_now(self.buffer.len(), fill);
-        sent.expect("an open session");
-        self.link.wait(self.buffer.len());
+        sent.map_err(Lost::new)?;
+        self.link.wait(self.buffer.len())
     }
 }
 
@@ -161,20 +163,18 @@ impl Run {
 }
 
 impl Trip for Run {
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         for number in 0..self.records {
             let fill = |out: &mut [u8]| {
                 if let Some(head) = out.first_chunk_mut() {
                     *head = number.to_le_bytes();
                 }
             };
-            self.link
-                .endpoint
-                .append(self.bytes, fill)
-                .expect("an open session");
+            let endpoint = &self.link.endpoint;
+            endpoint.append(self.bytes, fill).map_err(Lost::new)?;
         }
-        self.link.endpoint.flush().expect("an open session");
-        self.link.wait(8);
+        self.link.endpoint.flush().map_err(Lost::new)?;
+        self.link.wait(8)
     }
 }
 
@@ -199,16 +199,16 @@ impl Upload {
 }
 
 impl Trip for Upload {
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         self.id += 1;
         let bytes = self.source.bytes().len() as u64;
-        self.link.order(Order::Receive { id: self.id, bytes });
+        self.link.order(Order::Receive { id: self.id, bytes })?;
         let sent = self
             .link
             .endpoint
             .bulk_send(self.id, &[IoSlice::new(self.source.bytes())]);
-        sent.expect("an open session");
-        self.link.wait(8);
+        sent.map_err(Lost::new)?;
+        self.link.wait(8)
     }
 }
 
@@ -233,15 +233,15 @@ impl Download {
 }
 
 impl Trip for Download {
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         self.id += 1;
         let bytes = self.dest.bytes().len() as u64;
-        self.link.order(Order::Send { id: self.id, bytes });
-        let got = self
-            .link
-            .endpoint
-            .bulk_recv(self.id, self.dest.room())
-            .expect("a transfer");
-        assert_eq!(got as u64, bytes, "bytes of a transfer");
+        self.link.order(Order::Send { id: self.id, bytes })?;
+        let endpoint = &self.link.endpoint;
+        let got = endpoint.bulk_recv(self.id, self.dest.room());
+        match got.map_err(Lost::new)? as u64 {
+            got if got == bytes => Ok(()),
+            got => Err(Lost::new(format!("a transfer of {got} bytes, not {bytes}"))),
+        }
     }
 }

@@ -17,17 +17,20 @@ mod turns;
 pub use bulk::{Direction, Memory, bulk};
 pub use flood::flood;
 pub use idle::idle;
-pub use mix::mix;
-pub use options::{Against, Failure, Load, Transport};
+pub use mix::{MIX_RATE, mix};
+pub use options::{Against, Failure, Load, Lost, Transport};
 pub use rtt::rtt;
-pub use turns::{Party, in_turns, latencies};
+pub use turns::{Party, TOO_FEW_FOR_JITTER, in_turns, knows_jitter, latencies};
 
 /// Something that is done over and over and timed: a round trip, a transfer.
 pub trait Trip {
     /// A turn begins.
     fn begin(&mut self) {}
     /// Once.
-    fn trip(&mut self);
+    ///
+    /// # Errors
+    /// The session ended.
+    fn trip(&mut self) -> Result<(), Lost>;
     /// The turn is over: other parties are measured now.
     fn end(&mut self) {}
 }

@@ -116,12 +116,27 @@ pub struct Against<'a> {
     pub with_peers: bool,
 }
 
+/// A session that ended while it was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the session ended: {0}")]
+pub struct Lost(String);
+
+impl Lost {
+    /// For this reason.
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
+}
+
 /// Why nothing was measured.
 #[derive(Debug, Error)]
 pub enum Failure {
     /// No session.
     #[error(transparent)]
     Transport(#[from] ConnectError),
+    /// A session ended.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// A limit that cannot be measured.
     #[error(transparent)]
     Limit(#[from] io::Error),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::pin::{self, Side};
+use crate::rdma;
 
 use super::bulk::{Buffer, receive_into};
 use super::tls;
@@ -131,6 +132,7 @@ impl Service {
     pub fn start(address: &str) -> io::Result<Self> {
         let options = ListenOptions {
             tls: Some(tls::server()),
+            rdma: Some(rdma::options(Side::Server)),
             ..ListenOptions::default()
         };
         let listener = Arc::new(Listener::bind(address, options)?);
@@ -196,8 +198,9 @@ fn open(incoming: Incoming, machine: &Machine) -> Option<Endpoint> {
     if hello.version != VERSION {
         return None;
     }
+    // The rest does not change while a service runs.
     let welcome = Welcome {
-        machine: machine.clone(),
+        machine: machine.clone().with_load_now(),
     };
     let welcome = serde_json::to_vec(&welcome).ok()?;
     let (fd, state) = incoming.into_parts();

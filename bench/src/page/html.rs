@@ -4,7 +4,9 @@
 use std::fmt::Write as _;
 
 use super::Section;
+use super::series::Row;
 use crate::figure::Figure;
+use crate::latency::Latency;
 use crate::run::Run;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;color:#1b1f24;\
@@ -13,7 +15,7 @@ border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}.miss
 .kept{color:#00673e}.plots{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;max-width:100%}figure svg{max-width:100%;\
 height:auto}figcaption{font-size:.85em;max-width:640px;color:#555}.beside td{color:#555;border:0}nav a{margin-right:1em}";
 
-pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> String {
+pub(super) fn page(last: &Run, rows: &[Row<'_>], sections: &[Section]) -> String {
     let mut out = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>farcall: measurements</title><style>{STYLE}</style></head><body>\
@@ -31,7 +33,7 @@ pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> Stri
         }
         out.push_str("</ul>");
     }
-    table(&mut out, figures);
+    table(&mut out, rows);
     for section in sections.iter().filter(|section| !section.plots.is_empty()) {
         let _ = write!(
             out,
@@ -52,81 +54,93 @@ pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> Stri
     out
 }
 
-fn table(out: &mut String, figures: &[Figure]) {
+fn table(out: &mut String, rows: &[Row<'_>]) {
     out.push_str(
         "<h2>Figures</h2><table><tr><th>figure</th><th>value</th><th>unit</th><th>ratio</th><th>p50</th><th>p90</th>\
-         <th>p99</th><th>p99.9</th><th>p99.99</th><th>max</th><th>jitter</th><th>promise</th></tr>",
+         <th>p99</th><th>p99.9</th><th>p99.99</th><th>max</th><th>jitter</th><th>promise</th><th>commit</th><th>date</th>\
+         <th>hosts</th></tr>",
     );
-    for figure in figures {
-        let verdict = match (figure.target, figure.is_kept()) {
-            (Some(target), Some(true)) => format!(
-                "<span class=\"kept\">{} kept</span>",
-                escape(&target.to_string())
-            ),
-            (Some(target), _) => format!(
-                "<span class=\"missed\">{} missed</span>",
-                escape(&target.to_string())
-            ),
-            _ => String::new(),
-        };
-        let ours = (
-            figure.name.as_str(),
+    for Row { figure, run } in rows {
+        let name = escape(&figure.name);
+        line(
+            out,
+            "",
+            &name,
+            figure,
             figure.value,
             None,
             figure.latency.as_ref(),
-            verdict.as_str(),
         );
-        let others = figure.beside.iter().map(|beside| {
-            let ratio = Some(figure.ratio_to(beside));
-            (
-                beside.name.as_str(),
-                beside.value,
-                ratio,
-                beside.latency.as_ref(),
-                "",
-            )
-        });
-        for (index, (name, value, ratio, latency, verdict)) in
-            [ours].into_iter().chain(others).enumerate()
-        {
-            let class = if index == 0 { "" } else { " class=\"beside\"" };
-            let name = if index == 0 {
-                escape(name)
-            } else {
-                format!("&nbsp;&nbsp;{}", escape(name))
-            };
-            let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
-            let _ = write!(
+        let (commit, date, pair) = (&run.commit, &run.date, run.pair());
+        let _ = write!(
+            out,
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            verdict(figure),
+            escape(commit),
+            escape(date),
+            escape(&pair)
+        );
+        for beside in &figure.beside {
+            let name = format!("&nbsp;&nbsp;{}", escape(&beside.name));
+            let (ratio, latency) = (figure.ratio_to(beside), beside.latency.as_ref());
+            let class = " class=\"beside\"";
+            line(
                 out,
-                "<tr{class}><td>{name}</td><td>{value:.3}</td><td>{}</td><td>{ratio}</td>",
-                figure.unit
+                class,
+                &name,
+                figure,
+                beside.value,
+                Some(ratio),
+                latency,
             );
-            let cells = latency
-                .filter(|latency| !latency.curve.is_empty())
-                .map(|latency| {
-                    let m = latency.measured;
-                    [
-                        m.p50,
-                        m.p90,
-                        m.p99,
-                        m.p99_9,
-                        m.p99_99,
-                        m.max,
-                        latency.jitter_us,
-                    ]
-                });
-            for at in 0..7 {
-                let cell = cells.and_then(|cells| cells.get(at).copied());
-                let _ = write!(
-                    out,
-                    "<td>{}</td>",
-                    cell.map_or(String::new(), |us| format!("{us:.2}"))
-                );
-            }
-            let _ = write!(out, "<td>{verdict}</td></tr>");
+            out.push_str("<td></td><td></td><td></td><td></td></tr>");
         }
     }
-    out.push_str("</table><p>Latencies are in microseconds; the ratio is the figure as a multiple of what stands in that row.</p>");
+    out.push_str(
+        "</table><p>Latencies are in microseconds, those of closed loops with the calls that they left out (coordinated \
+         omission); where too few samples lie beyond a percentile there is none. The ratio is the figure as a multiple of what \
+         stands in that row.</p>",
+    );
+}
+
+fn verdict(figure: &Figure) -> String {
+    let of = |class: &str, target: String, word: &str| {
+        format!("<span class=\"{class}\">{} {word}</span>", escape(&target))
+    };
+    match (figure.target, figure.is_kept()) {
+        (Some(target), Some(true)) => of("kept", target.to_string(), "kept"),
+        (Some(target), _) => of("missed", target.to_string(), "missed"),
+        _ => String::new(),
+    }
+}
+
+/// A row up to the promise.
+fn line(
+    out: &mut String,
+    class: &str,
+    name: &str,
+    figure: &Figure,
+    value: f64,
+    ratio: Option<f64>,
+    latency: Option<&Latency>,
+) {
+    let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+    let _ = write!(
+        out,
+        "<tr{class}><td>{name}</td><td>{value:.3}</td><td>{}</td><td>{}</td>",
+        figure.unit,
+        number(ratio)
+    );
+    let of = latency.filter(|latency| !latency.curve.is_empty());
+    let cells = of.map_or([None; 7], |latency| {
+        let of = latency.shown();
+        [
+            of.p50, of.p90, of.p99, of.p99_9, of.p99_99, of.max, of.jitter,
+        ]
+    });
+    for cell in cells {
+        let _ = write!(out, "<td>{}</td>", number(cell));
+    }
 }
 
 fn escape(text: &str) -> String {

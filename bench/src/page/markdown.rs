@@ -4,10 +4,11 @@
 use std::fmt::Write as _;
 
 use super::Section;
-use crate::figure::Figure;
+use super::series::Row;
+use crate::latency::Latency;
 use crate::run::Run;
 
-pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> String {
+pub(super) fn page(last: &Run, rows: &[Row<'_>], sections: &[Section]) -> String {
     let (machine, cores) = (&last.machine.cpu, last.machine.cores);
     let mut out = format!(
         "# farcall: measurements\n\nLast run: {} of commit {}, on {machine} ({cores} cores).\n\n",
@@ -17,17 +18,15 @@ pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> Stri
         let _ = writeln!(out, "- {warning}");
     }
     out.push_str(
-        "\n| figure | value | unit | beside | its value | ratio | p99.9 | jitter | promise |\n",
+        "\n| figure | value | unit | beside | its value | ratio | p99.9 | jitter | promise | commit | date | hosts |\n",
     );
-    out.push_str("|---|---:|---|---|---:|---:|---:|---:|---|\n");
-    for figure in figures {
+    out.push_str("|---|---:|---|---|---:|---:|---:|---:|---|---|---|---|\n");
+    for Row { figure, run } in rows {
         let (name, value, unit) = (&figure.name, figure.value, &figure.unit);
         let us = |value: Option<f64>| value.map_or(String::new(), |us| format!("{us:.2}"));
-        let tail = us(figure
-            .latency
-            .as_ref()
-            .map(|latency| latency.measured.p99_9));
-        let jitter = us(figure.latency.as_ref().map(|latency| latency.jitter_us));
+        let shown = figure.latency.as_ref().map(Latency::shown);
+        let tail = us(shown.and_then(|shown| shown.p99_9));
+        let jitter = us(shown.and_then(|shown| shown.jitter));
         let verdict = match (figure.target, figure.is_kept()) {
             (Some(target), Some(true)) => format!("{target} kept"),
             (Some(target), _) => format!("{target} **missed**"),
@@ -37,16 +36,18 @@ pub(super) fn page(last: &Run, figures: &[Figure], sections: &[Section]) -> Stri
         let (beside, limit) = first.map_or((String::new(), String::new()), |b| {
             (b.name.clone(), format!("{:.3}", b.value))
         });
-        let ratio = us(figure.ratio());
+        let ratio = us(first.map(|first| figure.ratio_to(first)));
+        let (commit, date, pair) = (&run.commit, &run.date, run.pair());
         let _ = writeln!(
             out,
-            "| {name} | {value:.3} | {unit} | {beside} | {limit} | {ratio} | {tail} | {jitter} | {verdict} |"
+            "| {name} | {value:.3} | {unit} | {beside} | {limit} | {ratio} | {tail} | {jitter} | {verdict} | {commit} | \
+             {date} | {pair} |"
         );
         for peer in figure.beside.iter().skip(1) {
             let ratio = figure.ratio_to(peer);
             let _ = writeln!(
                 out,
-                "| | | | {} | {:.3} | {ratio:.2} | | | |",
+                "| | | | {} | {:.3} | {ratio:.2} | | | | | | |",
                 peer.name, peer.value
             );
         }

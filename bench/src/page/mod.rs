@@ -36,15 +36,24 @@ struct Captioned {
     svg: String,
 }
 
-/// Makes the report of these runs, oldest first.
+/// Makes the report of these runs, oldest first. Those of builds without optimization are left out. Every figure is in the
+/// table; drawn are those between the hosts of the last run.
 ///
 /// # Errors
 /// No runs, or the drawing library's.
 pub fn report(runs: &[Run]) -> Result<Report, String> {
+    let runs: Vec<Run> = runs
+        .iter()
+        .filter(|run| !run.is_debug_build)
+        .cloned()
+        .collect();
+    let runs = runs.as_slice();
     let last = runs
         .last()
-        .ok_or("no runs: farcall-bench ... --save NAME keeps one")?;
-    let figures = latest(runs);
+        .ok_or("no runs of release builds: farcall-bench ... --save NAME keeps one")?;
+    let (rows, pair) = (latest(runs), last.pair());
+    let drawn = rows.iter().filter(|row| row.run.pair() == pair);
+    let figures: Vec<Figure> = drawn.map(|row| row.figure.clone()).collect();
     let sections = vec![
         distributions(&figures)?,
         courses(&figures)?,
@@ -55,8 +64,8 @@ pub fn report(runs: &[Run]) -> Result<Report, String> {
     ];
     let plots = sections.iter().flat_map(|section| &section.plots);
     Ok(Report {
-        html: html::page(last, &figures, &sections),
-        markdown: markdown::page(last, &figures, &sections),
+        html: html::page(last, &rows, &sections),
+        markdown: markdown::page(last, &rows, &sections),
         plots: plots
             .map(|plot| (plot.file.clone(), plot.svg.clone()))
             .collect(),
@@ -64,12 +73,18 @@ pub fn report(runs: &[Run]) -> Result<Report, String> {
 }
 
 fn captioned(kind: &str, name: &str, plot: &Plot) -> Result<Captioned, String> {
-    let file = format!("{kind}-{}.svg", name.replace(['/', ' '], "-"));
     Ok(Captioned {
-        file,
+        file: file_name(kind, name),
         caption: name.to_owned(),
         svg: plot.svg()?,
     })
+}
+
+/// Of letters, digits and a few others: a link to it needs no quoting.
+fn file_name(kind: &str, name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    let plain = name.chars().map(|c| if is_plain(c) { c } else { '-' });
+    format!("{kind}-{}.svg", plain.collect::<String>())
 }
 
 fn distributions(figures: &[Figure]) -> Result<Section, String> {
@@ -98,7 +113,8 @@ fn distributions(figures: &[Figure]) -> Result<Section, String> {
     }
     Ok(Section {
         title: "Latency distributions",
-        text: "The whole distribution of each round trip, beside its limit from the same run.",
+        text: "The whole distribution of each round trip, beside its limit from the same run; of a closed loop with the calls \
+               that it left out (coordinated omission).",
         plots,
     })
 }
@@ -200,7 +216,7 @@ fn peers(figures: &[Figure]) -> Result<Section, String> {
             .chain(others)
             .collect();
         plots.push(Captioned {
-            file: format!("peers-{}.svg", figure.name.replace('/', "-")),
+            file: file_name("peers", &figure.name),
             caption: format!("{}, {}", figure.name, figure.unit),
             svg: plot::bars(&bars)?,
         });
@@ -260,10 +276,10 @@ fn bytes_of(name: &str) -> Option<usize> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::{bytes_of, report};
+    use super::{bytes_of, file_name, report};
     use crate::figure::{Beside, Figure, Target};
     use crate::latency::Recorder;
-    use crate::run::Run;
+    use crate::run::{Before, Run};
 
     fn run(value: f64) -> Run {
         let mut recorder = Recorder::new(1000, true);
@@ -277,12 +293,50 @@ mod tests {
             Figure::new(format!("bulk/tcp/up/{size}"), "GB/s", value).beside("raw TCP", 5.0)
         };
         let step = |rtt: u32| {
-            let name = format!("replay/train_step/wall@{rtt}us");
-            Figure::new(name, "ms", 2.0).beside(crate::measure::CALL_BY_CALL, f64::from(2 + rtt))
+            let name = format!("replay/torch/shm/train_step/wall@{rtt}us");
+            let each_waits = Beside::new(crate::measure::CALL_BY_CALL, f64::from(2 + rtt));
+            Figure::new(name, "ms", 2.0).with(each_waits.peer())
         };
         let bulks = [bulk("1MiB", 3.0), bulk("64MiB", 4.0)];
         let others = bulks.into_iter().chain([step(0), step(100)]);
-        Run::now([rtt].into_iter().chain(others).collect(), None)
+        let run = Before::here().run([rtt].into_iter().chain(others).collect(), None);
+        Run {
+            is_debug_build: false,
+            ..run
+        }
+    }
+
+    #[test]
+    fn runs_between_other_hosts_have_rows_of_their_own() {
+        let mut far = run(90.0);
+        far.server = Some(far.machine.clone());
+        far.commit = "of-two-hosts".to_owned();
+        let mut older = run(8.0);
+        older.commit = "of-one-host".to_owned();
+        let mut unoptimized = run(1000.0);
+        unoptimized.is_debug_build = true;
+        let made = report(&[far, older.clone(), unoptimized.clone()]).unwrap();
+        let rows = made
+            .markdown
+            .lines()
+            .filter(|line| line.starts_with("| rtt/tcp/64B "));
+        let rows: Vec<&str> = rows.collect();
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        for (commit, value) in [("of-two-hosts", "90.000"), ("of-one-host", "8.000")] {
+            let is_of = |row: &&&str| row.contains(commit) && row.contains(value);
+            assert_eq!(rows.iter().filter(is_of).count(), 1, "{rows:?}");
+            assert!(made.html.contains(commit));
+        }
+        assert!(report(&[unoptimized]).is_err());
+        // No history of one host with two.
+        let history = |(file, _): &&(String, String)| file.starts_with("history-");
+        assert_eq!(made.plots.iter().find(history), None);
+    }
+
+    #[test]
+    fn links_to_plots_need_no_quoting() {
+        let name = file_name("peers", "bulk/tcp/up/64MiB, pinned");
+        assert_eq!(name, "peers-bulk-tcp-up-64MiB--pinned.svg");
     }
 
     #[test]

@@ -8,11 +8,20 @@ use crate::figure::Figure;
 use crate::measure::{CALL_BY_CALL, CALL_BY_CALL_MEASURED};
 use crate::run::Run;
 
-/// The last of each figure, by name.
-pub(super) fn latest(runs: &[Run]) -> Vec<Figure> {
-    let all = runs.iter().flat_map(|run| &run.figures);
-    let last: BTreeMap<&str, &Figure> = all.map(|figure| (figure.name.as_str(), figure)).collect();
-    last.into_values().cloned().collect()
+/// A figure, and the run that made it.
+pub(super) struct Row<'a> {
+    pub(super) figure: &'a Figure,
+    pub(super) run: &'a Run,
+}
+
+/// The last of each figure, by name and hosts.
+pub(super) fn latest(runs: &[Run]) -> Vec<Row<'_>> {
+    let all = runs.iter().flat_map(|run| {
+        let row = move |figure| Row { figure, run };
+        run.figures.iter().map(row)
+    });
+    let named = all.map(|row| ((row.figure.name.as_str(), row.run.pair()), row));
+    named.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// Transfers of one kind, by size.
@@ -48,7 +57,7 @@ pub(super) fn throughput(figures: &[Figure]) -> Vec<Throughput> {
             Throughput {
                 name: name.to_owned(),
                 ours: points(|figure| Some(figure.value)),
-                limit: points(|figure| Some(figure.beside.first()?.value)),
+                limit: points(|figure| Some(figure.limit()?.value)),
             }
         })
         .collect()
@@ -115,16 +124,13 @@ pub(super) struct Point {
     pub(super) value: f64,
 }
 
-/// Figures of at least two runs of one machine: that of the last run.
+/// Figures of at least two runs between the same hosts: those of the last run.
 pub(super) fn history(runs: &[Run]) -> Vec<History> {
-    let Some(machine) = runs.last().map(|run| (&run.machine.cpu, run.machine.cores)) else {
+    let Some(pair) = runs.last().map(Run::pair) else {
         return Vec::new();
     };
     let mut found: BTreeMap<&str, History> = BTreeMap::new();
-    for run in runs
-        .iter()
-        .filter(|run| (&run.machine.cpu, run.machine.cores) == machine)
-    {
+    for run in runs.iter().filter(|run| run.pair() == pair) {
         for figure in &run.figures {
             let ratio = figure.ratio();
             let unit = ratio.map_or(figure.unit.as_str(), |_| "multiple of the limit");

@@ -7,7 +7,7 @@ mod tool;
 use std::io;
 
 use crate::figure::{Beside, Figure};
-use crate::net::Against;
+use crate::net::{Against, Failure};
 use crate::spread::Spread;
 use tool::{TOOLS, Tool};
 
@@ -21,6 +21,8 @@ const ROUNDS: u32 = 5;
 pub(crate) struct Tools {
     bytes: usize,
     measured: Vec<(&'static Tool, Vec<f64>)>,
+    /// Why the limit could not be measured: nothing can be said of the figure then.
+    failed: Option<io::Error>,
 }
 
 impl Tools {
@@ -56,6 +58,7 @@ impl Tools {
                 .chain(peers)
                 .map(|tool| (tool, Vec::new()))
                 .collect(),
+            failed: None,
         })
     }
 
@@ -67,11 +70,20 @@ impl Tools {
     /// Measures each once. One that fails is said to, and not tried again.
     pub(crate) fn round(&mut self) {
         let bytes = self.bytes;
+        self.round_by(|tool| tool.measure(bytes));
+    }
+
+    fn round_by(&mut self, mut measure: impl FnMut(&Tool) -> io::Result<f64>) {
+        let failed = &mut self.failed;
         self.measured
-            .retain_mut(|(tool, values)| match tool.measure(bytes) {
+            .retain_mut(|(tool, values)| match measure(tool) {
                 Ok(value) => {
                     values.push(value);
                     true
+                }
+                Err(error) if tool.is_limit() => {
+                    *failed = Some(io::Error::other(format!("{}: {error}", tool.name)));
+                    false
                 }
                 Err(error) => {
                     eprintln!("note: {}: {error}", tool.name);
@@ -81,12 +93,69 @@ impl Tools {
     }
 
     /// The figure beside the medians of what was measured.
-    pub(crate) fn stand_beside(self, figure: Figure) -> Figure {
+    ///
+    /// # Errors
+    /// Its limit could not be measured.
+    pub(crate) fn stand_beside(self, figure: Figure) -> Result<Figure, Failure> {
+        if let Some(error) = self.failed {
+            return Err(error.into());
+        }
         let measured = self.measured.into_iter();
         let measured = measured.filter(|(_, values)| !values.is_empty());
-        measured.fold(figure, |figure, (tool, values)| {
+        Ok(measured.fold(figure, |figure, (tool, values)| {
             let median = Spread::of(&mut values.clone()).p50;
-            figure.with(Beside::new(tool.name, median).rounds(values))
-        })
+            let beside = Beside::new(tool.name, median).rounds(values);
+            figure.with(if tool.is_limit() {
+                beside
+            } else {
+                beside.peer()
+            })
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io;
+
+    use super::{TOOLS, Tool, Tools, What};
+    use crate::figure::Figure;
+
+    /// Over verbs: perftest, which is the limit, and a peer.
+    fn tools() -> Tools {
+        let is_there = |tool: &&'static Tool| tool.is_for("verbs", What::Rtt);
+        let mut tools: Vec<_> = TOOLS.iter().filter(is_there).collect();
+        tools.sort_by_key(|tool| !tool.is_limit());
+        assert!(matches!(&tools[..], [limit, peer] if limit.is_limit() && !peer.is_limit()));
+        Tools {
+            bytes: 64,
+            measured: tools.into_iter().map(|tool| (tool, Vec::new())).collect(),
+            failed: None,
+        }
+    }
+
+    #[test]
+    fn a_peer_never_takes_the_place_of_the_limit() {
+        let figure = || Figure::new("rtt", "us", 6.0);
+        let mut all = tools();
+        all.round_by(|tool| Ok(if tool.is_limit() { 3.0 } else { 12.0 }));
+        let beside = all.stand_beside(figure()).unwrap();
+        assert_eq!((beside.beside.len(), beside.ratio()), (2, Some(2.0)));
+        let mut without = tools();
+        without.round_by(|tool| match tool.is_limit() {
+            true => Err(io::Error::other("no device")),
+            false => Ok(12.0),
+        });
+        let error = without.stand_beside(figure()).unwrap_err().to_string();
+        assert!(error.contains("ib_write_lat: no device"), "{error}");
+        let mut without_peer = tools();
+        without_peer.round_by(|tool| match tool.is_limit() {
+            true => Ok(3.0),
+            false => Err(io::Error::other("crashed")),
+        });
+        let beside = without_peer.stand_beside(figure()).unwrap();
+        assert_eq!((beside.beside.len(), beside.ratio()), (1, Some(2.0)));
     }
 }

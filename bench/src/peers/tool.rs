@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::pin::{self, Side};
+use crate::rdma;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub(super) struct Tool {
     transport: &'static str,
     what: What,
     env: &'static [(&'static str, &'static str)],
-    /// Arguments of both sides; `PORT`, `BYTES`, `TIMES`, `DEVICE` and `GID` are filled in.
+    /// Arguments of both sides; `PORT`, `BYTES`, `TIMES`, `DEVICE`, `HOST` and `GID` are filled in.
     both: &'static str,
     /// Further arguments of the server.
     server: &'static str,
@@ -176,7 +177,7 @@ const fn perftest(
         env: &[],
         both: "-d DEVICE -x GID -F -s BYTES -p PORT",
         server,
-        client: "127.0.0.1",
+        client: "HOST",
         column,
         factor,
     }
@@ -212,12 +213,12 @@ impl Tool {
     pub(super) fn measure(&self, bytes: usize) -> io::Result<f64> {
         let port = free_port()?;
         let server = pin::on(Side::Server, || {
-            self.command(self.server, port, bytes).spawn()
+            self.command(Side::Server, port, bytes).spawn()
         });
         let mut server = Ended(server?);
         server.wait_until_listening(port)?;
         let client = pin::on(Side::Client, || {
-            self.command(self.client, port, bytes).spawn()
+            self.command(Side::Client, port, bytes).spawn()
         });
         let mut client = Ended(client?);
         client.wait()?;
@@ -236,9 +237,13 @@ impl Tool {
         })
     }
 
-    fn command(&self, own: &str, port: u16, bytes: usize) -> Command {
-        let device =
-            std::env::var("FARCALL_BENCH_RDMA_DEVICE").unwrap_or_else(|_| first_rdma_device());
+    fn command(&self, side: Side, port: u16, bytes: usize) -> Command {
+        let own = match side {
+            Side::Client => self.client,
+            Side::Server => self.server,
+        };
+        let device = rdma::device(side).unwrap_or_else(first_rdma_device);
+        let host = rdma::host();
         // RoCE v2 with an IPv4 address is number 1 on most devices, rxe among them.
         let gid = std::env::var("FARCALL_BENCH_GID_INDEX").unwrap_or_else(|_| "1".to_owned());
         // Of one round. In an emulated machine a mebibyte takes 10 ms.
@@ -252,6 +257,7 @@ impl Tool {
                 .replace("BYTES", &bytes.to_string())
                 .replace("TIMES", &times.to_string())
                 .replace("DEVICE", &device)
+                .replace("HOST", &host)
                 .replace("GID", &gid)
         };
         let mut command = Command::new(built(self.program));

@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use crate::net::Trip;
+use crate::net::{Lost, Trip};
 
 /// Copies from one buffer to another, both of which have been touched before.
 #[derive(Debug)]
@@ -24,8 +24,9 @@ impl MemCopy {
 }
 
 impl Trip for MemCopy {
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         self.dest.copy_from_slice(black_box(&self.source));
         black_box(&mut self.dest);
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Far;
-use crate::net::Trip;
+use crate::net::{Lost, Trip};
 
 /// One direction.
 #[repr(align(128))]
@@ -98,10 +98,11 @@ impl Trip for PingPong {
         self.far.begin();
     }
 
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         self.turn += 1;
         self.to.write(self.turn, &self.buffer);
         self.from.read(self.turn, &mut self.buffer, None);
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -121,7 +122,7 @@ mod tests {
             raw.begin();
             for n in 0..50 {
                 raw.buffer.fill(n);
-                raw.trip();
+                assert_eq!(raw.trip(), Ok(()));
                 assert!(raw.buffer.iter().all(|byte| *byte == n));
             }
             raw.end();

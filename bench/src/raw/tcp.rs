@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::Far;
-use crate::net::Trip;
+use crate::net::{Lost, Trip};
 
 /// The limit of a blocking call over TCP.
 #[derive(Debug)]
@@ -60,13 +60,20 @@ impl PingPong {
     /// If the connection ends.
     pub fn play(&mut self, messages: usize, mut sample: impl FnMut(f64)) {
         self.begin();
-        self.trip();
+        self.round_trip();
         for _ in 0..messages {
             let began = Instant::now();
-            self.trip();
+            self.round_trip();
             sample(began.elapsed().as_nanos() as f64);
         }
         self.end();
+    }
+
+    fn round_trip(&mut self) {
+        for _ in 0..self.parts {
+            send(&mut self.near, &self.buffer);
+        }
+        receive(&mut self.near, &mut self.buffer, None);
     }
 }
 
@@ -75,11 +82,9 @@ impl Trip for PingPong {
         self.far.begin();
     }
 
-    fn trip(&mut self) {
-        for _ in 0..self.parts {
-            send(&mut self.near, &self.buffer);
-        }
-        receive(&mut self.near, &mut self.buffer, None);
+    fn trip(&mut self) -> Result<(), Lost> {
+        self.round_trip();
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -124,9 +129,10 @@ impl Trip for Bulk {
         self.far.begin();
     }
 
-    fn trip(&mut self) {
+    fn trip(&mut self) -> Result<(), Lost> {
         send(&mut self.near, &self.source);
         receive(&mut self.near, &mut [0], None);
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -198,7 +204,7 @@ mod tests {
         let mut raw = Bulk::new(1 << 20);
         for _ in 0..2 {
             raw.begin();
-            (0..3).for_each(|_| raw.trip());
+            (0..3).for_each(|_| raw.trip().expect("loopback"));
             raw.end();
         }
     }

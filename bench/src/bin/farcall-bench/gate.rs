@@ -1,91 +1,176 @@
-//! `gate` and `compare`: has a change made it slower?
+//! `gate`: counts against budgets.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use clap::Args;
 use farcall_bench::figure::Figure;
-use farcall_bench::gate::budget::{Budget, Budgets, head, head_of_steps};
-use farcall_bench::gate::compare::compare;
+use farcall_bench::gate::budget::{Budget, Budgets, Step, head, head_of_steps};
+use farcall_bench::gate::only::Only;
 use farcall_bench::gate::paths::{self, Count, Counter};
 use farcall_bench::gate::steps;
-use farcall_bench::run::Run;
+use farcall_bench::gate::toolchain::Toolchain;
+use farcall_bench::run::Before;
 
 use crate::output::Keep;
 
 /// Times that a path is counted when it seems to have grown: its whole runs depend a little on the moment.
 const ATTEMPTS: usize = 3;
 
+/// What `gate` is told.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Told {
+    /// Makes what is counted the new budgets, for this reason.
+    #[arg(long, value_name = "NOTE", value_parser = note)]
+    accept: Option<String>,
+    /// Only paths and steps whose name holds one of these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    #[command(flatten)]
+    keep: Keep,
+}
+
 /// Counts every path and every step of the recorded programs, and judges them; with a note, keeps the counts as the new
 /// budgets instead.
-pub(crate) fn gate(accept: Option<&str>, only: &[String], keep: &Keep) -> Result<bool, String> {
+pub(crate) fn gate(told: &Told) -> Result<bool, String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("budgets.toml");
-    let mut budgets = read(&file)?;
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let compiler = rustc();
-    if !budgets.rustc.is_empty() && budgets.rustc != compiler {
-        eprintln!(
-            "note: the budgets are of {}, this is {compiler}: expect small changes",
-            budgets.rustc
-        );
-    }
-    let is_accepted = accept.is_some();
-    let mut figures = Vec::new();
-    let of_paths = count_paths(&mut budgets, &program, only, is_accepted, &mut figures)?;
-    let of_steps = count_steps(&mut budgets, &program, only, is_accepted, &mut figures)?;
-    keep.run(&Run::now(figures, None))?;
-    let Some(note) = accept else {
-        return Ok(of_paths && of_steps);
+    let before = Before::here();
+    let mut gate = Gate {
+        budgets: read(&file)?,
+        only: Only(&told.only),
+        is_accepted: told.accept.is_some(),
+        records: steps::records()?,
+        program: std::env::current_exe().map_err(|error| error.to_string())?,
+        seen: BTreeSet::new(),
+        figures: Vec::new(),
+        is_kept: true,
     };
-    (budgets.note, budgets.rustc) = (note.to_owned(), compiler);
-    let text = toml::to_string(&budgets).map_err(|error| error.to_string())?;
+    gate.refuse_unknown()?;
+    let with = Toolchain::here();
+    for difference in gate.budgets.with.differences(&with) {
+        eprintln!("note: the budgets were counted with {difference}: expect small changes");
+    }
+    if gate.is_accepted {
+        gate.budgets.may_accept(&with, gate.only)?;
+    }
+    gate.count_paths()?;
+    gate.count_steps()?;
+    gate.name_vanished();
+    told.keep.run(&before.run(gate.figures, None))?;
+    let Some(note) = &told.accept else {
+        return Ok(gate.is_kept);
+    };
+    gate.budgets.accept(note, with, gate.only, &gate.seen);
+    let text = toml::to_string(&gate.budgets).map_err(|error| error.to_string())?;
     fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     println!("kept in {}", file.display());
     Ok(true)
 }
 
-fn is_wanted(name: &str, only: &[String]) -> bool {
-    only.is_empty() || only.iter().any(|part| name.contains(part))
+/// The budgets, and what has come of them.
+struct Gate<'a> {
+    budgets: Budgets,
+    only: Only<'a>,
+    /// Whether what is counted becomes the budget.
+    is_accepted: bool,
+    records: Vec<(String, PathBuf)>,
+    program: PathBuf,
+    /// Paths and steps that were counted.
+    seen: BTreeSet<String>,
+    figures: Vec<Figure>,
+    is_kept: bool,
 }
 
-/// Whether every path keeps its budget; accepted, the counts become the budgets.
-fn count_paths(
-    budgets: &mut Budgets,
-    program: &Path,
-    only: &[String],
-    is_accepted: bool,
-    figures: &mut Vec<Figure>,
-) -> Result<bool, String> {
-    let names = paths::names();
-    if is_accepted {
-        budgets.path.retain(|name, _| names.contains(name));
+impl Gate<'_> {
+    /// With a word that is nothing's name, nothing would be judged, and all would seem well.
+    fn refuse_unknown(&self) -> Result<(), String> {
+        let paths = paths::names();
+        let names = paths.iter().chain(self.budgets.step.keys());
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        let records: Vec<&str> = self.records.iter().map(|(name, _)| name.as_str()).collect();
+        match self.only.unknown(&names, &records) {
+            Some(word) => Err(format!(
+                "--only {word:?} is part of no name: {}; steps of {}",
+                paths.join(", "),
+                records.join(", ")
+            )),
+            None => Ok(()),
+        }
     }
-    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let mut counter = Counter::new(program, scratch.path());
-    let mut is_kept = true;
-    print!("{}", head());
-    for name in names.into_iter().filter(|name| is_wanted(name, only)) {
-        let budget = budgets.path.get(&name).cloned();
-        let count = least(&name, budget.as_ref(), &mut counter)?;
+
+    fn count_paths(&mut self) -> Result<(), String> {
+        let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let program = self.program.clone();
+        let mut counter = Counter::new(&program, scratch.path());
+        print!("{}", head());
+        let (only, names) = (self.only, paths::names().into_iter());
+        for name in names.filter(|name| only.wants(name)) {
+            let count = least(&name, self.budgets.path.get(&name), &mut counter)?;
+            self.take_path(name, &count);
+        }
+        Ok(())
+    }
+
+    fn take_path(&mut self, name: String, count: &Count) {
         let title = format!("count/{name}");
-        figures.push(Figure::new(title, "instructions", count.instructions));
-        match (&budget, is_accepted) {
-            (Some(budget), _) => print!("{}", budget.verdict(&name, &count)),
-            (None, true) => print!("{}", Budget::of(&count).verdict(&name, &count)),
+        let figure = Figure::new(title, "instructions", count.instructions);
+        self.figures.push(figure);
+        let budget = self.budgets.path.get(&name);
+        match (budget, self.is_accepted) {
+            (Some(budget), _) => print!("{}", budget.verdict(&name, count)),
+            (None, true) => print!("{}", Budget::of(count).verdict(&name, count)),
             (None, false) => println!(
                 "{name:<44} {:>10.1} has no budget (--accept NOTE)",
                 count.instructions
             ),
         }
-        is_kept &= budget.is_some_and(|budget| !budget.is_exceeded(&count));
-        if is_accepted {
-            budgets.path.insert(name, Budget::of(&count));
+        self.is_kept &= budget.is_some_and(|budget| !budget.is_exceeded(count));
+        if self.is_accepted {
+            self.budgets.path.insert(name.clone(), Budget::of(count));
+        }
+        self.seen.insert(name);
+    }
+
+    fn count_steps(&mut self) -> Result<(), String> {
+        print!("\n{}", head_of_steps());
+        // With the name of a step, other records need not be played.
+        let (only, records) = (self.only, std::mem::take(&mut self.records));
+        let played = records
+            .iter()
+            .filter(|(record, _)| only.may_want_step_of(record));
+        for (record, file) in played {
+            for (name, step) in steps::of_record(&self.program, record, file)? {
+                if only.wants(&name) {
+                    self.take_step(name, step);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_step(&mut self, name: String, step: Step) {
+        for (what, value) in [("trips", step.trips), ("bytes", step.bytes_out)] {
+            let title = format!("step/{name}/{what}");
+            self.figures.push(Figure::new(title, what, value as f64));
+        }
+        let budget = self.budgets.step.get(&name);
+        print!("{}", step.verdict(&name, budget));
+        self.is_kept &= budget == Some(&step);
+        if self.is_accepted {
+            self.budgets.step.insert(name.clone(), step);
+        }
+        self.seen.insert(name);
+    }
+
+    /// What has a budget and was not counted is not kept: nobody would see how it grew.
+    fn name_vanished(&mut self) {
+        for name in self.budgets.vanished(self.only, &self.seen) {
+            self.is_kept = false;
+            println!("{name:<44} is GONE (--accept NOTE drops its budget)");
         }
     }
-    Ok(is_kept)
 }
 
 /// The least of several counts, where the first seems to have grown.
@@ -104,52 +189,6 @@ fn least(name: &str, budget: Option<&Budget>, counter: &mut Counter<'_>) -> Resu
     Ok(least)
 }
 
-/// Whether every step does exactly what it is budgeted to do; accepted, that becomes the budget.
-fn count_steps(
-    budgets: &mut Budgets,
-    program: &Path,
-    only: &[String],
-    is_accepted: bool,
-    figures: &mut Vec<Figure>,
-) -> Result<bool, String> {
-    let records = steps::records()?;
-    if is_accepted {
-        let is_there = |step: &String| {
-            let record = step.split('/').next().unwrap_or_default();
-            records.iter().any(|(name, _)| name == record)
-        };
-        budgets.step.retain(|step, _| is_there(step));
-    }
-    let mut is_kept = true;
-    print!("\n{}", head_of_steps());
-    // With the name of a step, other records need not be played.
-    let may_have = |record: &str| {
-        let in_record = |part: &String| part.contains(record) || !part.contains('/');
-        only.is_empty() || only.iter().any(in_record)
-    };
-    for (record, file) in records.iter().filter(|(record, _)| may_have(record)) {
-        for (name, step) in steps::of_record(program, record, file)? {
-            if !is_wanted(&name, only) {
-                continue;
-            }
-            for (what, value) in [("trips", step.trips), ("bytes", step.bytes_out)] {
-                figures.push(Figure::new(
-                    format!("step/{name}/{what}"),
-                    what,
-                    value as f64,
-                ));
-            }
-            let budget = budgets.step.get(&name);
-            print!("{}", step.verdict(&name, budget));
-            is_kept &= budget == Some(&step);
-            if is_accepted {
-                budgets.step.insert(name, step);
-            }
-        }
-    }
-    Ok(is_kept)
-}
-
 fn read(file: &Path) -> Result<Budgets, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     match fs::read_to_string(file) {
@@ -159,61 +198,10 @@ fn read(file: &Path) -> Result<Budgets, String> {
     }
 }
 
-fn rustc() -> String {
-    let output = Command::new("rustc").arg("--version").output();
-    output.map_or_else(
-        |_| "unknown".to_owned(),
-        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-    )
-}
-
-/// Runs two builds of this program in turns, with the same arguments, and says where they differ.
-pub(crate) fn compare_builds(
-    a: &Path,
-    b: &Path,
-    pairs: usize,
-    args: &[OsString],
-) -> Result<bool, String> {
-    let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
-    for pair in 0..pairs {
-        // Who comes first takes turns, too.
-        if pair.is_multiple_of(2) {
-            of_a.push(one(a, args)?);
-            of_b.push(one(b, args)?);
-        } else {
-            of_b.push(one(b, args)?);
-            of_a.push(one(a, args)?);
-        }
-        eprintln!("pair {} of {pairs}", pair + 1);
+/// Whoever reads the budgets later learns from it why they grew.
+fn note(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("the reason why the budgets change".to_owned()),
+        note => Ok(note.to_owned()),
     }
-    println!("{:<44} {:>8} {:>8}  verdict", "figure", "B / A", "p");
-    for (name, found) in compare(&of_a, &of_b) {
-        let verdict = if found.p < 0.01 {
-            "differs"
-        } else {
-            "no difference shown"
-        };
-        println!(
-            "{name:<44} {:>8.3} {:>8.4}  {verdict}",
-            found.ratio, found.p
-        );
-    }
-    Ok(true)
-}
-
-fn one(program: &Path, args: &[OsString]) -> Result<BTreeMap<String, f64>, String> {
-    let output = Command::new(program).args(args).arg("--json").output();
-    let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
-    let run: Run = serde_json::from_slice(&output.stdout).map_err(|error| {
-        let text = String::from_utf8_lossy(&output.stderr);
-        format!(
-            "{} gives no figures: {error}\n{text}",
-            PathBuf::from(program).display()
-        )
-    })?;
-    Ok(run
-        .figures
-        .into_iter()
-        .map(|figure| (figure.name, figure.value))
-        .collect())
 }

@@ -2,25 +2,26 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod compare;
 mod gate;
 mod main_job;
 mod net;
 mod output;
 mod replay;
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use farcall_bench::gate::work;
-use farcall_bench::net::Transport;
+use farcall_bench::net::{MIX_RATE, Transport};
 use farcall_gpu_exec::{EXECUTOR_COMMAND, executor_main};
 
 use self::calls::Call;
-use self::net::{Common, Pace, Rate, Transfers, size};
-use self::output::{Keep, Output};
+use self::main_job::Group;
+use self::net::{Base, Common, Far, Listen, Pace, Rate, Transfers, Turns, WarmUp, of_calls, size};
+use self::output::Output;
 
 /// Measures the call path and the transport, each figure beside its limit from the same run.
 #[derive(Debug, Parser)]
@@ -76,28 +77,38 @@ enum Command {
         #[command(flatten)]
         pace: Rate,
         /// Records of a run.
-        #[arg(long, default_value_t = 100_000)]
+        #[arg(
+            long,
+            default_value_t = net::FLOOD_RECORDS,
+            value_parser = clap::value_parser!(u64).range(1..=10_000_000)
+        )]
         records: u64,
     },
     /// Many clients at once, each at its pace, with records of 64 bytes to 64 KiB.
     Mix {
         #[command(flatten)]
-        common: Common,
+        base: Base,
+        #[command(flatten)]
+        warm: WarmUp,
+        #[command(flatten)]
+        far: Far,
         /// How many.
-        #[arg(long, default_value_t = 16)]
-        clients: usize,
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        clients: u32,
         /// Trips a second of all clients together.
-        #[arg(long, default_value_t = 5000.0)]
+        #[arg(long, default_value_t = MIX_RATE, value_parser = net::rate)]
         rate: f64,
     },
     /// Kernel launches through the built library: issuing, and with a wait for each.
     Launch {
         #[command(flatten)]
-        common: Common,
+        base: Base,
+        #[command(flatten)]
+        turns: Turns,
         #[command(flatten)]
         pace: Rate,
         /// Launches in the long run.
-        #[arg(long, default_value_t = 1_000_000)]
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
         launches: u32,
     },
     /// The far side of two hosts: serves until it is stopped.
@@ -108,20 +119,22 @@ enum Command {
     },
     /// The near side of two hosts: everything against a `farcall-bench server`.
     Client {
-        /// Its address.
+        /// Its address: HOST, or HOST:PORT.
         host: String,
         #[command(flatten)]
-        common: Common,
+        base: Base,
+        #[command(flatten)]
+        turns: Turns,
     },
     /// Every figure that the main job promises; the exit code is 1 if a promise is not kept.
     MainJob {
         #[command(flatten)]
         output: Output,
-        /// Only figures whose group (marshal, local, launch, blocking, trips, memory) is named.
-        #[arg(long, value_delimiter = ',')]
-        only: Vec<String>,
+        /// Only figures of these groups.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<Group>,
         /// Launches in the long run.
-        #[arg(long, default_value_t = 1_000_000)]
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
         launches: u32,
     },
     /// Makes one self-contained HTML page, and Markdown, of the results in bench/results.
@@ -135,30 +148,10 @@ enum Command {
     },
     /// Counts the instructions of the hot paths under callgrind, and round trips and bytes of the steps of recorded programs;
     /// the exit code is 1 if a path exceeds its budget (bench/budgets.toml) by more than 2 %, and the functions that grew are
-    /// named, or if a step differs at all.
-    Gate {
-        /// Makes what is counted the new budgets, for this reason.
-        #[arg(long, value_name = "NOTE")]
-        accept: Option<String>,
-        /// Only paths and steps whose name holds one of these.
-        #[arg(long, value_delimiter = ',')]
-        only: Vec<String>,
-        #[command(flatten)]
-        keep: Keep,
-    },
-    /// Two builds of this program in turns with the same arguments: where their figures differ, and how surely.
-    Compare {
-        /// The one.
-        a: PathBuf,
-        /// The other.
-        b: PathBuf,
-        /// Pairs of runs; at least 8 to show anything.
-        #[arg(long, default_value_t = 12)]
-        pairs: usize,
-        /// A measurement, for example: rtt --transport shm --size 64 --duration 1
-        #[arg(last = true, required = true)]
-        args: Vec<OsString>,
-    },
+    /// named, if a step differs at all, or if one of either is gone.
+    Gate(gate::Told),
+    /// Two builds of this program in turns with the same arguments: which is slower, and how surely.
+    Compare(compare::Told),
     /// A hot path of this process, over and over: what `gate` counts.
     #[command(hide = true)]
     Count {
@@ -180,7 +173,7 @@ enum Command {
         #[arg(long, env = "FARCALL_SERVER")]
         server: SocketAddr,
         /// Backend.
-        #[arg(long, default_value = "tcp")]
+        #[arg(long, default_value = "tcp", value_parser = of_calls)]
         transport: Transport,
     },
     /// A recorded program played again on `null`: time, processor time, round trips and bytes of its steps, and how much
@@ -198,7 +191,9 @@ enum Command {
     /// A session that does nothing any more: processor time of both sides, and over verbs the memory that it has registered.
     Idle {
         #[command(flatten)]
-        common: Common,
+        base: Base,
+        #[command(flatten)]
+        listen: Listen,
     },
     /// Opens a session, runs a kernel, prints `idle` and waits until standard input ends.
     #[command(hide = true)]
@@ -207,7 +202,7 @@ enum Command {
         #[arg(long, env = "FARCALL_SERVER")]
         server: SocketAddr,
         /// Backend.
-        #[arg(long, default_value = "tcp")]
+        #[arg(long, default_value = "tcp", value_parser = of_calls)]
         transport: Transport,
     },
 }
@@ -236,17 +231,20 @@ fn main() -> ExitCode {
             records,
         } => net::flood(&common, &pace, &size, records),
         Command::Mix {
-            common,
+            base,
+            warm,
+            far,
             clients,
             rate,
-        } => net::mix(&common, clients, rate),
+        } => net::mix(&base, warm, &far, clients, rate),
         Command::Launch {
-            common,
+            base,
+            turns,
             pace,
             launches,
-        } => main_job::launch(&common, pace, launches),
+        } => main_job::launch(&base, turns, pace, launches),
         Command::Server { listen } => net::server(&listen),
-        Command::Client { host, common } => net::client(&common.at(host)),
+        Command::Client { host, base, turns } => net::client(&host, &base, turns),
         Command::MainJob {
             output,
             only,
@@ -265,10 +263,10 @@ fn main() -> ExitCode {
         Command::Replay(told) => replay::replay(&told),
         Command::Play { trace, hollow } => replay::play(&trace, hollow),
         Command::Report { out, results } => output::report(&out, results),
-        Command::Gate { accept, only, keep } => gate::gate(accept.as_deref(), &only, &keep),
-        Command::Compare { a, b, pairs, args } => gate::compare_builds(&a, &b, pairs, &args),
+        Command::Gate(told) => gate::gate(&told),
+        Command::Compare(told) => compare::compare_builds(&told),
         Command::Count { name, times } => work::run(&name, times).map(|()| true),
-        Command::Idle { common } => net::idle(&common),
+        Command::Idle { base, listen } => net::idle(&base, listen),
         Command::Rest { server, transport } => {
             calls::rest(server, transport);
             Ok(true)

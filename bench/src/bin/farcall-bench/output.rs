@@ -8,7 +8,7 @@ use clap::Args;
 use farcall_bench::figure::{Figure, table};
 use farcall_bench::machine::Machine;
 use farcall_bench::page;
-use farcall_bench::run::{self, Run, results};
+use farcall_bench::run::{self, Before, Run, results};
 
 /// Where the figures go.
 #[derive(Clone, Debug, Args)]
@@ -47,13 +47,19 @@ impl Keep {
 }
 
 impl Output {
-    /// Prints the figures; false if a promise is not kept.
+    /// Prints the figures, and keeps them; false if a promise is not kept. What was measured before something `ended` it is
+    /// printed and kept as well.
     pub(crate) fn print(
         &self,
+        before: Before,
         figures: Vec<Figure>,
         server: Option<Machine>,
+        ended: Result<(), String>,
     ) -> Result<bool, String> {
-        let run = Run::now(figures, server);
+        if figures.is_empty() {
+            return ended.and(Err("nothing was measured".to_owned()));
+        }
+        let run = before.run(figures, server);
         if self.json {
             let text = serde_json::to_string_pretty(&run).map_err(|error| error.to_string())?;
             println!("{text}");
@@ -64,17 +70,19 @@ impl Output {
             }
         }
         self.keep.run(&run)?;
-        Ok(run
-            .figures
-            .iter()
-            .all(|figure| figure.is_kept() != Some(false)))
+        ended?;
+        let mut figures = run.figures.iter();
+        Ok(figures.all(|figure| figure.is_kept() != Some(false)))
     }
 }
 
 /// `report`: makes the page of what was kept.
 pub(crate) fn report(out: &Path, folder: Option<PathBuf>) -> Result<bool, String> {
-    let runs = run::load(&folder.unwrap_or_else(results)).map_err(|error| error.to_string())?;
-    let report = page::report(&runs)?;
+    let kept = run::load(&folder.unwrap_or_else(results)).map_err(|error| error.to_string())?;
+    for line in &kept.skipped {
+        eprintln!("note: skipped {line}");
+    }
+    let report = page::report(&kept.runs)?;
     let failed = |error: std::io::Error| format!("{}: {error}", out.display());
     fs::create_dir_all(out).map_err(failed)?;
     let pages = [

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use farcall_bench::measure::{self, Replay};
 use farcall_bench::net::Transport;
+use farcall_bench::run::Before;
 
+use crate::net::of_calls;
 use crate::output::Output;
 
 /// What `replay` is told.
@@ -15,13 +17,13 @@ pub(crate) struct Told {
     /// A record of driver calls: `farcall trace --record`, or one of fixtures/traces.
     trace: PathBuf,
     /// Backend.
-    #[arg(long, default_value = "shm")]
+    #[arg(long, default_value = "shm", value_parser = of_calls)]
     transport: Transport,
     /// Microseconds added to the round trip; the others are compared with the first.
     #[arg(long, value_delimiter = ',', default_value = "0,20,50,100,200,500")]
     added_rtt_us: Vec<u32>,
     /// Runs of each kind; the least counts.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     #[command(flatten)]
     output: Output,
@@ -35,7 +37,9 @@ pub(crate) fn replay(told: &Told) -> Result<bool, String> {
         added_rtt_us: &told.added_rtt_us,
         runs: told.runs,
     };
-    told.output.print(measure::replay(&program, &how)?, None)
+    let before = Before::here();
+    let figures = measure::replay(&program, &how)?;
+    told.output.print(before, figures, None, Ok(()))
 }
 
 /// Plays a record in this process and prints what came of it.
