@@ -105,7 +105,8 @@ impl Node {
             .try_recv()
             .is_ok_and(|event| matches!(event, Event::Failed(_)))
         {}
-        let app = match self.start(&leadership) {
+        // A large pool takes a while to read.
+        let app = match leadership.kept(|| self.start(&leadership)) {
             Ok(app) => app,
             Err(error) => {
                 log::error!("this node cannot lead: {error}");

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -97,6 +98,23 @@ impl Leadership {
             Err(error) => log::warn!("{error}"),
         }
         !self.is_over()
+    }
+
+    /// Does something that may take longer than etcd may be out of sight, and keeps leading meanwhile. Blocks for as long as that takes,
+    /// and then for the last look at etcd.
+    pub fn kept<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (working, over) = channel::<()>();
+        std::thread::scope(|scope| {
+            let mut own = self.clone();
+            scope.spawn(move || {
+                while over.recv_timeout(KEEP_EVERY) == Err(RecvTimeoutError::Timeout) && own.keep()
+                {
+                }
+            });
+            let result = work();
+            drop(working);
+            result
+        })
     }
 
     /// Whether the lease may have ended, as far as this node knows.
