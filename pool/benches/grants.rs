@@ -3,6 +3,9 @@
 //! - through the interface: the same with all that a client meets: TLS, HTTP, JSON, its token, a signature. The pool has one processor to
 //!   itself where there are several, and the clients the others.
 //!
+//! Each once as fast as the clients can, which says how many there are, and once at a rate below that, which says how long one takes: from the
+//! moment when it is due.
+//!
 //! Grants for 250 of 1000 parts of a GPU, of 200 servers with 8, given back at once: as many releases, and confirmations of servers that
 //! a lease has ended, come besides.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
@@ -32,7 +35,10 @@ use setting::{ask, setup};
 const CLIENTS: u32 = 64;
 const SERVERS: u32 = 200;
 /// How often servers say which leases have ended.
-const CONFIRM: Duration = Duration::from_millis(2);
+const CONFIRM: Duration = Duration::from_millis(5);
+/// Grants a second of all clients together, where their latency is measured.
+const DURABLE_RATE: u32 = 2000;
+const INTERFACE_RATE: u32 = 500;
 
 fn main() {
     // `cargo test` runs benches too, to see that they work.
@@ -43,16 +49,49 @@ fn main() {
     through_the_interface(each);
 }
 
-/// Clients that ask and give back as fast as they can, on all processors.
+/// When a client asks.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Between two of its requests; nothing: as fast as it can.
+    interval: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    /// Of all clients together so many a second, evenly.
+    fn of(client: u32, rate: Option<u32>) -> Self {
+        let interval = rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_secs(1) * CLIENTS / rate
+        });
+        Self {
+            interval,
+            next: Instant::now() + interval * client / CLIENTS,
+        }
+    }
+
+    /// Waits until the next request is due; when that was.
+    fn wait(&mut self) -> Instant {
+        let now = Instant::now();
+        if self.interval.is_zero() {
+            return now;
+        }
+        let due = self.next;
+        self.next += self.interval;
+        std::thread::sleep(due.saturating_duration_since(now));
+        due
+    }
+}
+
+/// Clients that ask and give back, on all processors.
 fn durable(each: u32) {
     let directory = tempfile::tempdir().unwrap();
     let core = start(directory.path());
-    let ask_one = |client: u32| {
+    let ask_one = |client: u32, mut pace: Pace| {
         let core = core.clone();
         move || {
             let mut took = Vec::new();
             for _ in 0..each {
-                let began = Instant::now();
+                let began = pace.wait();
                 let asked = core.call_blocking(move |pool, now_ms| {
                     pool.ask(now_ms, ClientId(client), ask(1, 250), true)
                         .unwrap()
@@ -72,7 +111,8 @@ fn durable(each: u32) {
             took
         }
     };
-    measure("durable", &core, ask_one);
+    measure("durable", &core, None, ask_one);
+    measure("durable", &core, Some(DURABLE_RATE), ask_one);
 }
 
 /// The same over the network.
@@ -92,12 +132,12 @@ fn through_the_interface(each: u32) {
             PoolClient::new(&url, Some(&layout.authority()), Some(&token)).unwrap()
         })
         .collect();
-    let ask_one = |client: u32| {
+    let ask_one = |client: u32, mut pace: Pace| {
         let pool = &clients[client as usize];
         move || {
             let mut took = Vec::new();
             for _ in 0..each {
-                let began = Instant::now();
+                let began = pace.wait();
                 let path = "/v1/leases?wait=true&holder=bench";
                 let answer: LeaseAnswer = pool.post(path, &ask(1, 250), Duration::ZERO).unwrap();
                 took.push(began.elapsed());
@@ -109,7 +149,13 @@ fn through_the_interface(each: u32) {
         }
     };
     on(&clients_set, || {
-        measure("through the interface", &core, ask_one);
+        measure("through the interface", &core, None, ask_one);
+        measure(
+            "through the interface",
+            &core,
+            Some(INTERFACE_RATE),
+            ask_one,
+        );
     });
 }
 
@@ -183,7 +229,7 @@ fn on<T: Send>(processors: &CpuSet, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs all clients at once, and prints what they saw.
-fn measure<F>(what: &str, core: &Core, client: impl Fn(u32) -> F)
+fn measure<F>(what: &str, core: &Core, rate: Option<u32>, client: impl Fn(u32, Pace) -> F)
 where
     F: FnOnce() -> Vec<Duration> + Send,
 {
@@ -192,7 +238,7 @@ where
     let mut took: Vec<Duration> = std::thread::scope(|scope| {
         scope.spawn(|| confirm(core, &is_over));
         let threads: Vec<_> = (0..CLIENTS)
-            .map(|index| scope.spawn(client(index)))
+            .map(|index| scope.spawn(client(index, Pace::of(index, rate))))
             .collect();
         let each = threads.into_iter().map(|thread| thread.join().unwrap());
         let took = each.flatten().collect();
@@ -202,6 +248,7 @@ where
     let per_second = took.len() as f64 / began.elapsed().as_secs_f64();
     took.sort_unstable();
     let at = |permille: usize| took[took.len() * permille / 1000].as_secs_f64() * 1e3;
+    let what = rate.map_or(what.to_owned(), |rate| format!("{what}, {rate}/s"));
     println!(
         "{what:<30} {per_second:>9.0} {:>7.2} ms {:>7.2} ms",
         at(500),

@@ -16,9 +16,11 @@ impl Need {
     /// Bytes needed on a GPU with so many. Rounded down, so that shares which fill a GPU fit its memory.
     pub(crate) fn memory_on(&self, total_bytes: u64) -> u64 {
         self.memory_bytes.unwrap_or_else(|| {
-            let part = u128::from(total_bytes) * u128::from(self.share_permille)
-                / u128::from(WHOLE_PERMILLE);
-            u64::try_from(part).unwrap_or(u64::MAX)
+            // The exact part, without the division of 128 bits that a product of all bytes would need for each GPU.
+            let (share, whole) = (u64::from(self.share_permille), u64::from(WHOLE_PERMILLE));
+            let (thousandths, rest) = (total_bytes / whole, total_bytes % whole);
+            let part = thousandths.saturating_mul(share);
+            part.saturating_add(rest * share / whole)
         })
     }
 }
@@ -133,5 +135,34 @@ pub(crate) struct Eligible(pub(crate) Vec<u64>);
 impl Eligible {
     pub(crate) fn of(&self, server: ServerId) -> u64 {
         self.0.get(server.0 as usize).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Need;
+
+    #[test]
+    fn a_share_is_of_all_bytes_rounded_down() {
+        for total_bytes in [
+            0,
+            1,
+            999,
+            1000,
+            1001,
+            85_899_345_920,
+            u64::MAX / 7,
+            u64::MAX,
+        ] {
+            for share_permille in [0, 1, 250, 333, 999, 1000] {
+                let need = Need {
+                    gpus: 1,
+                    share_permille,
+                    memory_bytes: None,
+                };
+                let exact = u128::from(total_bytes) * u128::from(share_permille) / 1000;
+                assert_eq!(u128::from(need.memory_on(total_bytes)), exact);
+            }
+        }
     }
 }

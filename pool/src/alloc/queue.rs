@@ -58,8 +58,8 @@ pub(crate) struct Line {
     pub(crate) epoch: u64,
     /// Whether `eligible` was made at all.
     pub(crate) known: bool,
-    /// Whether servers could grant its requests if nobody else had anything.
-    pub(crate) possible: bool,
+    /// Whether servers could grant its requests if nobody else had anything, where that was looked at since.
+    pub(crate) possible: Option<bool>,
     /// Whether its first has to be looked for everywhere.
     pub(crate) fresh: bool,
 }

@@ -111,9 +111,8 @@ impl Pool {
                 continue;
             }
             let within = |gpu: &GpuFacts| {
-                let memory_bytes = shape.need.memory_on(gpu.memory_bytes);
                 let max = shape.gpu_memory_bytes_max;
-                max.is_none_or(|max| memory_bytes <= max)
+                max.is_none_or(|max| shape.need.memory_on(gpu.memory_bytes) <= max)
             };
             let wanted = |gpu: &GpuFacts| {
                 let mut filters = ask.filters.iter();
@@ -278,7 +277,7 @@ impl Pool {
         if let Some(line) = self.queue.lines.get_mut(&**shape) {
             line.eligible = eligible;
             line.near = near;
-            line.possible = !closest(&self.cluster, &wanted(shape, line, true)).is_empty();
+            line.possible = None;
             line.epoch = self.epoch;
             line.known = true;
             line.fresh = true;
@@ -362,9 +361,15 @@ impl Pool {
     }
 
     /// The first of a line whose requests servers could grant if nobody else had anything.
-    fn possible_head(&self, shape: &Shape) -> Option<Entry> {
-        let line = self.queue.lines.get(shape)?;
-        line.waiting.first().copied().filter(|_| line.possible)
+    fn possible_head(&mut self, shape: &Shape) -> Option<Entry> {
+        let line = self.queue.lines.get_mut(shape)?;
+        let first = line.waiting.first().copied()?;
+        // Looked at when somebody has to wait, and not for each of those who need not: it takes longer than to place one.
+        let possible = line
+            .possible
+            .unwrap_or_else(|| !closest(&self.cluster, &wanted(shape, line, true)).is_empty());
+        line.possible = Some(possible);
+        possible.then_some(first)
     }
 
     fn closest_for(&self, shape: &Shape) -> Vec<Piece> {
