@@ -15,6 +15,7 @@ mod live;
 mod member;
 mod meter;
 mod serve;
+mod serve_args;
 mod show;
 
 use std::process::ExitCode;

@@ -19,7 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use super::args::{CertifyArgs, InitArgs, PoolServeArgs};
+use super::serve_args::{CertifyArgs, InitArgs, PoolServeArgs};
 use crate::failure::{Failure, code, written};
 
 pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
